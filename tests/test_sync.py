@@ -59,11 +59,6 @@ def test_joined_segments_are_all_there(tmp_path: Path):
     assert len(list(iterate_frames(path, 25.0))) == 150
 
 
-@pytest.mark.parametrize("begins", [1.0, 1.01])
-def test_an_edit_that_begins_inside_a_picture(source: Path, sound: np.ndarray, tmp_path: Path, begins: float):
-    check_agreement(remux(source, tmp_path / "edited.mp4", lambda _, time: time - begins), sound)
-
-
 def test_an_edit_that_begins_inside_a_long_picture(tmp_path: Path):
     """Pictures of half a second, an edit from 1.2 s on: picture 2 for 0.3 s, then picture 3."""
     shown = [k / 2 for k in range(12)]

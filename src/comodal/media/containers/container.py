@@ -14,6 +14,7 @@ from av.stream import Disposition
 
 from comodal.errors import MediaError
 from comodal.media.containers.edit_lists import read_edit_ends
+from comodal.media.containers.fragments import FragmentedTrack, read_fragmented_tracks
 from comodal.media.containers.presentation_order import PresentationOrder
 from comodal.media.containers.timeline import FORMATS_WITHOUT_ZERO, Timeline
 from comodal.media.containers.track import MP4_FORMAT, SHARED_DURATION_FORMATS, Track, ticks_to_seconds
@@ -141,15 +142,45 @@ def make_tracks(path: Path, *streams: av.VideoStream | av.AudioStream | None) ->
     frame.
     """
     there = [stream for stream in streams if stream is not None]
+    is_mp4 = bool(there) and there[0].container.format.name == MP4_FORMAT
+    fragmented = read_fragmented_tracks(path) if is_mp4 else {}
+    late = {stream.id: _find_delay(path, stream, fragmented.get(stream.id)) for stream in there}
     starts = {
-        stream.type: ticks_to_seconds(stream, stream.start_time) for stream in there if stream.start_time is not None
+        stream.type: ticks_to_seconds(stream, stream.start_time) - late[stream.id]
+        for stream in there
+        if stream.start_time is not None
     }
     zero, ends = min(starts.values(), default=0.0), {}
     if 0 < starts.get("video", zero) - zero <= MAX_LEAD_SECONDS:
         zero = starts["video"]
-    if there and there[0].container.format.name == MP4_FORMAT:
+    if is_mp4:
         zero, ends = max(zero, 0.0), read_edit_ends(path) or {}  # what lies before the edits has negative times
-    return [Track(path, stream, zero, last=ends.get(stream.id, float("inf"))) for stream in there]
+    tracks = []
+    for stream in there:
+        delay = late[stream.id]
+        track = Track(path, stream, zero + delay, last=ends.get(stream.id, float("inf")) + delay)
+        if stream.id in fragmented and not stream.frames:
+            track.media_start = fragmented[stream.id].first_seconds() + delay
+        tracks.append(track)
+    return tracks
+
+
+def _find_delay(path: Path, stream: av.VideoStream | av.AudioStream, track: FragmentedTrack | None) -> float:
+    """By how many seconds FFmpeg is late with a stream, as it is with some fragmented mp4 files.
+
+    Raises:
+        MediaError: unreadable, if it is not the same in the whole file.
+    """
+    if track is None or stream.start_time is None:
+        return 0.0
+    late = ticks_to_seconds(stream, stream.start_time) - track.first_seconds()
+    tick = 1 / track.ticks_per_second
+    if not any(track.delays) or (abs(late) < tick and track.delays[0]):
+        return 0.0
+    if not track.has_constant_delay() or abs(late - track.delay_seconds()) >= tick:
+        detail = "the composition offsets of its fragments differ; write it again without fragments"
+        raise MediaError(path, RefusalReason.UNREADABLE, detail)
+    return track.delay_seconds()
 
 
 def seek_container(container: InputContainer, tracks: Sequence[Track], start_seconds: float) -> None:

@@ -7,7 +7,7 @@ applied (`advanced_editlist=0`); then only the end of the edit has to be applied
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 from comodal.errors import MediaError
@@ -17,6 +17,7 @@ from comodal.media.storage.refused_formats import RefusalReason
 
 MP4_CONTAINER_BOXES = {b"moov", b"trak", b"edts"}
 MAX_MP4_BOXES = 10_000
+FIRST_BYTES, MAX_BOX_BYTES = 64, 1 << 24
 MAX_EDITS = 3  # of a track; FFmpeg handles more than an empty edit and another one
 NORMAL_PLAYBACK_RATE = 1 << 16
 
@@ -33,7 +34,7 @@ def read_edit_ends(path: Path) -> dict[int, float] | None:
     scale = track = movies = 0
     try:
         with open_media(path) as file:
-            for kind, body in _iterate_boxes(file, 0, file.seek(0, os.SEEK_END)):
+            for kind, body in iterate_boxes(file, 0, file.seek(0, os.SEEK_END), MP4_CONTAINER_BOXES):
                 wide = body[:1] == b"\1"
                 movies += kind == b"moov"
                 if movies > 1:
@@ -66,8 +67,17 @@ def _parse_edit_end(body: bytes, wide: bool, scale: int) -> float | None:
     return (empty + edits[0][0]) / scale if edits and edits[0][0] else 0.0
 
 
-def _iterate_boxes(file: OpenFile, start: int, end: int, read: int = 64) -> Iterator[tuple[bytes, bytes]]:
-    """The kind and the first bytes of each box, and of those inside boxes that hold a track's edits."""
+def iterate_boxes(
+    file: OpenFile, start: int, end: int, parents: Set[bytes], whole: Set[bytes] = frozenset()
+) -> Iterator[tuple[bytes, bytes]]:
+    """The kind and the first bytes of each box, and of those inside boxes of the kinds `parents`.
+
+    Boxes of the kinds `whole` are read to their end.
+
+    Raises:
+        struct.error: A box is cut off.
+        OSError: The file cannot be read.
+    """
     for _ in range(MAX_MP4_BOXES):
         if start + 8 > end:
             return
@@ -79,7 +89,7 @@ def _iterate_boxes(file: OpenFile, start: int, end: int, read: int = 64) -> Iter
         size = end - start if size == 0 else size
         if size < body - start:
             return
-        yield kind, file.read(min(read, start + size - body))
-        if kind in MP4_CONTAINER_BOXES:
-            yield from _iterate_boxes(file, body, min(start + size, end), read)
+        yield kind, file.read(min(MAX_BOX_BYTES if kind in whole else FIRST_BYTES, start + size - body))
+        if kind in parents:
+            yield from iterate_boxes(file, body, min(start + size, end), parents, whole)
         start += size

@@ -20,17 +20,18 @@ MAX_FRAMES_PER_SECOND = 1_000  # of video or audio frames: Opus has at most 400
 class Track:
     """One stream of a container while it is read. Seconds are on the clock of the clip.
 
-    `last` is where the presentation ends, on the clock of the file. `start` is None until a frame was decoded; `end` is
-    where the last decoded frame ends. `lost_since` is the time of the first packet that could not be decoded, until a
-    later one is decoded (decoders return earlier frames late). `losses` counts such packets; without `strict` any
-    number is allowed. `is_cut` says that the container cannot be read further. The caller sets `done` when nothing more
-    of the stream is needed.
+    `last` is where the presentation ends, on the clock of the file; `media_start` is where the samples of a fragmented
+    file begin on it, which an edit may cut off. `start` is None until a frame was decoded; `end` is where the last
+    decoded frame ends. `lost_since` is the time of the first packet that could not be decoded, until a later one is
+    decoded (decoders return earlier frames late). `losses` counts such packets; without `strict` any number is allowed.
+    `is_cut` says that the container cannot be read further. The caller sets `done` when nothing more is needed.
     """
 
     path: Path
     stream: av.VideoStream | av.AudioStream
     zero: float
     last: float = float("inf")
+    media_start: float | None = None
     start: float | None = None
     end: float = 0.0
     frames: int = 0
@@ -58,8 +59,8 @@ class Track:
             length = float(stream.frames / stream.average_rate)  # FFmpeg shrinks `duration` to what is in the file
             return ticks_to_seconds(stream, stream.start_time) + length - self.zero
         if stream.duration and format_name not in SHARED_DURATION_FORMATS:
-            end = ticks_to_seconds(stream, stream.start_time) + ticks_to_seconds(stream, stream.duration)
-            return min(end, self.last) - self.zero
+            start = ticks_to_seconds(stream, stream.start_time) if self.media_start is None else self.media_start
+            return min(start + ticks_to_seconds(stream, stream.duration), self.last) - self.zero
         # Matroska's tag, which FFmpeg counts from the zero of its timestamps.
         tagged = _parse_clock_seconds(stream.metadata.get("DURATION", ""))
         return None if tagged is None else tagged - self.zero
