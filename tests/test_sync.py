@@ -9,7 +9,7 @@ from comodal.errors import MediaError
 from comodal.media.audio import read_audio
 from comodal.media.storage.refused_formats import RefusalReason
 from comodal.media.video import iterate_frames, read_clip
-from sync_media import RATE, check_agreement, noise, original, remux
+from sync_media import RATE, check_agreement, noise, original, remux, set_edits
 from synthetic_media import read_number, tone, write_video
 
 SECONDS = 5.0
@@ -66,6 +66,32 @@ def test_an_edit_that_begins_inside_a_long_picture(tmp_path: Path):
     edited = remux(path, tmp_path / "edited.mp4", lambda _, time: time - 1.2)
     numbers = [read_number(picture) for _, picture in iterate_frames(edited, 10.0)]
     assert numbers[:9] == [2, 2, 2, 3, 3, 3, 3, 3, 4]
+
+
+def list_edits(parts: list[tuple[float, float]], rate: float = 1.0) -> list[list[tuple[int, int, int]]]:
+    """Parts of (start, seconds) as edits of video and audio; AAC begins with 1,024 samples of its own."""
+    return [
+        [(round(1000 * seconds), round(start * ticks) + delay, round(rate * 65536)) for start, seconds in parts]
+        for ticks, delay in ((90_000, 0), (RATE, 1024))
+    ]
+
+
+@pytest.mark.parametrize("parts", [[(0, 1), (2, 2)], [(0, 1), (1.6, 1), (3, 1)], [(1, 1), (3, 2)]])
+def test_parts_that_an_edit_list_joins(source: Path, sound: np.ndarray, tmp_path: Path, parts: list):
+    path = set_edits(source, tmp_path / "cut.mp4", list_edits(parts))
+    check_agreement(path, sound)
+    length = sum(seconds for _, seconds in parts)
+    assert read_clip(path).seconds == pytest.approx(length, abs=0.022)
+    first = [round(start * 25) + number for start, seconds in parts for number in range(round(seconds * 25))]
+    assert [read_number(frame) for _, frame in iterate_frames(path, 25.0)] == first
+
+
+def test_parts_at_another_speed_are_refused(source: Path, tmp_path: Path):
+    path = set_edits(source, tmp_path / "slow.mp4", list_edits([(0, 4)], rate=0.5))
+    for read in (read_clip, read_audio, lambda path: list(iterate_frames(path, 1.0))):
+        with pytest.raises(MediaError, match=r"slow\.mp4.*0\.5") as caught:
+            read(path)
+        assert caught.value.reason == RefusalReason.UNREADABLE
 
 
 @pytest.mark.parametrize("name", ["joined.flv", "joined.mp4"])

@@ -280,7 +280,9 @@ def measure_seconds(container: InputContainer, tracks: Sequence[Track]) -> float
 
 def _iterate_packets(container: InputContainer, tracks: Sequence[Track]) -> tuple[Timeline, Iterator[av.Packet]]:
     """Packets in the order of the file, and the timeline that they are on."""
-    timeline = Timeline(tracks[0].path, [track.stream for track in tracks], container.format.name)
+    path, name = tracks[0].path, container.format.name
+    is_cut = name == MP4_FORMAT and read_edit_ends(path) is None
+    timeline = Timeline(path, [track.stream for track in tracks], name, can_restart=not is_cut)
     return timeline, timeline.align(_demux_packets(container, tracks))
 
 

@@ -25,10 +25,12 @@ NORMAL_PLAYBACK_RATE = 1 << 16
 def read_edit_ends(path: Path) -> dict[int, float] | None:
     """Track ids with the seconds at which their presentation ends, where it has an end.
 
-    Returns None where a track has several edits, or one at another speed, or the boxes are damaged.
+    Returns None where a track has several edits, or a still one, or the boxes are damaged. FFmpeg then applies the
+    edits, and may place a frame up to one frame too early where an edit begins inside a frame.
 
     Raises:
-        MediaError: unreadable, for several concatenated files, whose fragments cannot be told apart.
+        MediaError: unreadable, for an edit at another speed, which FFmpeg ignores, and for several concatenated files,
+            whose fragments cannot be told apart.
     """
     ends: dict[int, float] = {}
     scale = track = movies = 0
@@ -44,7 +46,7 @@ def read_edit_ends(path: Path) -> dict[int, float] | None:
                 elif kind == b"tkhd":
                     track = struct.unpack_from(">I", body, 20 if wide else 12)[0]
                 elif kind == b"elst":
-                    seconds = _parse_edit_end(body, wide, scale)
+                    seconds = _parse_edit_end(path, body, wide, scale)
                     if seconds is None:
                         return None
                     if seconds:
@@ -54,7 +56,7 @@ def read_edit_ends(path: Path) -> dict[int, float] | None:
     return ends
 
 
-def _parse_edit_end(body: bytes, wide: bool, scale: int) -> float | None:
+def _parse_edit_end(path: Path, body: bytes, wide: bool, scale: int) -> float | None:
     """Where the one edit of a track ends, 0 for an open end; None where there are several."""
     count = struct.unpack_from(">I", body, 4)[0]
     if count > MAX_EDITS:
@@ -62,6 +64,9 @@ def _parse_edit_end(body: bytes, wide: bool, scale: int) -> float | None:
     entry = ">Qqi" if wide else ">Iii"
     edits = [struct.unpack_from(entry, body, 8 + number * struct.calcsize(entry)) for number in range(count)]
     empty = edits.pop(0)[0] if edits and edits[0][1] == -1 else 0
+    speeds = [rate / NORMAL_PLAYBACK_RATE for _, _, rate in edits if rate not in (0, NORMAL_PLAYBACK_RATE)]
+    if speeds:
+        raise MediaError(path, RefusalReason.UNREADABLE, f"its edit list has a part at {speeds[0]:g} times the speed")
     if len(edits) > 1 or any(start < 0 or rate != NORMAL_PLAYBACK_RATE for _, start, rate in edits):
         return None
     return (empty + edits[0][0]) / scale if edits and edits[0][0] else 0.0
