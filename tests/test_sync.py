@@ -8,7 +8,7 @@ import pytest
 from comodal.errors import MediaError
 from comodal.media.audio import read_audio
 from comodal.media.storage.refused_formats import RefusalReason
-from comodal.media.video import iterate_frames, read_clip
+from comodal.media.video import iterate_frames, read_clip, read_video_info
 from sync_media import RATE, check_agreement, noise, original, remux, set_edits
 from synthetic_media import read_number, tone, write_video
 
@@ -94,15 +94,42 @@ def test_parts_at_another_speed_are_refused(source: Path, tmp_path: Path):
         assert caught.value.reason == RefusalReason.UNREADABLE
 
 
-@pytest.mark.parametrize("name", ["joined.flv", "joined.mp4"])
-def test_joined_files_that_ffmpeg_reads_in_part_are_refused(source: Path, tmp_path: Path, name: str):
-    options = {"movflags": "empty_moov+frag_keyframe"} if name.endswith("mp4") else {}
-    one = remux(source, tmp_path / f"one-{name}", lambda _, time: time, **options).read_bytes()
-    (tmp_path / name).write_bytes(one + one)
-    for read in (read_clip, read_audio, lambda path: list(iterate_frames(path, 1.0))):
-        with pytest.raises(MediaError, match="joined") as caught:
+FRAGMENTS = {"container_options": {"movflags": "empty_moov+frag_keyframe+default_base_moof"}}
+MPEG2 = {"codec": "mpeg2video", "ticks": 25, "sound_codec": "pcm_s16le", "codec_options": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("a.flv", {}), ("a.mkv", {}), ("a.mxf", MPEG2), ("a.mp4", {}), ("fragments.mp4", FRAGMENTS)]
+)
+@pytest.mark.parametrize("seconds", [2.0, 5.0])
+def test_joined_files_that_ffmpeg_reads_in_part_are_refused(
+    sound: np.ndarray, tmp_path: Path, name: str, options: dict, seconds: float
+):
+    one = original(tmp_path / f"one-{name}", sound[: round(RATE * seconds)], **options).read_bytes()
+    (tmp_path / name).write_bytes(one * 3)
+    for read in (read_clip, lambda path: list(iterate_frames(path, 1.0)), *([] if options is MPEG2 else [read_audio])):
+        with pytest.raises(MediaError, match=name) as caught:
             read(tmp_path / name)
         assert caught.value.reason == RefusalReason.UNREADABLE
+
+
+def test_fragments_whose_times_start_again_are_refused(source: Path, tmp_path: Path):
+    """Two recordings after one index: FFmpeg sorts their samples into each other."""
+    data = remux(source, tmp_path / "one.mp4", lambda _, time: time, movflags="empty_moov+frag_keyframe").read_bytes()
+    first, last = data.index(b"moof") - 4, data.index(b"mfra") - 4
+    (tmp_path / "two.mp4").write_bytes(data[:last] + data[first:last])
+    with pytest.raises(MediaError, match=r"two\.mp4.*again") as caught:
+        read_clip(tmp_path / "two.mp4")
+    assert caught.value.reason == RefusalReason.UNREADABLE
+
+
+@pytest.mark.parametrize("name", ["joined.avi", "joined.mpg"])
+def test_the_length_of_joined_files_that_ffmpeg_reads_is_that_of_all(sound: np.ndarray, tmp_path: Path, name: str):
+    codec = {"avi": ("mpeg4", "libmp3lame"), "mpg": ("mpeg1video", "mp2")}[name[-3:]]
+    one = original(tmp_path / f"one-{name}", sound, codec=codec[0], sound_codec=codec[1], ticks=25, codec_options={})
+    (tmp_path / name).write_bytes(one.read_bytes() * 2)
+    assert read_video_info(tmp_path / name).seconds == pytest.approx(2 * SECONDS, abs=0.1)
+    assert read_clip(tmp_path / name, seconds=60.0).seconds == pytest.approx(2 * SECONDS, abs=0.1)
 
 
 def test_one_stream_that_starts_again_alone_is_refused(source: Path, tmp_path: Path):

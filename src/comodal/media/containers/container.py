@@ -25,14 +25,15 @@ av.logging.set_level(av.logging.PANIC)  # errors are raised; FFmpeg's own log li
 
 MAX_FRAME_PIXELS = 8192 * 4320  # 8K; FFmpeg holds up to 17 frames of a stream at once
 MAX_IDLE_PACKETS = 2_000  # of a stream that is complete, while reading waits for the other one
-FORMATS_WITH_LENGTH = {MP4_FORMAT, "avi", "mxf"} | SHARED_DURATION_FORMATS  # formats whose header has a length
+FORMATS_WITH_LENGTH = {MP4_FORMAT, "mxf"} | SHARED_DURATION_FORMATS  # formats whose header has a length
 CONCATENABLE_FORMATS = {
-    "matroska,webm",
-    "flv",
-    "avi",
-    "mpegts",
-    "mpeg",
-}  # whose packets continue to the end of the file, except for an index
+    "matroska,webm": b"\x1a\x45\xdf\xa3",
+    "flv": b"FLV\1",
+    "avi": b"RIFF",
+    "mpegts": b"",
+    "mpeg": b"",
+    "mxf": b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02",
+}  # whose packets continue to the end of the file, except for an index, and how a file begins
 MAX_UNREAD_BYTES, MAX_UNREAD = 1 << 15, 0.05  # of a file
 OPEN_TIMEOUT_SECONDS = 30.0
 MAX_LEAD_SECONDS = 0.045  # of audio before the first frame that is left out: one frame and 5 ms
@@ -169,8 +170,10 @@ def _find_delay(path: Path, stream: av.VideoStream | av.AudioStream, track: Frag
     """By how many seconds FFmpeg is late with a stream, as it is with some fragmented mp4 files.
 
     Raises:
-        MediaError: unreadable, if it is not the same in the whole file.
+        MediaError: unreadable, if it is not the same in the whole file, or the times of the fragments start again.
     """
+    if track is not None and track.restarts:
+        raise MediaError(path, RefusalReason.UNREADABLE, "the times of its fragments start again, as in joined files")
     if track is None or stream.start_time is None:
         return 0.0
     late = ticks_to_seconds(stream, stream.start_time) - track.first_seconds()
@@ -308,9 +311,15 @@ def _demux_packets(container: InputContainer, tracks: Sequence[Track]) -> Iterat
 
 def _check_fully_read(container: InputContainer, tracks: Sequence[Track], read: int) -> None:
     """Refuse a video of which FFmpeg reads only the first part, as it does for concatenated files of some formats."""
-    unread = container.size - read
-    joined = container.format.name in CONCATENABLE_FORMATS and any(track.kind == "picture" for track in tracks)
-    if joined and read and unread > max(MAX_UNREAD_BYTES, container.size * MAX_UNREAD):
+    unread, start = container.size - read, CONCATENABLE_FORMATS.get(container.format.name)
+    if start is None or not read or unread <= 0 or all(track.kind != "picture" for track in tracks):
+        return
+    joined = unread > max(MAX_UNREAD_BYTES, container.size * MAX_UNREAD)
+    if start and not joined:
+        with open_media(tracks[0].path) as file:
+            file.seek(read)
+            joined = start in file.read(unread)
+    if joined:
         detail = f"the last {unread:,} of its {container.size:,} bytes cannot be read, as where files were joined"
         raise MediaError(tracks[0].path, RefusalReason.UNREADABLE, detail)
 

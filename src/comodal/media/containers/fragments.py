@@ -22,8 +22,8 @@ SAMPLE_FIELDS = (0x100, 0x200, 0x400, 0x800)  # duration, size, flags, compositi
 
 @dataclass
 class FragmentedTrack:
-    """What the fragments of a track say, in ticks: where its first sample is presented, without edits, and by how much
-    FFmpeg is late in its first fragment and in the latest.
+    """What the fragments of a track say, in ticks: where its first sample is presented, without edits, by how much
+    FFmpeg is late in each fragment, and whether their decoding times start again.
     """
 
     ticks_per_second: int = 0
@@ -31,6 +31,8 @@ class FragmentedTrack:
     edit_delay_seconds: float = 0.0
     first: int | None = None
     delays: list[int] = field(default_factory=list)
+    decoding_time: int = 0
+    restarts: bool = False
 
     def first_seconds(self) -> float:
         return ((self.first or 0) - self.edit_start) / self.ticks_per_second + self.edit_delay_seconds
@@ -62,6 +64,8 @@ def read_fragmented_tracks(path: Path) -> dict[int, FragmentedTrack]:
                     _read_edits(track, body, wide, movie_ticks)
                 elif kind == b"tfdt":
                     decoding_time = _unpack(">Q" if wide else ">I", body, 4)
+                    track.restarts |= decoding_time < track.decoding_time
+                    track.decoding_time = decoding_time
                 elif kind == b"trun":
                     offsets = _read_offsets(body)
                     track.delays.append(max(-int(offsets.min(initial=0)), 0))

@@ -13,7 +13,7 @@ from comodal.media.storage.refused_formats import MAX_GAP_SECONDS, RefusalReason
 MP4_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
 SHARED_DURATION_FORMATS = {"asf", "flv", "matroska,webm"}  # whose header has one length for the file, on its own clock
 MAX_LOST_SECONDS = 0.5  # of video or audio may be missing before a file counts as truncated
-MIN_DISORDERED, MAX_DISORDERED = 4, 0.125  # frames that begin before the previous one: some, and a fraction
+MIN_DISORDERED, MAX_DISORDERED = 4, 0.125  # frames that are not later than the previous one: some, and a fraction
 MAX_FRAMES_PER_SECOND = 1_000  # of video or audio frames: Opus has at most 400
 
 
@@ -26,7 +26,7 @@ class Track:
     decoded frame ends. `lost_since` is the time of the first packet that could not be decoded, until a later one is
     decoded (decoders return earlier frames late). `losses` counts such packets; without `strict` any number is allowed.
     `is_cut` says that the container cannot be read further. `latest` is when the last frame begins, and `disordered`
-    counts the frames that begin before the previous one. The caller sets `done` when nothing more is needed.
+    counts the frames that are not later than the one before. The caller sets `done` when nothing more is needed.
     """
 
     path: Path
@@ -74,7 +74,7 @@ class Track:
 
         Raises:
             MediaError: truncated, if too much was lost before it; too large, for too many frames; unreadable, if it
-                is hours from the one before it, or many are earlier than the one before them.
+                is hours from the one before it, or many are not later than the one before them.
         """
         begins = self.end if frame.time is None else float(frame.time) - self.zero
         if begins - self.end > MAX_GAP_SECONDS:
@@ -91,12 +91,10 @@ class Track:
         if self.frames > MAX_FRAMES_PER_SECOND * (max(self.end - min(self.start, 0.0), 0.0) + 10.0):
             detail = f"{self.frames} frames of {self.kind} in {self.end:.2f} s"
             raise MediaError(self.path, RefusalReason.TOO_LARGE, detail)
-        self.disordered += begins < self.latest and self.kind == "picture"
+        self.disordered += begins <= self.latest and self.kind == "picture"
         self.latest = begins
         if self.disordered > max(MIN_DISORDERED, self.frames * MAX_DISORDERED):
-            detail = (
-                f"{self.disordered} of the {self.frames} times of its first pictures are earlier than the one before"
-            )
+            detail = f"{self.disordered} of its first {self.frames} pictures are not later than the one before"
             raise MediaError(self.path, RefusalReason.UNREADABLE, detail)
         self.end = max(self.end, begins + self._length(frame, begins))
         return begins
