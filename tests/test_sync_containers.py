@@ -4,12 +4,16 @@ AVI stores no timestamps of audio, so it has neither audio gaps nor late audio. 
 rate. Fragments without an edit list begin at zero: their first frame lasts until the second.
 """
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soxr
 
+from comodal.errors import MediaError
+from comodal.media.storage.refused_formats import RefusalReason
+from comodal.media.video import read_clip
 from sync_media import RATE, Change, check_agreement, noise, original, remux
 from synthetic_media import write_video
 
@@ -37,9 +41,22 @@ CONTAINERS = {
     "pcm.mxf": {"codec": "mpeg2video", "ticks": 25, "sound_codec": "pcm_s16le", "codec_options": {}},
     "fragments.mp4": {"container_options": {"movflags": "empty_moov+frag_keyframe"}},
     "delayed.mp4": B_FRAMES | {"container_options": {"movflags": "delay_moov+frag_keyframe"}},
+    "cmaf.mp4": B_FRAMES | {"container_options": {"movflags": "cmaf+delay_moov+frag_keyframe"}},
     "dash.mp4": B_FRAMES | {"container_options": {"movflags": "dash"}},
 }
-WITH_DELAYS = ["aac.mp4", "pcm.mov", "aac.mkv", "opus.webm", "mp3.flv", "aac.ts", "mp2.mpg", "mp3.nut", "delayed.mp4"]
+REWRITTEN = {"aac.mkv", "cmaf.mp4"}  # FFmpeg returns other timestamps than it wrote
+WITH_DELAYS = [
+    "aac.mp4",
+    "pcm.mov",
+    "aac.mkv",
+    "opus.webm",
+    "mp3.flv",
+    "aac.ts",
+    "mp2.mpg",
+    "mp3.nut",
+    "delayed.mp4",
+    "cmaf.mp4",
+]
 WITH_AUDIO_TIMES = [name for name in CONTAINERS if not name.endswith((".avi", ".mxf"))]
 WITH_VARIABLE_RATE = ["aac.mp4", "aac.mkv", "opus.webm", "mp3.avi", "aac.flv", "aac.ts", "mp3.asf", "fragments.mp4"]
 
@@ -60,7 +77,7 @@ def sources(sound: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 def remux_as(sources: dict[str, Path], name: str, folder: Path, change: Change) -> Path:
-    source = sources["aac.mp4" if name == "aac.mkv" else name]  # Matroska has no decoding timestamps
+    source = sources["aac.mp4" if name in REWRITTEN else name]
     return remux(source, folder / name, change, **CONTAINERS[name].get("container_options", {}))
 
 
@@ -112,3 +129,37 @@ def test_a_variable_frame_rate(sound: np.ndarray, tmp_path: Path, name: str):
     heard = sound if rate == RATE else soxr.resample(sound, RATE, rate)
     path = write_video(tmp_path / name, sound=heard, **{"sound_rate": rate} | CONTAINERS[name] | options)
     check_agreement(path, sound, starts=times)
+
+
+@pytest.mark.parametrize("name", ["aac.mp4", "delayed.mp4", "cmaf.mp4"])
+@pytest.mark.parametrize("begins", [1.0, 1.01])
+def test_an_edit(sources: dict[str, Path], sound: np.ndarray, tmp_path: Path, name: str, begins: float):
+    """It begins with a frame, or inside one."""
+    check_agreement(remux_as(sources, name, tmp_path, lambda _, time: time - begins), sound)
+
+
+@pytest.mark.parametrize("name", ["aac.ts", "mp2.mpg", "ac3.vob"])
+def test_timestamps_that_wrap_around(sources: dict[str, Path], sound: np.ndarray, tmp_path: Path, name: str):
+    """They have 33 bits of 90 kHz (ISO/IEC 13818-1, 2.4.3.7): zero follows 26.5 hours."""
+    begins = 2**33 / 90_000 - 3.5
+    check_agreement(remux_as(sources, name, tmp_path, lambda _, time: time + begins), sound)
+
+
+def test_offsets_that_change_between_fragments_are_refused(sources: dict[str, Path], tmp_path: Path):
+    """FFmpeg would be late by one frame at first and by two in the end."""
+    data = bytearray(sources["cmaf.mp4"].read_bytes())
+    one, two = struct.pack(">i", -3600), struct.pack(">i", -7200)  # ticks of 90 kHz
+    place = data.index(one, data.rindex(b"moof"))
+    data[place : place + 4] = two
+    (tmp_path / "changing.mp4").write_bytes(data)
+    with pytest.raises(MediaError, match=r"changing\.mp4.*offsets") as caught:
+        read_clip(tmp_path / "changing.mp4")
+    assert caught.value.reason == RefusalReason.UNREADABLE
+
+
+def test_reordered_frames_whose_times_are_unknown_are_refused(sound: np.ndarray, tmp_path: Path):
+    """ASF has the times of decoding of H.264 and not by how many frames the presentation is later."""
+    path = original(tmp_path / "h264.asf", sound, ticks=25, sound_codec="libmp3lame", **B_FRAMES)
+    with pytest.raises(MediaError, match=r"h264\.asf.*not later") as caught:
+        read_clip(path)
+    assert caught.value.reason == RefusalReason.UNREADABLE

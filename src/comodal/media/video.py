@@ -13,7 +13,8 @@ Every fault of a file is a MediaError whose reason is a `RefusalReason`:
 - *too large*: frames of more than 8192 x 4320 pixels or narrower than 1 : 16, or more than 1,000 frames a second.
 - *not a video*: FFmpeg does not recognize the format, or the file is an image, text, a web page, a Git LFS pointer, or
   empty.
-- *unreadable*: no permission, not a regular file, no decoder, or no part of a stream can be decoded.
+- *unreadable*: no permission, not a regular file, no decoder, or no part of a stream can be decoded. Also timestamps
+  that cannot be put on one clock: those of one stream jump or restart alone, or are not in the order of the frames.
 - *missing*: no such file.
 - *no picture*: no video stream (album covers do not count); *no sound*: no audio stream.
 """

@@ -14,6 +14,7 @@ from av.stream import Disposition
 
 from comodal.errors import MediaError
 from comodal.media.containers.edit_lists import read_edit_ends
+from comodal.media.containers.fragments import FragmentedTrack, read_fragmented_tracks
 from comodal.media.containers.presentation_order import PresentationOrder
 from comodal.media.containers.timeline import FORMATS_WITHOUT_ZERO, Timeline
 from comodal.media.containers.track import MP4_FORMAT, SHARED_DURATION_FORMATS, Track, ticks_to_seconds
@@ -24,14 +25,15 @@ av.logging.set_level(av.logging.PANIC)  # errors are raised; FFmpeg's own log li
 
 MAX_FRAME_PIXELS = 8192 * 4320  # 8K; FFmpeg holds up to 17 frames of a stream at once
 MAX_IDLE_PACKETS = 2_000  # of a stream that is complete, while reading waits for the other one
-FORMATS_WITH_LENGTH = {MP4_FORMAT, "avi", "mxf"} | SHARED_DURATION_FORMATS  # formats whose header has a length
+FORMATS_WITH_LENGTH = {MP4_FORMAT, "mxf"} | SHARED_DURATION_FORMATS  # formats whose header has a length
 CONCATENABLE_FORMATS = {
-    "matroska,webm",
-    "flv",
-    "avi",
-    "mpegts",
-    "mpeg",
-}  # whose packets continue to the end of the file, except for an index
+    "matroska,webm": b"\x1a\x45\xdf\xa3",
+    "flv": b"FLV\1",
+    "avi": b"RIFF",
+    "mpegts": b"",
+    "mpeg": b"",
+    "mxf": b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02",
+}  # whose packets continue to the end of the file, except for an index, and how a file begins
 MAX_UNREAD_BYTES, MAX_UNREAD = 1 << 15, 0.05  # of a file
 OPEN_TIMEOUT_SECONDS = 30.0
 MAX_LEAD_SECONDS = 0.045  # of audio before the first frame that is left out: one frame and 5 ms
@@ -141,15 +143,47 @@ def make_tracks(path: Path, *streams: av.VideoStream | av.AudioStream | None) ->
     frame.
     """
     there = [stream for stream in streams if stream is not None]
+    is_mp4 = bool(there) and there[0].container.format.name == MP4_FORMAT
+    fragmented = read_fragmented_tracks(path) if is_mp4 else {}
+    late = {stream.id: _find_delay(path, stream, fragmented.get(stream.id)) for stream in there}
     starts = {
-        stream.type: ticks_to_seconds(stream, stream.start_time) for stream in there if stream.start_time is not None
+        stream.type: ticks_to_seconds(stream, stream.start_time) - late[stream.id]
+        for stream in there
+        if stream.start_time is not None
     }
     zero, ends = min(starts.values(), default=0.0), {}
     if 0 < starts.get("video", zero) - zero <= MAX_LEAD_SECONDS:
         zero = starts["video"]
-    if there and there[0].container.format.name == MP4_FORMAT:
+    if is_mp4:
         zero, ends = max(zero, 0.0), read_edit_ends(path) or {}  # what lies before the edits has negative times
-    return [Track(path, stream, zero, last=ends.get(stream.id, float("inf"))) for stream in there]
+    tracks = []
+    for stream in there:
+        delay = late[stream.id]
+        track = Track(path, stream, zero + delay, last=ends.get(stream.id, float("inf")) + delay)
+        if stream.id in fragmented and not stream.frames:
+            track.media_start = fragmented[stream.id].first_seconds() + delay
+        tracks.append(track)
+    return tracks
+
+
+def _find_delay(path: Path, stream: av.VideoStream | av.AudioStream, track: FragmentedTrack | None) -> float:
+    """By how many seconds FFmpeg is late with a stream, as it is with some fragmented mp4 files.
+
+    Raises:
+        MediaError: unreadable, if it is not the same in the whole file, or the times of the fragments start again.
+    """
+    if track is not None and track.restarts:
+        raise MediaError(path, RefusalReason.UNREADABLE, "the times of its fragments start again, as in joined files")
+    if track is None or stream.start_time is None:
+        return 0.0
+    late = ticks_to_seconds(stream, stream.start_time) - track.first_seconds()
+    tick = 1 / track.ticks_per_second
+    if not any(track.delays) or (abs(late) < tick and track.delays[0]):
+        return 0.0
+    if not track.has_constant_delay() or abs(late - track.delay_seconds()) >= tick:
+        detail = "the composition offsets of its fragments differ; write it again without fragments"
+        raise MediaError(path, RefusalReason.UNREADABLE, detail)
+    return track.delay_seconds()
 
 
 def seek_container(container: InputContainer, tracks: Sequence[Track], start_seconds: float) -> None:
@@ -249,7 +283,9 @@ def measure_seconds(container: InputContainer, tracks: Sequence[Track]) -> float
 
 def _iterate_packets(container: InputContainer, tracks: Sequence[Track]) -> tuple[Timeline, Iterator[av.Packet]]:
     """Packets in the order of the file, and the timeline that they are on."""
-    timeline = Timeline(tracks[0].path, [track.stream for track in tracks], container.format.name)
+    path, name = tracks[0].path, container.format.name
+    is_cut = name == MP4_FORMAT and read_edit_ends(path) is None
+    timeline = Timeline(path, [track.stream for track in tracks], name, can_restart=not is_cut)
     return timeline, timeline.align(_demux_packets(container, tracks))
 
 
@@ -275,9 +311,15 @@ def _demux_packets(container: InputContainer, tracks: Sequence[Track]) -> Iterat
 
 def _check_fully_read(container: InputContainer, tracks: Sequence[Track], read: int) -> None:
     """Refuse a video of which FFmpeg reads only the first part, as it does for concatenated files of some formats."""
-    unread = container.size - read
-    joined = container.format.name in CONCATENABLE_FORMATS and any(track.kind == "picture" for track in tracks)
-    if joined and read and unread > max(MAX_UNREAD_BYTES, container.size * MAX_UNREAD):
+    unread, start = container.size - read, CONCATENABLE_FORMATS.get(container.format.name)
+    if start is None or not read or unread <= 0 or all(track.kind != "picture" for track in tracks):
+        return
+    joined = unread > max(MAX_UNREAD_BYTES, container.size * MAX_UNREAD)
+    if start and not joined:
+        with open_media(tracks[0].path) as file:
+            file.seek(read)
+            joined = start in file.read(unread)
+    if joined:
         detail = f"the last {unread:,} of its {container.size:,} bytes cannot be read, as where files were joined"
         raise MediaError(tracks[0].path, RefusalReason.UNREADABLE, detail)
 

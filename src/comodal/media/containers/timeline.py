@@ -104,11 +104,13 @@ class _Course:
 class Timeline:
     """Gives the packets of some streams continuous timestamps through the whole file.
 
-    Packets are held only where one stream has jumped and another one has not yet.
+    Packets are held only where one stream has jumped and another one has not yet. Without `can_restart`, decoding
+    timestamps that go back are kept: FFmpeg returns the frames before a cut that only help to decode.
     """
 
-    def __init__(self, path: Path, streams: Sequence[Stream], format_name: str) -> None:
+    def __init__(self, path: Path, streams: Sequence[Stream], format_name: str, can_restart: bool = True) -> None:
         self.path = path
+        self.can_restart = can_restart
         self.leaps_forward = format_name in FORMATS_WITHOUT_ZERO
         self.courses = {stream.index: _Course(stream) for stream in streams}
         self.segment = 0
@@ -144,7 +146,7 @@ class Timeline:
             yield from self._stay()
 
     def _leaps(self, course: _Course, packet: av.Packet) -> bool:
-        if course.last is None or packet.dts is None or course.may_pause:
+        if course.last is None or packet.dts is None or course.may_pause or not self.can_restart:
             return False
         begins = course.seconds(packet.dts)
         return begins < course.last - MAX_BACKWARD_SECONDS or (

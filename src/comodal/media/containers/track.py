@@ -13,6 +13,7 @@ from comodal.media.storage.refused_formats import MAX_GAP_SECONDS, RefusalReason
 MP4_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
 SHARED_DURATION_FORMATS = {"asf", "flv", "matroska,webm"}  # whose header has one length for the file, on its own clock
 MAX_LOST_SECONDS = 0.5  # of video or audio may be missing before a file counts as truncated
+MIN_DISORDERED, MAX_DISORDERED = 4, 0.125  # frames that are not later than the previous one: some, and a fraction
 MAX_FRAMES_PER_SECOND = 1_000  # of video or audio frames: Opus has at most 400
 
 
@@ -20,17 +21,19 @@ MAX_FRAMES_PER_SECOND = 1_000  # of video or audio frames: Opus has at most 400
 class Track:
     """One stream of a container while it is read. Seconds are on the clock of the clip.
 
-    `last` is where the presentation ends, on the clock of the file. `start` is None until a frame was decoded; `end` is
-    where the last decoded frame ends. `lost_since` is the time of the first packet that could not be decoded, until a
-    later one is decoded (decoders return earlier frames late). `losses` counts such packets; without `strict` any
-    number is allowed. `is_cut` says that the container cannot be read further. The caller sets `done` when nothing more
-    of the stream is needed.
+    `last` is where the presentation ends, on the clock of the file; `media_start` is where the samples of a fragmented
+    file begin on it, which an edit may cut off. `start` is None until a frame was decoded; `end` is where the last
+    decoded frame ends. `lost_since` is the time of the first packet that could not be decoded, until a later one is
+    decoded (decoders return earlier frames late). `losses` counts such packets; without `strict` any number is allowed.
+    `is_cut` says that the container cannot be read further. `latest` is when the last frame begins, and `disordered`
+    counts the frames that are not later than the one before. The caller sets `done` when nothing more is needed.
     """
 
     path: Path
     stream: av.VideoStream | av.AudioStream
     zero: float
     last: float = float("inf")
+    media_start: float | None = None
     start: float | None = None
     end: float = 0.0
     frames: int = 0
@@ -40,6 +43,8 @@ class Track:
     strict: bool = True
     losses: int = 0
     is_cut: bool = False
+    latest: float = float("-inf")
+    disordered: int = 0
 
     @property
     def kind(self) -> str:
@@ -58,8 +63,8 @@ class Track:
             length = float(stream.frames / stream.average_rate)  # FFmpeg shrinks `duration` to what is in the file
             return ticks_to_seconds(stream, stream.start_time) + length - self.zero
         if stream.duration and format_name not in SHARED_DURATION_FORMATS:
-            end = ticks_to_seconds(stream, stream.start_time) + ticks_to_seconds(stream, stream.duration)
-            return min(end, self.last) - self.zero
+            start = ticks_to_seconds(stream, stream.start_time) if self.media_start is None else self.media_start
+            return min(start + ticks_to_seconds(stream, stream.duration), self.last) - self.zero
         # Matroska's tag, which FFmpeg counts from the zero of its timestamps.
         tagged = _parse_clock_seconds(stream.metadata.get("DURATION", ""))
         return None if tagged is None else tagged - self.zero
@@ -69,7 +74,7 @@ class Track:
 
         Raises:
             MediaError: truncated, if too much was lost before it; too large, for too many frames; unreadable, if it
-                is hours from the one before it.
+                is hours from the one before it, or many are not later than the one before them.
         """
         begins = self.end if frame.time is None else float(frame.time) - self.zero
         if begins - self.end > MAX_GAP_SECONDS:
@@ -86,6 +91,11 @@ class Track:
         if self.frames > MAX_FRAMES_PER_SECOND * (max(self.end - min(self.start, 0.0), 0.0) + 10.0):
             detail = f"{self.frames} frames of {self.kind} in {self.end:.2f} s"
             raise MediaError(self.path, RefusalReason.TOO_LARGE, detail)
+        self.disordered += begins <= self.latest and self.kind == "picture"
+        self.latest = begins
+        if self.disordered > max(MIN_DISORDERED, self.frames * MAX_DISORDERED):
+            detail = f"{self.disordered} of its first {self.frames} pictures are not later than the one before"
+            raise MediaError(self.path, RefusalReason.UNREADABLE, detail)
         self.end = max(self.end, begins + self._length(frame, begins))
         return begins
 
