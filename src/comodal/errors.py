@@ -13,7 +13,7 @@ from typing import TypeVar
 
 UNEXPECTED_ERROR = "unexpected error"  # the reason of a MediaError for unexpected exceptions
 MAX_DETAIL_CHARACTERS = 300
-MACHINE_ERROR_NAMES = {"OutOfMemoryError", "AcceleratorError"}  # of PyTorch, which this module does not import
+TORCH_MEMORY_ERROR, TORCH_DEVICE_ERROR = "OutOfMemoryError", "AcceleratorError"  # PyTorch is not imported here
 MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 
 A = TypeVar("A")
@@ -73,12 +73,15 @@ def wrap_item_errors(path: Path | str) -> Iterator[None]:
 
     Raises:
         MediaError: Processing the file failed.
+        MemoryError: The GPU is out of memory.
     """
     try:
         yield
     except (ComodalError, MemoryError):
         raise
     except Exception as error:
+        if type(error).__name__ == TORCH_MEMORY_ERROR:
+            raise MemoryError(f"{path}: {error}") from error
         if is_machine_error(error) or os.environ.get("COMODAL_DEBUG"):
             raise
         detail = " ".join(str(error).split())[:MAX_DETAIL_CHARACTERS]
@@ -86,9 +89,8 @@ def wrap_item_errors(path: Path | str) -> Iterator[None]:
 
 
 def is_machine_error(error: Exception) -> bool:
-    """Whether the machine caused an error and not the file: a full disk, a GPU that is out of memory or has failed."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return (isinstance(error, OSError) and error.errno in MACHINE_ERRNOS) or bool(names & MACHINE_ERROR_NAMES)
+    """Whether the machine caused an error and not the file: a full disk, a GPU that failed."""
+    return (isinstance(error, OSError) and error.errno in MACHINE_ERRNOS) or type(error).__name__ == TORCH_DEVICE_ERROR
 
 
 def run_batch_or_singly(
