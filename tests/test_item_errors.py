@@ -16,7 +16,7 @@ from comodal.data.regions.feature_records import build_or_skip_record
 from comodal.data.regions.region_store import RegionStore
 from comodal.data.shards import ingest, paired_files
 from comodal.data.sources import archive_examples
-from comodal.data.sources.file_batches import BatchedWork, FileJob, attempt_jobs
+from comodal.data.sources.file_batches import BatchedWork, FileJob, attempt_jobs, read_result_source
 from comodal.data.sources.image_folder import find_image_files
 from comodal.errors import MediaError, run_batch_or_singly, wrap_item_errors
 from comodal.inference import embed_files
@@ -239,29 +239,32 @@ def test_evaluate_audio_and_images(
                 path = tmp_path / "data" / side / category / f"{number}.wav"
                 make_tone(path, 1.0, 16000, (200 if category == "low" else 2000) * rng.uniform(0.9, 1.1))
                 path.with_suffix(".jpg").write_bytes(jpeg(number))
+    (path := tmp_path / "data" / "test" / "high" / "2.jpg").unlink()
+    path.symlink_to(tmp_path / "nowhere")  # evaluate sounds refuses a data set that misses files
     bad = "test/low/1."
     monkeypatch.setattr(image_features, "render_view", raising(image_features.render_view, bad))
     monkeypatch.setattr(audio_features, "read_audio", raising(audio_features.read_audio, bad))
     words = ["--model", network, "--data", str(tmp_path / "data"), "--workers", "1", "--out"]
-    for task, ending in (("sounds", "wav"), ("images", "jpg")):
+    for task, ending, lost in (("sounds", "wav", 1), ("images", "jpg", 2)):
         out, more = tmp_path / task, [] if task == "sounds" else ["--cache", str(tmp_path / "cache")]
         assert main(["evaluate", task, *words, str(out), *more]) == 0
         said = capsys.readouterr().out
-        assert "left out: 1" in said and f"low/1.{ending}" in said and "RuntimeError: boom" in said
+        assert f"left out: {lost}" in said and f"low/1.{ending}" in said and "RuntimeError: boom" in said
+        assert task == "sounds" or "high/2.jpg" in said
         counts = json.loads((out / "card.json").read_text())["counts"]
-        assert counts["answered"] == 5 and counts["cannot be read"] == 1
+        assert counts["answered"] == 6 - lost and counts["cannot be read"] == lost
 
 
-@pytest.mark.parametrize("name", ["OutOfMemoryError", "AcceleratorError"])
-def test_a_gpu_that_fails_refuses_no_file(name: str):
+@pytest.mark.parametrize(("name", "expected"), [("OutOfMemoryError", MemoryError), ("AcceleratorError", RuntimeError)])
+def test_a_gpu_that_fails_refuses_no_file(name: str, expected: type[Exception]):
     error = getattr(torch, name, type(name, (RuntimeError,), {}))
-    with pytest.raises(error), wrap_item_errors("a.jpg"):
+    with pytest.raises(expected, match="CUDA error"), wrap_item_errors("a.jpg"):
         raise error("CUDA error")
 
     def fail(_items: list[int]) -> list[int]:
         raise error("CUDA error")
 
-    with pytest.raises(error):
+    with pytest.raises(expected, match="CUDA error"):
         run_batch_or_singly(fail, [1, 2], [Path("a.jpg"), Path("b.jpg")])
 
 
@@ -277,3 +280,19 @@ def test_a_batch_without_errors_runs_once():
     found = run_batch_or_singly(run, [1, 0, 5], paths)
     assert (found[0], found[2]) == (10, 2) and isinstance(found[1], MediaError) and found[1].path == "b"
     assert run_batch_or_singly(run, [], []) == []
+
+
+@pytest.mark.parametrize("place", ["version", "name"])
+def test_a_damaged_result_is_kept_as_others_are(tmp_path: Path, place: str):
+    """Of another program perhaps: it has no stamp, so that it is not taken for one of an older file."""
+    result = tmp_path / "a.npz"
+    np.savez(result, embedding=np.ones((1, 2)))
+    data = bytearray(result.read_bytes())
+    entry = data.rindex(b"PK\x01\x02")  # the central directory (APPNOTE 4.3.12)
+    if place == "version":
+        data[entry + 6 : entry + 8] = b"\xad\x00"
+    else:
+        data[entry + 8 : entry + 10] = b"\x00\x08"  # the name is UTF-8, and is not
+        data[entry + 46] = 0xFF
+    result.write_bytes(data)
+    assert read_result_source(result) == ("", "")

@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -191,3 +193,15 @@ def test_search_resumes(
     found = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
     assert {hit["image"] for hit in found["best"]} == {str(folder / f"{stem}.jpg") for stem in TEXT_STEMS}
     assert len(read) == done
+
+
+def test_a_warning_is_one_line_without_control_characters(tmp_path: Path, network: str):
+    """Outside of the batch commands, whose reports have the notes; here warnings would be errors."""
+    (tmp_path / "a.jpg").write_bytes(jpeg(0))
+    sound = make_tone(tmp_path / "esc\x1b[2J\n.wav", 4.0)
+    sound.write_bytes(sound.read_bytes()[: sound.stat().st_size // 2])
+    words = ["match", str(tmp_path / "a.jpg"), str(sound), "--model", network]
+    done = subprocess.run([sys.executable, "-m", "comodal", *words], capture_output=True, text=True, check=True)
+    (line,) = [line for line in done.stderr.splitlines() if "truncated" in line]
+    assert line.startswith("comodal: warning: ") and "\\u001b[2J" in line
+    assert not any(CONTROL.search(line) for line in (done.stdout + done.stderr).splitlines())

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 UNEXPECTED_ERROR = "unexpected error"  # the reason of a MediaError for unexpected exceptions
 MAX_DETAIL_CHARACTERS = 300
-MACHINE_ERROR_NAMES = {"OutOfMemoryError", "AcceleratorError"}  # of PyTorch, which this module does not import
+TORCH_DEVICE_ERROR = "AcceleratorError"  # PyTorch is not imported here
 MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 OUT_OF_MEMORY_TEXTS = ("DefaultCPUAllocator: ", "out of memory")  # of the RuntimeErrors of PyTorch's allocators
 
@@ -91,12 +91,15 @@ def wrap_item_errors(path: Path | str) -> Iterator[None]:
 
     Raises:
         MediaError: Processing the file failed.
+        MemoryError: The GPU is out of memory.
     """
     try:
         yield
     except ComodalError:
         raise
     except Exception as error:
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise MemoryError(f"{path}: {error}") from error
         if is_machine_error(error) or os.environ.get("COMODAL_DEBUG"):
             raise
         detail = " ".join(str(error).split())[:MAX_DETAIL_CHARACTERS]
@@ -104,10 +107,9 @@ def wrap_item_errors(path: Path | str) -> Iterator[None]:
 
 
 def is_machine_error(error: Exception) -> bool:
-    """Whether the machine caused an error and not the file: a full disk, a GPU that is out of memory or has failed."""
-    names = {kind.__name__ for kind in type(error).__mro__}
+    """Whether the machine caused an error and not the file: a full disk, no more memory, a GPU that failed."""
     is_system_error = isinstance(error, OSError) and error.errno in MACHINE_ERRNOS
-    return is_system_error or is_out_of_memory(error) or bool(names & MACHINE_ERROR_NAMES)
+    return is_system_error or is_out_of_memory(error) or type(error).__name__ == TORCH_DEVICE_ERROR
 
 
 def run_batch_or_singly(

@@ -9,6 +9,7 @@ import io
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ OUTPUT_OPTIONS = ("out", "sheet", "explain")  # printed at the end, if they exis
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    warnings.formatwarning = lambda message, *_: format_warning(message)
     for stream in (sys.stdout, sys.stderr):  # file names may have characters that the terminal's encoding lacks
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -62,6 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("comodal: interrupted; the same command continues where it stopped", file=sys.stderr)
         return EXIT_INTERRUPTED
+
+
+def format_warning(message: Warning | str) -> str:
+    """One line for a warning, which may contain names of files."""
+    escape = importlib.import_module("comodal.console").escape_control_characters
+    return f"comodal: warning: {escape(' '.join(str(message).split()))}\n"
 
 
 def report_failure(error: BaseException, sentence: str) -> int:

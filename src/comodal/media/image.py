@@ -47,7 +47,9 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
                 if max(picture.size) > MAX_IMAGE_ASPECT * min(picture.size):
                     detail = f"{picture.width} x {picture.height} pixels are narrower than 1 : {MAX_IMAGE_ASPECT}"
                     raise MediaError(path, RefusalReason.TOO_LARGE, detail)
-                return np.asarray(convert_to_rgb(ImageOps.exif_transpose(picture)))
+                picture.load()
+                ImageOps.exif_transpose(picture, in_place=True)  # a copy of a large image takes 400 MB
+                return np.asarray(convert_to_rgb(picture))
     except Image.DecompressionBombError as error:
         raise MediaError(path, RefusalReason.TOO_LARGE, str(error)) from None
     except UnidentifiedImageError:
@@ -76,13 +78,18 @@ def convert_to_rgb(picture: Image.Image) -> Image.Image:
         if not (least >= 0 and 1 < most <= 255):
             raise ValueError(f"pixels are floats from {least} to {most}; save them as 8 or 16 bits")
     if picture.mode.startswith("I"):
-        upper = np.asarray(picture, dtype=np.int64) // 256
+        upper = np.asarray(picture) // 256  # in the 2 or 4 bytes of the file's pixels
         picture = Image.fromarray(np.clip(upper, 0, 255).astype(np.uint8))
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
+        picture = change_mode(picture, "RGBA")
         black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
         picture = Image.alpha_composite(black, picture)
-    return picture.convert("RGB")
+    return change_mode(picture, "RGB")
+
+
+def change_mode(picture: Image.Image, mode: str) -> Image.Image:
+    """An image in a mode; Pillow's own conversion copies one that has the mode already."""
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def encode_jpeg(image: UInt8[np.ndarray, "height width 3"], quality: int = 85) -> bytes:

@@ -119,11 +119,15 @@ class WordPieceTokenizer:
     def of_texts(cls, texts: Iterable[str]) -> "WordPieceTokenizer":
         """Build a vocabulary from texts, where no BERT vocabulary is available: every word, and every character as
         fallback.
+
+        Words of more than MAX_WORD_CHARACTERS characters, which are encoded as [UNK], are left out. As in `encode`, the
+        rest of a very long text is not read.
         """
         counts = Counter[str]()
         normalise, cut = BertNormalizer(lowercase=True), BertPreTokenizer()
         for text in texts:
-            counts.update(word for word, _ in cut.pre_tokenize_str(normalise.normalize_str(text)))
+            words_of_text = cut.pre_tokenize_str(normalise.normalize_str(_cut_text(text, MAX_CHARACTERS)))
+            counts.update(word for word, _ in words_of_text if len(word) <= MAX_WORD_CHARACTERS)
         signs = sorted(set("".join(counts)))
         words = sorted(set(counts) - set(signs), key=lambda word: (-counts[word], word))
         return cls([*SPECIAL_TOKENS, *signs, *(f"##{sign}" for sign in signs), *words])
@@ -189,11 +193,15 @@ class WordPieceTokenizer:
         """
         pieces: list[int] = []
         for most in (CHARACTERS_AT_FIRST, MAX_CHARACTERS):
-            part = text[:most] if text.isascii() else text[:most].encode("utf-8", "replace").decode()
-            pieces = self.tokenizer.encode(part, add_special_tokens=False).ids
+            pieces = self.tokenizer.encode(_cut_text(text, most), add_special_tokens=False).ids
             if len(text) <= most or len(pieces) >= needed + MAX_WORD_CHARACTERS:
                 break
         return pieces
+
+
+def _cut_text(text: str, most: int) -> str:
+    """The beginning of a text, with a question mark for half a surrogate pair, as in broken JSON."""
+    return text[:most] if text.isascii() else text[:most].encode("utf-8", "replace").decode()
 
 
 def _check_max_tokens(max_words: int) -> None:

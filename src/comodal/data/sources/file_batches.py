@@ -29,6 +29,7 @@ from comodal.progress import track_progress
 from comodal.workers import CRASH_REASON, run_in_parallel
 
 COPY_BYTES = 1 << 20
+DAMAGED_ZIP_ERRORS = (OSError, zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError)
 
 
 class FileJob(NamedTuple):
@@ -270,7 +271,7 @@ def read_result_source(result: Path) -> tuple[str, str]:
     try:
         with zipfile.ZipFile(result) as archive:
             stamp, _, name = archive.comment.partition(b" ")
-    except (OSError, zipfile.BadZipFile):
+    except DAMAGED_ZIP_ERRORS:
         return "", ""
     return stamp.decode("ascii", "replace"), os.fsdecode(name)
 

@@ -77,10 +77,11 @@ def list_class_files(folder: Path, data: Path, suffixes: frozenset[str], test: b
 
 
 def hash_labeled_files(items: Iterable[LabeledFile]) -> str:
-    """A hash of the names, classes, splits and sizes of files, equal on every machine."""
+    """A hash of the names, classes, splits and sizes of files, equal on every machine; a missing file has no size."""
     digest = hashlib.sha256()
     for item in items:
-        digest.update(encode_for_hash(f"{item.name} {item.category} {item.test} {item.path.stat().st_size}\n"))
+        size = item.path.stat().st_size if item.path.exists() else None
+        digest.update(encode_for_hash(f"{item.name} {item.category} {item.test} {size}\n"))
     return digest.hexdigest()[:16]
 
 
