@@ -17,7 +17,7 @@ def draw_grounded_boxes(seen: EncodedImage, places: Sequence[GroundedBox], phras
     axes = figure.subplots()
     axes.imshow(seen.picture)
     axes.set_axis_off()
-    axes.set_title(phrase, fontsize=10)
+    axes.set_title(phrase, fontsize=10, parse_math=False)
     for place in places:
         left, top, right, bottom = place.box
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="#d9a441", linewidth=2))

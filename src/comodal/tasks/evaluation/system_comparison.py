@@ -154,11 +154,11 @@ class Comparison:
         axes = figure.subplots()
         image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
         if len(self.classes) <= MAX_NAMED_CLASSES:
-            axes.set_xticks(range(len(self.classes)), self.classes, rotation=90, fontsize=8)
-            axes.set_yticks(range(len(self.classes)), self.classes, fontsize=8)
+            axes.set_xticks(range(len(self.classes)), self.classes, rotation=90, fontsize=8, parse_math=False)
+            axes.set_yticks(range(len(self.classes)), self.classes, fontsize=8, parse_math=False)
         axes.set_xlabel("answer")
         axes.set_ylabel("truth")
-        axes.set_title(f"{self.task}: {system}", fontsize=10)
+        axes.set_title(f"{self.task}: {system}", fontsize=10, parse_math=False)
         for row, column in zip(*np.nonzero(confusion), strict=True) if len(self.classes) <= 20 else ():
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(confusion[row, column]), ha="center", va="center", fontsize=7, color=colour)
