@@ -98,7 +98,7 @@ def embed_audio(
     Examples:
         comodal embed audio recordings/ --model RUN --out vectors/
     """
-    if hop_seconds <= 0 or (batch_size is not None and batch_size < 1):
+    if not hop_seconds > 0 or (batch_size is not None and batch_size < 1):
         raise ValueError(f"hop_seconds ({hop_seconds}) must be positive and batch_size ({batch_size}) at least 1")
     choice = EmbedderOptions(as_openl3, front_end, precision, size, device, engine=engine)
     model, jobs = (
@@ -217,7 +217,7 @@ def embed_video(
     Examples:
         comodal embed video clips/ --model RUN --out vectors/ --frames_per_second 5
     """
-    if hop_seconds <= 0 or (batch_size is not None and batch_size < 1) or frames_per_second <= 0:
+    if not (hop_seconds > 0 and frames_per_second > 0) or (batch_size is not None and batch_size < 1):
         raise ValueError("hop_seconds and frames_per_second must be positive, batch_size at least 1")
     choice = EmbedderOptions(as_openl3, front_end, precision, None, device, engine=engine)
     model, jobs = (

@@ -22,7 +22,7 @@ from typing import Any
 from joblib import Parallel, delayed
 
 from comodal.data.output_folder import lock_output_folder, translate_os_errors
-from comodal.errors import DataError
+from comodal.errors import DataError, check_number
 from comodal.files import write_bytes_atomically
 from comodal.progress import Progress
 from comodal.synthetic.formats.task_sets import TASK_SETS, finish_task_set, list_unfinished_sets, select_task_sets
@@ -40,6 +40,8 @@ from comodal.workers import select_backend
 VIDEO_SAMPLE_RATE = 48_000
 AUDIO_SAMPLE_RATE = 44_100  # of ESC-50
 ESC50_FOLDS = 5
+MAX_MEDIA = 10_000_000  # files of one kind
+MIN_SIDE, MAX_SIDE, MAX_SECONDS, MAX_FRAME_RATE, MAX_WORKERS = 2, 4096, 3600, 240, 1024
 MIN_SCENES = 10  # of task sets: eight for training, one for validation, one for testing
 ESC10_KINDS = SOUNDING_KINDS[::2]
 
@@ -90,10 +92,13 @@ def synthesize(
     """
     if side % 2:
         raise ValueError(f"H.264 needs an even side, got {side}")
-    if seconds < 1 or sound_seconds < 1:
-        raise ValueError(f"videos and sounds must last a second or more, got {seconds} and {sound_seconds}")
-    if workers < 1:
-        raise ValueError(f"there must be at least one worker, got {workers}")
+    for name, value, low, high in (
+        *(("videos", videos, 0, MAX_MEDIA), ("sounds", sounds, 0, MAX_MEDIA), ("images", images, 0, MAX_MEDIA)),
+        *(("scenes", scenes, 0, MAX_MEDIA), ("side", side, MIN_SIDE, MAX_SIDE), ("workers", workers, 1, MAX_WORKERS)),
+        *(("seconds", seconds, 1, MAX_SECONDS), ("sound_seconds", sound_seconds, 1, MAX_SECONDS)),
+        ("frames_per_second", frames_per_second, 1, MAX_FRAME_RATE),
+    ):
+        check_number(name, value, low, high)
     sets = select_task_sets(tasks)
     if sets and scenes < MIN_SCENES:
         raise ValueError(f"task sets need {MIN_SCENES} scenes or more, so that each split has some; got {scenes}")
