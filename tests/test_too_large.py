@@ -87,6 +87,8 @@ def test_a_wrong_size_of_l3net_is_named(
     ("name", "value", "sentence"),
     [
         ("batch_size", 10**9, "batch_size is a number from 1 to 65,536, got 1000000000"),
+        ("warm_up", "inf", "warm_up is a number from 0 to 1, got inf"),
+        ("validation_share", "nan", "validation_share is a number from 0 to 1, got nan"),
         ("dropout", 5, "dropout is a number from 0 to 1, got 5.0"),
         ("max_words", 10**9, "--max_words 1000000000: this model has positions for 64"),
     ],
@@ -164,6 +166,17 @@ def test_synthetic_data_of_a_wrong_size_is_named(
 ):
     assert sentence in sentence_of(capsys, "synthesize", tmp_path / "out", *words.split())
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("epochs", ["inf", "nan", "-1"])
+def test_epochs_without_an_end_are_named(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture, epochs: str):
+    words = ["--out", tmp_path / "run", "--epochs", epochs, "--model"]
+    for task in (
+        ["entailment", *words, world / "vilbert", "--regions", world / "regions", "--data", world / "captions.jsonl"],
+        ["image_classes", *words, world / "l3net", "--data", world],
+    ):
+        said = sentence_of(capsys, "train", *task)
+        assert "epochs is a number from 0 to 100,000, got " in said
 
 
 @pytest.mark.parametrize("hop", ["nan", "-1", "0"])

@@ -23,7 +23,7 @@ from comodal.data.captions.caption_matching import match_captions, split_matched
 from comodal.data.captions.caption_pairs import NegativeSampling
 from comodal.data.loader import Loader, Workers
 from comodal.data.regions.region_store import RegionStore
-from comodal.errors import CheckpointError, DataError, RecipeError
+from comodal.errors import CheckpointError, DataError, RecipeError, check_number
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import load_model
 from comodal.models.convert.convert_bert import derive_config_from_bert, load_bert_weights
@@ -161,6 +161,8 @@ def recipe(
         comodal train vilbert --data regions/ --captions captions.jsonl --bert bert-base-uncased/ --out runs/first
         torchrun --nproc_per_node 8 -m comodal train vilbert --data cc/ --captions cc.tsv --bert bert/ --out runs/cc
     """
+    check_number("warm_up", warm_up, 0, 1)
+    check_number("validation_share", validation_share, 0, 1)
     usual = SMALL_VILBERT_DEFAULTS if variant in ("small", "single_stream") else PAPER_VILBERT_DEFAULTS
     steps = usual.steps if steps is None else steps
     batch_size = usual.batch_size if batch_size is None else batch_size

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from comodal.data.batch import ClassificationBatch
 from comodal.data.loader import Loader, Workers
-from comodal.errors import CheckpointError, DataError, MediaError
+from comodal.errors import CheckpointError, DataError, MediaError, check_number
 from comodal.hardware import Compute
 from comodal.models.checkpoint import find_model_folder, make_untrained_copy
 from comodal.models.l3net.l3net import L3Net
@@ -34,7 +34,7 @@ from comodal.progress import track_progress
 from comodal.tasks.evaluation.class_folders import LabeledFile, hash_labeled_files
 from comodal.tasks.evaluation.unreadable_files import check_readable_classes, report_unreadable, try_read
 from comodal.text_files import read_json
-from comodal.training.optimization import make_adamw, make_linear_schedule
+from comodal.training.optimization import MAX_EPOCHS, make_adamw, make_linear_schedule
 from comodal.training.recipe_run import Run
 
 CLASSES_FILE = "classes.json"
@@ -72,6 +72,9 @@ class L3FineTuneConfig:
     validation_share: float
     workers: Workers
     seed: int
+
+    def __post_init__(self) -> None:
+        check_number("epochs", self.epochs, 0, MAX_EPOCHS)
 
 
 @runtime_checkable

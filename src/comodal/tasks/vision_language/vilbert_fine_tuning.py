@@ -23,7 +23,7 @@ from comodal.data.batch import TaskBatch, TokenInput
 from comodal.data.loader import Loader, Workers
 from comodal.data.regions.region_compatibility import check_same_regions
 from comodal.data.regions.region_store import RegionStore
-from comodal.errors import CheckpointError, DataError
+from comodal.errors import CheckpointError, DataError, check_number
 from comodal.hardware import Compute
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import find_model_folder, load_model, make_untrained_copy
@@ -41,7 +41,7 @@ from comodal.tasks.vision_language.text_image_examples import (
     TaskDataset,
     TaskExample,
 )
-from comodal.training.optimization import make_adamw, make_linear_schedule
+from comodal.training.optimization import MAX_EPOCHS, make_adamw, make_linear_schedule
 from comodal.training.recipe_run import Run
 
 HEAD_LEARNING_RATE = 1e-4
@@ -146,6 +146,9 @@ class FineTuneConfig:
     max_regions: int
     workers: Workers
     seed: int
+
+    def __post_init__(self) -> None:
+        check_number("epochs", self.epochs, 0, MAX_EPOCHS)
 
 
 class FineTuningData(NamedTuple):
