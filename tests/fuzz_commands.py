@@ -1,8 +1,9 @@
 """Damages small files at random and gives them to the commands: none may end with a stack trace, a crash or no end.
 
-    python tests/fuzz_commands.py FOLDER [FILES [SEED]]
+    python tests/fuzz_commands.py FOLDER [FILES [SEED [KINDS]]]
 
-FILES is how many damaged files are tried in all; 1300 by default. Ends with an error that names the files.
+FILES is how many damaged files are tried in all, at least one of each kind; 1300 by default. KINDS are names of
+`SHARES`, with commas; all by default. Ends with an error that names the files.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import random
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import av
@@ -27,12 +28,14 @@ from PIL import Image
 from comodal.cli.program import main as comodal
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
+from fuzz_annotations import SHARES as ANNOTATION_SHARES
+from fuzz_annotations import list_annotation_commands, write_annotation_seeds
 from synthetic_media import tone, write_video
 
 SECONDS = 120  # for one command
 SHARES = {
-    "image": 0.24, "audio": 0.2, "video": 0.08, "json": 0.12, "npy": 0.08, "npz": 0.06, "safetensors": 0.06,
-    "yaml": 0.06, "caffemodel": 0.05, "hdf5": 0.05,
+    "image": 0.18, "audio": 0.14, "video": 0.06, "json": 0.08, "npy": 0.06, "npz": 0.04, "safetensors": 0.04,
+    "yaml": 0.04, "caffemodel": 0.03, "hdf5": 0.03, **{kind: 0.3 * share for kind, share in ANNOTATION_SHARES.items()},
 }  # fmt: skip
 EXPECTED = {0, 1, 2}  # exit statuses
 
@@ -106,7 +109,7 @@ def seeds(folder: Path) -> dict[str, list[tuple[str, bytes]]]:
     def read(*names: str) -> list[tuple[str, bytes]]:
         return [(name, (folder / name).read_bytes()) for name in names]
 
-    return {
+    return write_annotation_seeds(folder, (folder / "a.png").read_bytes()) | {
         "image": read("a.jpg", "a.png", "a.gif", "a.tif", "a.webp", "a.bmp"),
         "audio": read("a.wav", "a.flac", "a.ogg", "a.mp3", "a.aiff", "a.m4a"),
         "video": read("a.mp4"),
@@ -147,6 +150,8 @@ def commands(kind: str, case: Path, file: Path, whole: Path) -> list[list[str]]:
             return [["embed", "image", str(case), "--model", model, "--out", out, "--workers", "1"]]
         case "audio":
             return [["embed", "audio", str(case), "--model", model, "--out", out, "--workers", "1"]]
+    if kind != "video":
+        return list_annotation_commands(kind, case, file, whole)
     return [
         ["prepare", "videos", str(case), out, "--workers", "1", "--backend", "sequential"],
         ["embed", "video", str(case), "--model", model, "--out", out + "2", "--workers", "1"],
@@ -177,13 +182,13 @@ def attempt(words: list[str]) -> str:
     return f"signal {-status}" if status else fault
 
 
-def main(folder: Path, files: int = 1300, seed: int = 0) -> int:
+def main(folder: Path, files: int = 1300, seed: int = 0, kinds: Sequence[str] = tuple(SHARES)) -> int:
     rng, whole = random.Random(seed), folder / "whole"
     examples, tried, faults = seeds(whole), 0, []
     by_folder = {"image", "audio", "video"}  # many files with each command, as their errors cost only the file
     run: Callable[[list[str]], str] = attempt
-    for kind, share in SHARES.items():
-        count = round(share * files)
+    for kind in kinds:
+        count = max(1, round(SHARES[kind] * files))
         for start in range(0, count, 20 if kind in by_folder else 1):
             case = folder / f"{kind}{start}"
             case.mkdir()
@@ -201,4 +206,5 @@ def main(folder: Path, files: int = 1300, seed: int = 0) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), *map(int, sys.argv[2:])))
+    chosen = sys.argv[4].split(",") if len(sys.argv) > 4 else tuple(SHARES)
+    sys.exit(main(Path(sys.argv[1]), *map(int, sys.argv[2:4]), kinds=chosen))

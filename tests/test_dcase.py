@@ -20,6 +20,7 @@ from comodal.synthetic.formats.dcase_folders import (
     write_lists_tau,
 )
 from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
+from comodal.tasks.audio import audio_features
 from comodal.tasks.audio.audio_features import AudioFeatures
 from comodal.tasks.audio.audio_probe import AudioProbeOptions
 from comodal.tasks.audio.dcase import SCENE_NAMES, evaluate_dcase, read_dcase
@@ -92,6 +93,19 @@ def test_tau_is_fitted_and_tested_as_its_lists_say(whole_tau: Path, model: Path,
     cities = [{sound.name.split("-")[1] for sound, yes in zip(found.sounds, mask, strict=True) if yes}
               for mask in (found.rounds[0].fitted, found.rounds[0].tested)]  # fmt: skip
     assert cities == [{"barcelona", "helsinki", "london"}, {"paris", "stockholm"}]
+
+
+def test_features_that_are_no_numbers_are_refused_with_their_recording(
+    whole_tau: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plain = audio_features.embed_windows
+
+    def damaged(*args: object) -> dict:
+        return {name: rows * float("nan") if name == "trained" else rows for name, rows in plain(*args).items()}
+
+    monkeypatch.setattr(audio_features, "embed_windows", damaged)
+    with pytest.raises(DataError, match=r"\.wav, features of the trained system: .* NaN or infinite"):
+        evaluate_dcase(model, whole_tau, windows=1, workers=1)
 
 
 def test_segments_of_a_place_choose_the_penalty_together(tau: Path):

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from comodal.cli.program import main
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model, save_model
 from comodal.models.convert.convert_bert import derive_config_from_bert, load_bert_weights
@@ -152,6 +153,34 @@ def test_a_part_that_published_weights_lack_is_named(original: Path, tmp_path: P
     assert not (tmp_path / "out").exists()
     found = convert(file, tmp_path / "out", original / "config.json", allow_missing=True)
     assert found["convert.new"] and not found["convert.difference"]
+
+
+def test_the_command_takes_a_missing_part_only_if_that_is_allowed(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    file = original / "pytorch_model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(file).items() if "v_layer.0." not in name}, file)
+    words = ["convert", "vilbert", file, tmp_path / "out", "--original-config", original / "config.json"]
+    assert main([str(word) for word in words]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"{file}: bert.encoder.v_layer.0." in said and "--allow-missing" in said and not (tmp_path / "out").exists()
+    assert main([*map(str, words), "--allow-missing"]) == 0
+    report = (tmp_path / "out" / "report.txt").read_text().splitlines()
+    assert {line.split(".")[1] for line in report if line.startswith("new: vision_layers.")} == {"0"}
+
+
+@pytest.mark.parametrize(("kind", "said"), [("nan", "NaN or infinite"), ("int8", "is of int8")])
+def test_published_weights_that_are_no_numbers_are_named(
+    original: Path, tmp_path: Path, capsys: pytest.CaptureFixture, kind: str, said: str
+):
+    file, name = original / "pytorch_model.safetensors", "bert.encoder.c_layer.1.biOutput.dense1.weight"
+    state = load_file(file)
+    state[name] = (10 * state[name]).to(torch.int8) if kind == "int8" else state[name] * float("nan")
+    save_file(state, file)
+    words = ["convert", "vilbert", file, tmp_path / "out", "--original-config", original / "config.json"]
+    assert main([str(word) for word in words]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{file}: {name} " in line and said in line and not (tmp_path / "out").exists()
 
 
 def test_heads_poolers_and_co_attention_as_a_whole_may_be_new(original: Path, tmp_path: Path):

@@ -146,7 +146,11 @@ def test_a_folder_with_another_world_or_other_files_is_refused(synthetic: Path, 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"side": 95}, "even side"), ({"seconds": 0.5}, "a second or more"), ({"workers": 0}, "worker")],
+    [
+        ({"side": 95}, "even side"),
+        ({"seconds": 0.5}, "seconds is a number from 1 to 3,600"),
+        ({"workers": 0}, "workers is a number from 1 to 1,024"),
+    ],
 )
 def test_impossible_options_are_told(tmp_path: Path, wrong: dict, message: str):
     with pytest.raises(ValueError, match=message):

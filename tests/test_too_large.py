@@ -87,6 +87,8 @@ def test_a_wrong_size_of_l3net_is_named(
     ("name", "value", "sentence"),
     [
         ("batch_size", 10**9, "batch_size is a number from 1 to 65,536, got 1000000000"),
+        ("warm_up", "inf", "warm_up is a number from 0 to 1, got inf"),
+        ("validation_share", "nan", "validation_share is a number from 0 to 1, got nan"),
         ("dropout", 5, "dropout is a number from 0 to 1, got 5.0"),
         ("max_words", 10**9, "--max_words 1000000000: this model has positions for 64"),
     ],
@@ -147,6 +149,41 @@ def test_a_bert_of_a_wrong_size_is_named_before_its_weights_are_looked_for(
     words += ["--variant", "small", "--out", tmp_path / "run", "--bert", tmp_path]
     said = sentence_of(capsys, *words)
     assert "dim is a number from 1 to 16,384, got 1000000" in said and str(tmp_path / "config.json") in said
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--side 1000000", "side is a number from 2 to 4,096, got 1000000"),
+        ("--seconds 1e12", "seconds is a number from 1 to 3,600, got 1000000000000.0"),
+        ("--videos 1000000000000", "videos is a number from 0 to 10,000,000, got 1000000000000"),
+        ("--frames_per_second 1e18", "frames_per_second is a number from 1 to 240, got 1e+18"),
+        ("--workers 100000", "workers is a number from 0 to 1,024, got 100000"),
+    ],
+)
+def test_synthetic_data_of_a_wrong_size_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture, words: str, sentence: str
+):
+    assert sentence in sentence_of(capsys, "synthesize", tmp_path / "out", *words.split())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("epochs", ["inf", "nan", "-1"])
+def test_epochs_without_an_end_are_named(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture, epochs: str):
+    words = ["--out", tmp_path / "run", "--epochs", epochs, "--model"]
+    for task in (
+        ["entailment", *words, world / "vilbert", "--regions", world / "regions", "--data", world / "captions.jsonl"],
+        ["image_classes", *words, world / "l3net", "--data", world],
+    ):
+        said = sentence_of(capsys, "train", *task)
+        assert "epochs is a number from 0 to 100,000, got " in said
+
+
+@pytest.mark.parametrize("hop", ["nan", "-1", "0"])
+def test_a_hop_that_is_no_duration_is_named(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture, hop: str):
+    (tmp_path / "a.wav").write_bytes(b"")
+    words = ["embed", "audio", tmp_path / "a.wav", "--model", world / "l3net", "--hop_seconds", hop]
+    assert "hop_seconds (" in sentence_of(capsys, *words)
 
 
 def test_a_model_larger_than_the_memory_is_not_built(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

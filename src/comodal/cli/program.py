@@ -30,6 +30,7 @@ from comodal.media.storage.path_patterns import is_path_pattern
 from comodal.registry import RECIPES
 from comodal.training.run_config import to_plain_values
 
+MAX_WORKERS = 1024
 MAX_SEED = (1 << 63) - 1 - (1 << 32)  # of PyTorch's generator; some recipes add a little to the seed
 EXIT_FAILURE, EXIT_USAGE_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 RECIPE_ARGUMENTS = frozenset({"recipe", "parameters"})
@@ -217,14 +218,16 @@ def fill_defaults(options: Sequence[Option], values: dict[str, Any]) -> dict[str
 
 
 def check_inputs(values: dict[str, Any]) -> None:
-    """Reject files that do not exist and seeds that no generator takes, before anything is imported; replace names on
-    the hub by downloaded folders.
+    """Reject files that do not exist, and seeds and numbers of processes that no machine takes, before any import;
+    replace names on the hub by downloaded folders.
 
     Raises:
         DataError: An input does not exist.
-        ValueError: The seed is negative or too large.
+        ValueError: The seed is negative or too large, or there are too many workers.
     """
     check_number("seed", values.get("seed", 0), 0, MAX_SEED)
+    if isinstance(workers := values.get("workers"), int):
+        check_number("workers", max(0, workers), 0, MAX_WORKERS)
     for name in MODEL_OPTIONS & set(values):
         if isinstance(values[name], Path) and is_hub_name(values[name]):
             values[name] = resolve_model_path(values[name])

@@ -227,7 +227,7 @@ def embed_video(
         comodal embed video clips/ --model RUN --out vectors/ --frames_per_second 5
     """
     windows.check()
-    if frames_per_second <= 0:
+    if not frames_per_second > 0:
         raise ValueError(f"frames_per_second ({frames_per_second}) must be positive")
     model, jobs = (
         to_path(model),

@@ -134,7 +134,7 @@ def read_clip(
     Warns:
         MediaWarning: its audio ends more than half a second before its video.
     """
-    if clip.seconds < MIN_CLIP_SECONDS or clip.frames_per_second <= 0 or start_seconds < 0:
+    if clip.seconds < MIN_CLIP_SECONDS or not clip.frames_per_second > 0 or start_seconds < 0:
         wanted = f"{clip.frames_per_second} pictures a second of {clip.seconds} s from {start_seconds} s"
         raise ValueError(f"cannot read {wanted}; at least {MIN_CLIP_SECONDS} s, and not before 0")
     with open_container(path) as container:
@@ -221,7 +221,7 @@ def iterate_frames(
     Raises:
         MediaError: the file cannot be read, or has no video stream.
     """
-    if frames_per_second <= 0:
+    if not frames_per_second > 0:
         raise ValueError(f"frames_per_second ({frames_per_second}) must be positive")
     with open_container(path) as container:
         video, audio = choose_streams(container, path)

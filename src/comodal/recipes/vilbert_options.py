@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from comodal.data.loader import Workers
+from comodal.errors import check_number
 from comodal.training.recipe_run import PretrainingSchedule
 
 ViLBERTVariant = Literal[
@@ -103,6 +104,9 @@ class ViLBERTSchedule(PretrainingSchedule):
     weight_decay: float = 0.01
     warm_up: float = 0.1
 
+    def __post_init__(self) -> None:
+        check_number("warm_up", self.warm_up, 0, 1)
+
 
 @dataclass(frozen=True)
 class CaptionLoading:
@@ -123,3 +127,6 @@ class CaptionLoading:
     validation_pairs: int = 1024
     workers: Workers = "auto"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("validation_share", self.validation_share, 0, 1)

@@ -9,6 +9,8 @@ from torch import nn
 
 from comodal.errors import check_number
 
+MAX_EPOCHS = 100_000  # of fine-tuning
+
 
 def make_parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Splits parameters into kernels, which have weight decay, and all others (biases, norms), which have none.

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from comodal.data.loader import Loader, Workers
+from comodal.errors import check_number
+from comodal.training.optimization import MAX_EPOCHS
 
 InitialWeights = Literal["pretrained", "scratch"]
 
@@ -36,6 +38,9 @@ class FineTuneConfig:
     learning_rate: float = 4e-5
     workers: Workers = "auto"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("epochs", self.epochs, 0, MAX_EPOCHS)
 
 
 class VariantDefaults(NamedTuple):

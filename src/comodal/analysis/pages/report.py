@@ -53,7 +53,7 @@ def write_report(
         DataError: the run, its data or the results are missing or do not match.
 
     Examples:
-        comodal report RUN report.html --data shards/ --results '[results/esc10, results/pictures]'
+        comodal report RUN report.html --data shards/ --results results/esc10 results/pictures
         comodal report RUN report.html --data shards/ --truth playground/worlds.jsonl
         comodal report RUN report.html --data regions/ --captions captions.jsonl --images images/
         comodal report runs/vqa report.html --images images/

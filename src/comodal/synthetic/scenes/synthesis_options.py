@@ -2,6 +2,11 @@
 
 from dataclasses import dataclass
 
+from comodal.errors import check_number
+
+MAX_MEDIA = 10_000_000  # files of one kind
+MIN_SIDE, MAX_SIDE, MAX_SECONDS, MAX_FRAME_RATE = 2, 4096, 3600, 240
+
 
 @dataclass(frozen=True)
 class SynthesisOptions:
@@ -34,7 +39,9 @@ class SynthesisOptions:
         """Raises ValueError if media of these options cannot be written."""
         if self.side % 2:
             raise ValueError(f"H.264 needs an even side, got {self.side}")
-        if self.seconds < 1 or self.sound_seconds < 1:
-            raise ValueError(
-                f"videos and sounds must last a second or more, got {self.seconds} and {self.sound_seconds}"
-            )
+        for name in ("videos", "sounds", "images", "scenes"):
+            check_number(name, getattr(self, name), 0, MAX_MEDIA)
+        for name in ("seconds", "sound_seconds"):
+            check_number(name, getattr(self, name), 1, MAX_SECONDS)
+        check_number("side", self.side, MIN_SIDE, MAX_SIDE)
+        check_number("frames_per_second", self.frames_per_second, 1, MAX_FRAME_RATE)
