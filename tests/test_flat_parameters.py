@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from comodal.cli import signatures
 from comodal.cli.signatures import read_function
 from comodal.flat_parameters import flatten_parameters
 
@@ -91,7 +92,10 @@ def test_fields_are_keywords_and_the_dataclass_is_accepted_too(module: ModuleTyp
         module.command(steps=5)
 
 
-def test_the_signature_read_from_the_source_is_that_of_the_function(module: ModuleType):
+def test_the_signature_read_from_the_source_is_that_of_the_function(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(signatures, "PACKAGE_NAME", module.__name__)  # whose modules are read and not imported
     found = read_function(f"{module.__name__}:command")
     assert list(found.parameters) == list(inspect.signature(module.command).parameters.values())
     assert [(one.name, one.default) for one in found.parameters] == [

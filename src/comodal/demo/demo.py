@@ -15,7 +15,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +27,10 @@ from comodal.analysis.pages.report import build_run_parts
 from comodal.analysis.pages.run_sections import ReportInputs
 from comodal.console import Table, print_heading, print_line, print_text
 from comodal.data.shards.ingest import prepare_videos
-from comodal.demo.demo_parts import FULL_SCALE, SHORT_SCALE, DemoFolders, DemoScale
+from comodal.demo.demo_parts import FULL_SCALE, SHORT_SCALE, USUAL_SIZES, DemoFolders, DemoScale, DemoSizes
 from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
+from comodal.flat_parameters import flatten_parameters
 from comodal.hardware import resolve_compute
 from comodal.recipes import avc_pretraining, vilbert_pretraining
 from comodal.regions.extract import extract_regions
@@ -62,14 +62,11 @@ RESULT_KEYS = {
 }
 
 
+@flatten_parameters
 def run_demo(
     folder: Path,
     full: bool = False,
-    videos: int | None = None,
-    steps: int | None = None,
-    scenes: int | None = None,
-    caption_steps: int | None = None,
-    task_epochs: float | None = None,
+    sizes: DemoSizes = USUAL_SIZES,
     bert: Path | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -79,11 +76,7 @@ def run_demo(
         folder: Output folder; the same command continues an interrupted demo in it.
         full: Train longer with the papers' objectives, and fine-tune ViLBERT on two labeled tasks. By default L3-Net
             scores all pairs of a batch, and ViLBERT has a contrastive loss, which need fewer steps.
-        videos: Number of synthetic videos; by default 1,000, 1,400 in the full demo.
-        steps: Training steps of L3-Net; by default 350, 1,800 in the full demo.
-        scenes: Number of images with captions; by default 1,500.
-        caption_steps: Training steps of ViLBERT; by default 300, 1,500 in the full demo.
-        task_epochs: Epochs of each of two labeled tasks (RefCOCO+, SNLI-VE); by default 0 (none), 4 in the full demo.
+        sizes: The amount of data and the length of training, where they differ from the demo's.
         bert: A Hugging Face BERT to initialize the text stream. By default it is randomly initialized: the small
             vocabulary of this data needs no BERT, and six layers of MiniLM take five times as long.
         seed: Of the synthetic data, the pairs and the initial weights.
@@ -97,16 +90,7 @@ def run_demo(
         comodal demo quick/ --videos 100 --steps 50 --scenes 100 --caption-steps 20
     """
     started, parts = time.perf_counter(), DemoFolders(folder)
-    given: dict[str, Any] = {
-        "videos": videos,
-        "steps": steps,
-        "scenes": scenes,
-        "caption_steps": caption_steps,
-        "task_epochs": task_epochs,
-    }
-    scale = replace(
-        FULL_SCALE if full else SHORT_SCALE, **{name: value for name, value in given.items() if value is not None}
-    )
+    scale = sizes.apply(FULL_SCALE if full else SHORT_SCALE)
     with start_second_process() as beside:
         synthesize_videos(parts, scale, seed)
         labelled = beside.submit(synthesize_labeled_media, parts, scale, seed)

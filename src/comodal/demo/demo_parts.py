@@ -1,6 +1,6 @@
 """The sizes of the demo's data and training, and the paths of its parts."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from comodal.recipes import avc_pretraining
@@ -45,6 +45,30 @@ class DemoScale:
     task_epochs: float
 
 
+@dataclass(frozen=True)
+class DemoSizes:
+    """The amount of data and the length of training, where they differ from a scale.
+
+    Args:
+        videos: Number of synthetic videos; by default 1,000, 1,400 in the full demo.
+        steps: Training steps of L3-Net; by default 350, 1,800 in the full demo.
+        scenes: Number of images with captions; by default 1,500.
+        caption_steps: Training steps of ViLBERT; by default 300, 1,500 in the full demo.
+        task_epochs: Epochs of each of two labeled tasks (RefCOCO+, SNLI-VE); by default 0 (none), 4 in the full demo.
+    """
+
+    videos: int | None = None
+    steps: int | None = None
+    scenes: int | None = None
+    caption_steps: int | None = None
+    task_epochs: float | None = None
+
+    def apply(self, scale: DemoScale) -> DemoScale:
+        """A scale with these sizes where they are given."""
+        return replace(scale, **{name: value for name, value in asdict(self).items() if value is not None})
+
+
+USUAL_SIZES = DemoSizes()
 SHORT_SCALE = DemoScale(1000, 2.0, 96, 5.0, 200, 200, 2, 1500, 64, "all_pairs", 350, 4e-3, 300, 1.0, 0.0)
 FULL_SCALE = DemoScale(1400, 2.5, 128, 10.0, 400, 400, 10, 1500, 64, "avc", 1800, 2e-3, 1500, 0.0, 4.0)
 

@@ -14,7 +14,6 @@ import numpy as np
 from comodal.console import print_line
 from comodal.errors import CheckpointError, DataError
 from comodal.flat_parameters import flatten_parameters
-from comodal.hardware import DeviceName, Precision, resolve_compute
 from comodal.media.augmentation import jitter_gain
 from comodal.models.checkpoint import read_model_about
 from comodal.models.l3net.l3net import L3NetConfig
@@ -29,6 +28,8 @@ from comodal.tasks.evaluation.class_folders import LabeledFile
 from comodal.tasks.evaluation.classification_results import ClassProbabilities
 from comodal.tasks.evaluation.cross_validation import Split
 from comodal.tasks.evaluation.l3net_fine_tuning import (
+    DEFAULT_L3_EVALUATION,
+    L3EvaluationOptions,
     L3FineTuneConfig,
     build_l3net_run,
     check_item_classes,
@@ -165,14 +166,12 @@ def recipe(
     return build_l3net_run(network, "sound", items, build_audio_reader(network.config, volume), fine_tune)
 
 
+@flatten_parameters
 def evaluate_sound_classes(
     model: Path,
     data: Path,
     windows: int = 10,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
-    out: Path | None = None,
-    workers: int = 2,
+    evaluation: L3EvaluationOptions = DEFAULT_L3_EVALUATION,
 ) -> dict[str, float]:
     """Classifies the test clips with a fine-tuned network.
 
@@ -181,10 +180,7 @@ def evaluate_sound_classes(
         data: The training folder, or another of the same layout and classes. Of several folds, the test fold is the one
             that was not trained on.
         windows: Number of equally spaced windows of each clip.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
-        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
-        out: Folder for results.json, answers.csv, confusion.png and the results card; nothing is written without it.
-        workers: Threads that read audio files.
+        evaluation: The options of all evaluations of a fine-tuned L3-Net.
 
     Returns:
         sound.fine_tuned (accuracy) with its interval, and top-5 accuracy (.top5) for more than five classes.
@@ -199,7 +195,7 @@ def evaluate_sound_classes(
     if windows < 1:
         raise ValueError(f"windows must be at least 1, not {windows}")
     network, classes = load_l3_classifier(model, "sound"), read_model_classes(model)
-    compute = resolve_compute(device, precision)
+    compute = evaluation.resolve()
     layout, fold = read_training_split(model)
     sounds = read_labeled_audio(data, layout)
     one = find_fold_split(sounds, fold)
@@ -207,7 +203,7 @@ def evaluate_sound_classes(
     check_item_classes(tested, classes)
     print_line(f"{data}: {len(tested):,} sounds to test{format_exclusions(sounds.left_out)}")
     shots = AudioViews(build_audio_reader(network.config.l3net, 0.0), windows)
-    scores, problems = predict_class_probabilities(network, tested, shots, compute, workers)
+    scores, problems = predict_class_probabilities(network, tested, shots, compute, evaluation.workers)
     check_readable_tests(data, tested, problems)
     recordings = np.array(sounds.recordings)[one.tested].tolist() if sounds.recordings else []
     answers = ClassProbabilities(
@@ -224,4 +220,4 @@ def evaluate_sound_classes(
         count_exclusions(sounds.left_out, problems),
         tuple(exclude_unreadable(recordings, problems)),
     )
-    return answers.tell(out)
+    return answers.tell(evaluation.out)

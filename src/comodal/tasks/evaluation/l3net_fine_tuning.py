@@ -27,7 +27,7 @@ from comodal.data.batch import ClassificationBatch
 from comodal.data.loader import Loader
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.files import encode_for_hash
-from comodal.hardware import Compute
+from comodal.hardware import Compute, ComputeOptions
 from comodal.models.checkpoint import find_model_folder, make_untrained_copy
 from comodal.models.l3net.l3net import L3Net
 from comodal.models.l3net.l3net_classifier import L3Classifier, Modality, build_l3_classifier, load_any_l3net
@@ -62,6 +62,22 @@ class L3FineTuneConfig(FineTuneConfig):
     head_rate: float = 1e-3
     dropout: float = 0.0
     validation_share: float = 0.0
+
+
+@dataclass(frozen=True)
+class L3EvaluationOptions(ComputeOptions):
+    """The options that the evaluations of fine-tuned networks share.
+
+    Args:
+        out: Folder for results.json, answers.csv, confusion.png and the results card; nothing is written without it.
+        workers: Threads that read the files.
+    """
+
+    out: Path | None = None
+    workers: int = 2
+
+
+DEFAULT_L3_EVALUATION = L3EvaluationOptions()
 
 
 @runtime_checkable

@@ -12,12 +12,13 @@ import numpy as np
 from comodal.console import print_line
 from comodal.data.shards.clip_dataset import Augmentation
 from comodal.flat_parameters import flatten_parameters
-from comodal.hardware import DeviceName, Precision, resolve_compute
 from comodal.media.image import crop_image_center
 from comodal.models.l3net.l3net_classifier import load_l3_classifier
 from comodal.tasks.evaluation.class_folders import LabeledFile
 from comodal.tasks.evaluation.classification_results import ClassProbabilities
 from comodal.tasks.evaluation.l3net_fine_tuning import (
+    DEFAULT_L3_EVALUATION,
+    L3EvaluationOptions,
     L3FineTuneConfig,
     build_l3net_run,
     check_item_classes,
@@ -91,14 +92,12 @@ def recipe(
     return build_l3net_run(network, "picture", items, ImageReader(showing), fine_tune)
 
 
+@flatten_parameters
 def evaluate_image_classes(
     model: Path,
     data: Path,
     crops: CropMode = "middle",
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
-    out: Path | None = None,
-    workers: int = 2,
+    evaluation: L3EvaluationOptions = DEFAULT_L3_EVALUATION,
 ) -> dict[str, float]:
     """Classifies the test images with a fine-tuned network.
 
@@ -106,10 +105,7 @@ def evaluate_image_classes(
         model: Run or model folder written by `comodal train image_classes`.
         data: The training folder, or another with the same classes.
         crops: "middle" for the center crop, or "ten" for the mean prediction over ten crops.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
-        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
-        out: Folder for results.json, answers.csv, confusion.png and the results card; nothing is written without it.
-        workers: Threads that read images.
+        evaluation: The options of all evaluations of a fine-tuned L3-Net.
 
     Returns:
         vision.fine_tuned (accuracy) with its interval, and top-5 accuracy (.top5) for more than five classes.
@@ -122,13 +118,13 @@ def evaluate_image_classes(
         comodal evaluate image_classes --model runs/images --data images/ --out results/images
     """
     network, classes = load_l3_classifier(model, "picture"), read_model_classes(model)
-    compute = resolve_compute(device, precision)
+    compute = evaluation.resolve()
     pictures = read_labeled_images(data)
     items = [item for item in pictures.items if item.test]
     check_item_classes(items, classes)
     print_line(f"{data}: {len(items):,} pictures to test{format_exclusions(pictures.left_out)}")
     shots = ImageViews(ViewConfig(network.config.l3net.image_size, Augmentation(), 0), crops)
-    scores, problems = predict_class_probabilities(network, items, shots, compute, workers)
+    scores, problems = predict_class_probabilities(network, items, shots, compute, evaluation.workers)
     check_readable_tests(data, items, problems)
     answers = ClassProbabilities(
         "image_classes",
@@ -143,4 +139,4 @@ def evaluate_image_classes(
         pictures.files,
         count_exclusions(pictures.left_out, problems),
     )
-    return answers.tell(out)
+    return answers.tell(evaluation.out)

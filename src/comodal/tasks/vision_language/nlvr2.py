@@ -101,6 +101,7 @@ def evaluate_nlvr2(
         regions: The region store of the images.
         max_words: Maximum number of tokens of a sentence.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
+        out: Folder for results.json, predictions.csv and the results card; nothing is written without it.
 
     Returns:
         nlvr2.accuracy with its interval, nlvr2.chance (chance level: the larger class) and the recall of each class.

@@ -97,6 +97,7 @@ def evaluate_entailment(
         regions: The region store of the images.
         max_words: Maximum number of tokens of a sentence.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
+        out: Folder for results.json, predictions.csv and the results card; nothing is written without it.
 
     Returns:
         entailment.accuracy with its interval over all sentences, .accuracy.answered over those whose image is there,

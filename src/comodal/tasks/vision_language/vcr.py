@@ -174,6 +174,7 @@ def evaluate_vcr(
         answer_words: Maximum number of tokens of a question with an answer.
         rationale_words: Maximum number of tokens of a question with an answer and a rationale.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
+        out: Folder for results.json, submission.csv and the results card; nothing is written without it.
         seed: Seed of the names of people.
 
     Returns:

@@ -126,6 +126,7 @@ def evaluate_phrases(
         annotations: The official folder Annotations/; without it there are predictions and no scores.
         max_words: Maximum number of tokens of a phrase.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
+        out: Folder for results.json, predictions.json and the results card; nothing is written without it.
 
     Returns:
         phrases.accuracy with its interval, phrases.oracle (any of the boxes is correct), phrases.chance (a

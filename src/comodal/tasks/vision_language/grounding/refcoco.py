@@ -202,6 +202,7 @@ def evaluate_grounding(
         split: Split of the references: val, testA or testB; val or test in RefCOCOg.
         max_words: Maximum number of tokens of an expression.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
+        out: Folder for results.json, predictions.json and the results card; nothing is written without it.
 
     Returns:
         grounding.accuracy with its interval, grounding.oracle (any of the boxes is correct) and grounding.chance (a

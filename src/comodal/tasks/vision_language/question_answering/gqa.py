@@ -119,6 +119,7 @@ def evaluate_gqa(
         regions: The region store of the images.
         max_words: Maximum number of tokens of a question.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
+        out: Folder for results.json, submission.json and the results card; nothing is written without it.
 
     Returns:
         gqa.accuracy with its interval, gqa.majority (the most common answer), gqa.binary, gqa.open, and

@@ -131,6 +131,7 @@ def evaluate_visual_genome(
         regions: The region store of the images.
         max_words: Maximum number of tokens of a question.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
+        out: Folder for results.json, submission.json and the results card; nothing is written without it.
 
     Returns:
         visual_genome.accuracy with its interval, visual_genome.majority (the most common answer), and

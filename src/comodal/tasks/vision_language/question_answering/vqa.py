@@ -231,6 +231,7 @@ def evaluate_vqa(
         annotations: The official annotations; without them there is a submission and no score.
         max_words: Maximum number of tokens of a question.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
+        out: Folder for results.json, submission.json and the results card; nothing is written without it.
 
     Returns:
         vqa.accuracy over all questions with its interval (images resampled), vqa.accuracy.answered over those whose
