@@ -46,8 +46,8 @@ print(sorted(path.name for path in shards.iterdir() if path.is_dir()))
 # %%
 # Training
 # --------
-# ``train`` takes the name of a recipe and its parameters, the same as the options of ``comodal train l3net``. The objective
-# ``all_pairs`` learns in fewer steps than the paper's. The log has one JSON object per line.
+# ``train`` takes the name of a recipe and its parameters, the same as the options of ``comodal train l3net``. The
+# objective ``all_pairs`` learns in fewer steps than the paper's. The log has one JSON object per line.
 import json
 
 parameters = {
