@@ -11,8 +11,8 @@ from PIL import Image
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import save_model
+from comodal.models.detectors.pooling import make_unit_grid_boxes, pool_boxes
 from comodal.models.l3net.l3net import L3Net, load_l3net, make_small_l3net_config
-from comodal.models.pooling import make_unit_grid_boxes, pool_boxes
 from comodal.regions.backbones import load_backbone
 from comodal.regions.prepare_regions import prepare_regions
 

@@ -214,7 +214,7 @@ def test_an_import_is_all_that_changes(narrow: Narrow, tmp_path: Path):
     openl3.process_audio_file(str(tmp_path / "s.wav"), model=narrow.model("sound"), verbose=False, hop_size=0.4)
     sound, rate = soundfile.read(tmp_path / "s.wav")
     vectors, times = openl3.get_audio_embedding(sound, rate, model=narrow.model("sound"), hop_size=0.4)
-    embed_audio([tmp_path / "s.wav"], narrow.folder, tmp_path / "out", 0.4, precision="fp32", workers=1)
+    embed_audio([tmp_path / "s.wav"], narrow.folder, tmp_path / "out", hop_seconds=0.4, precision="fp32", workers=1)
     with np.load(tmp_path / "s.npz") as found, np.load(tmp_path / "out" / "s.npz") as same:
         assert np.array_equal(found["embedding"], vectors)
         assert np.array_equal(found["timestamps"], times)
@@ -350,7 +350,15 @@ def test_bug_silence_is_not_the_loudest_noise(narrow: Narrow, tmp_path: Path):
     assert [bool(row.any()) for row in vectors] == [True, False, False, False]
     soundfile.write(tmp_path / "s.wav", sound, RATE)
     embed_audio([tmp_path / "s.wav"], narrow.folder, hop_seconds=1.0, centre=False, workers=1)
-    embed_audio([tmp_path / "s.wav"], narrow.folder, tmp_path / "own", 1.0, False, workers=1, as_openl3="0.4.2")
+    embed_audio(
+        [tmp_path / "s.wav"],
+        narrow.folder,
+        tmp_path / "own",
+        hop_seconds=1.0,
+        centre=False,
+        workers=1,
+        as_openl3="0.4.2",
+    )
     with np.load(tmp_path / "s.npz") as found, np.load(tmp_path / "own" / "s.npz") as own:
         assert found["silent"].tolist() == [False, True, True, True]
         assert sorted(own) == ["embedding", "timestamps"]

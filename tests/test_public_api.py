@@ -12,10 +12,9 @@ import torch
 import comodal
 from comodal.cli.program import main
 from comodal.errors import CheckpointError, RecipeError
-from comodal.lazy_import import import_object
 from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.registry import RECIPES, TASKS
+from comodal.registry import RECIPES, TASKS, import_object
 from comodal.training.run_config import get_recipe_name
 from hub_server import comodal_at, served
 

@@ -107,6 +107,7 @@ def test_late_audio(sources: dict[str, Path], sound: np.ndarray, tmp_path: Path,
     ("name", "late"),
     [(name, 0.03) for name in WITH_DELAYS] + [(name, 1.3) for name in ["aac.flv", "ac3.vob", "mp3.asf", *WITH_DELAYS]],
 )
+@pytest.mark.filterwarnings("ignore:.*its audio ends:comodal.errors.MediaWarning")
 def test_late_video(sources: dict[str, Path], sound: np.ndarray, tmp_path: Path, name: str, late: float):
     path = remux_as(sources, name, tmp_path, lambda kind, time: time + late * (kind == "video"))
     check_agreement(path, sound, -late)

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 UNEXPECTED_ERROR = "unexpected error"  # the reason of a MediaError for unexpected exceptions
 MAX_DETAIL_CHARACTERS = 300
-TORCH_DEVICE_ERROR = "AcceleratorError"  # PyTorch is not imported here
+TORCH_MEMORY_ERROR, TORCH_DEVICE_ERROR = "OutOfMemoryError", "AcceleratorError"  # PyTorch is not imported here
 MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
 OUT_OF_MEMORY_TEXTS = ("DefaultCPUAllocator: ", "out of memory")  # of the RuntimeErrors of PyTorch's allocators
 
@@ -75,7 +75,8 @@ def check_number(name: str, value: int | float, low: int | float, high: int | fl
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory is used up. PyTorch raises a RuntimeError, numpy a MemoryError."""
     if isinstance(error, RuntimeError):
-        return any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
+        is_torch_error = type(error).__name__ == TORCH_MEMORY_ERROR
+        return is_torch_error or any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
     return isinstance(error, MemoryError)
 
 

@@ -15,15 +15,42 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import MISSING, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from typing import Any, TypeVar
-
-from comodal.docstrings import split_docstring
 
 Result = TypeVar("Result")
 DOC_WRAPPER = textwrap.TextWrapper(  # of the entry of an argument in a function's docstring
     120, initial_indent=" " * 8, subsequent_indent=" " * 12, break_on_hyphens=False, break_long_words=False
 )
+
+
+SECTION_HEADING = re.compile(r"^(Args|Attributes|Returns|Yields|Raises|Examples?):$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Docstring:
+    """A docstring in parts.
+
+    Attributes:
+        about: The text before the first section.
+        arguments: One text for each argument, or for each attribute of a class, on one line.
+        examples: The lines of the examples, without indentation.
+    """
+
+    about: str
+    arguments: dict[str, str]
+    examples: tuple[str, ...]
+
+
+def split_docstring(doc: str) -> Docstring:
+    """Split a docstring whose indentation has been removed."""
+    about, *parts = SECTION_HEADING.split(doc)
+    sections = {title: textwrap.dedent(body).strip() for title, body in zip(parts[::2], parts[1::2], strict=True)}
+    described = sections.get("Args") or sections.get("Attributes") or ""
+    entries = re.split(r"^(\w+):\s", described, flags=re.MULTILINE)[1:]
+    arguments = {name: " ".join(text.split()) for name, text in zip(entries[::2], entries[1::2], strict=True)}
+    examples = sections.get("Examples") or sections.get("Example") or ""
+    return Docstring(about.strip(), arguments, tuple(line for line in examples.splitlines() if line.strip()))
 
 
 def flatten_parameters(function: Callable[..., Result]) -> Callable[..., Result]:

@@ -6,7 +6,13 @@ tasks through the entry points `comodal.recipes` and `comodal.tasks` (docs/exten
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+
+def import_object(address: str) -> Any:
+    """Imports the object of an address, such as comodal.inference.explain:AttentionExplainer."""
+    module, name = address.split(":")
+    return getattr(import_module(module), name)
 
 
 class RegistryEntry(NamedTuple):

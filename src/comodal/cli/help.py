@@ -7,7 +7,7 @@ from typing import Any
 
 from comodal.cli.parser import Option
 from comodal.cli.tables import COMMAND_GROUPS, list_all_commands
-from comodal.docstrings import Docstring
+from comodal.flat_parameters import Docstring
 from comodal.registry import RECIPES, RegistryEntry
 
 COMMON_OPTIONS = (

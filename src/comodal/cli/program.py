@@ -21,13 +21,12 @@ from comodal.cli.parser import CommandParser, Option, UsageError, build_options
 from comodal.cli.signatures import read_function
 from comodal.cli.tables import COMMAND_GROUPS, TRAIN_FUNCTION, find_command, get_command_target, list_all_commands
 from comodal.cli.types import suggest_closest
-from comodal.docstrings import split_docstring
 from comodal.errors import ComodalError, DataError, check_number, is_out_of_memory
 from comodal.files import describe_os_error
+from comodal.flat_parameters import split_docstring
 from comodal.hub_download import is_hub_name, resolve_model_path
-from comodal.lazy_import import import_object
 from comodal.media.storage.path_patterns import is_path_pattern
-from comodal.registry import RECIPES
+from comodal.registry import RECIPES, import_object
 from comodal.training.run_config import to_plain_values
 
 MAX_WORKERS = 1024

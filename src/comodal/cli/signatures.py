@@ -18,8 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from comodal.docstrings import split_docstring
-from comodal.lazy_import import import_object
+from comodal.flat_parameters import split_docstring
+from comodal.registry import import_object
 
 PACKAGE_NAME = "comodal"
 STANDARD_MODULES = {"collections.abc", "pathlib", "typing"}

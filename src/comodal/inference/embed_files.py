@@ -103,7 +103,7 @@ class AudioWindows:
 
     def check(self) -> None:
         """Raises ValueError if a number is not positive."""
-        if self.hop_seconds <= 0 or (self.batch_size is not None and self.batch_size < 1):
+        if not self.hop_seconds > 0 or (self.batch_size is not None and self.batch_size < 1):
             raise ValueError(
                 f"hop_seconds ({self.hop_seconds}) must be positive and batch_size ({self.batch_size}) at least 1"
             )

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from comodal.data.captions.caption_dataset import prepend_whole_image
 from comodal.data.regions.box_units import BOXES_ARE_NOT_CORNERS, check_source_units, has_inverted_box
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
-from comodal.lazy_import import import_object
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.media.user_inputs import to_path, to_rgb_array
 from comodal.models.checkpoint import find_model_folder, load_model
@@ -29,14 +28,12 @@ from comodal.models.vilbert.streams import UnimodalEncoding, ViLBERTOutput
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.regions.region_network import load_extractor_for_model
+from comodal.registry import import_object
 from comodal.tasks.retrieval.pair_scores import group_by_size
 from comodal.tasks.vision_language.grounding.refcoco_files import GROUNDING_HEAD as POINTING
 from comodal.tasks.vision_language.question_answering.vqa_files import GQA_HEAD, read_model_vocabulary
 from comodal.tasks.vision_language.question_answering.vqa_files import VQA_HEAD as ANSWERING
 from comodal.text_files import read_json, read_json_object
-
-if TYPE_CHECKING:
-    from comodal.inference.image_search.search import Searcher
 
 MAX_INPUT_REGIONS = 100
 
@@ -68,6 +65,14 @@ class EncodedImage(NamedTuple):
     picture: UInt8[np.ndarray, "height width 3"]
     boxes: Float32[np.ndarray, "regions 4"]
     prefix: UnimodalEncoding
+
+
+@runtime_checkable
+class ImageIndex(Protocol):
+    """A folder of images that can be searched: a `Searcher` of inference/image_search/search.py."""
+
+    def search(self, text: str) -> Any:
+        """The images that match a text best, with their probabilities, as a `SearchResult`."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,7 @@ class VisionLanguagePipeline:
         pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
         return [GroundedBox((*map(float, boxes[i]),), p) for p, i in pairs]
 
-    def open_index(self, folder: Path | str, index: Path | str | None = None) -> "Searcher":
+    def open_index(self, folder: Path | str, index: Path | str | None = None) -> ImageIndex:
         """A searcher for the images of a folder; its index is built or updated first.
 
         Args:
@@ -222,7 +227,7 @@ class VisionLanguagePipeline:
             comodal.load("runs/vilbert").open_index("photos/").search("a dog on a beach").best
         """
         open_index = import_object("comodal.inference.image_search.search:open_index")
-        searcher: Searcher = open_index(Path(folder), self, None if index is None else Path(index))
+        searcher: ImageIndex = open_index(Path(folder), self, None if index is None else Path(index))
         return searcher
 
 

@@ -17,7 +17,7 @@ from comodal.inference.vision_language import (
     print_predictions,
     read_box_corners,
 )
-from comodal.lazy_import import import_object
+from comodal.registry import import_object
 
 MATCH_DESCRIPTION = "corresponds to the image"
 AttentionDrawing = Callable[[EncodedImage, Sequence[AnsweredQuestion]], None]

@@ -149,8 +149,9 @@ def read_clip(
         screen = _make_screen(path, video, clip)
         shown, joiner, mono = _read_frames_and_audio(container, picture, sound, screen, clip.seconds)
     mono = resample_audio(mono, joiner.rate, clip.sample_rate)
+    joined = _join_clip(path, shown, picture, mono, joiner.start, clip)
     _warn_of_early_audio(path, min(clip.seconds, sound.end), min(clip.seconds, picture.end))
-    return _join_clip(path, shown, picture, mono, joiner.start, clip)
+    return joined
 
 
 @flatten_parameters
@@ -183,8 +184,9 @@ def read_clip_with_audio(
         picture.check_whole(seconds)
         shown += screen.until(min(seconds, picture.end))
     mono = read_audio(audio, clip.sample_rate, seconds=seconds)
+    joined = _join_clip(audio, shown, picture, mono, 0.0, clip)
     _warn_of_early_audio(audio, len(mono) / clip.sample_rate, min(seconds, picture.end))
-    return _join_clip(audio, shown, picture, mono, 0.0, clip)
+    return joined
 
 
 def _make_screen(path: Path, video: av.VideoStream, clip: ClipParameters) -> "_Screen[bytes]":

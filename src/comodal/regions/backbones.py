@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from comodal.data.regions.region_store import Regions
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import compute_weights_checksum
+from comodal.models.detectors.pooling import pool_boxes
 from comodal.models.l3net.l3net import L3Net, load_l3net
-from comodal.models.pooling import pool_boxes
 from comodal.regions.region_extractor import fingerprint_extractor
 
 LITE0 = "efficientnet_lite0"

@@ -20,14 +20,13 @@ from comodal.data.regions.region_compatibility import describe_regions
 from comodal.data.regions.region_store import Regions
 from comodal.errors import CheckpointError, DataError, check_number
 from comodal.hardware import find_device
-from comodal.lazy_import import import_object
 from comodal.models.checkpoint import MODEL_CONFIG_FILE, find_model_folder, load_model
 from comodal.models.convert.convert_c4 import build_c4, is_c4_state_dict
 from comodal.models.convert.convert_fpn import build_fpn, is_fpn_state_dict
 from comodal.models.convert.state_dicts import WEIGHT_FILE_NAMES
 from comodal.models.detectors.detector_c4 import C4
 from comodal.models.detectors.detector_fpn import FPN
-from comodal.models.pooling import make_unit_grid_boxes
+from comodal.models.detectors.pooling import make_unit_grid_boxes
 from comodal.regions.backbones import LITE0, Maps, PooledRegions, load_backbone
 from comodal.regions.detector_files import CAFFEMODEL_SUFFIX, CLASS_SCORES_KEY, load_detector, read_detector
 from comodal.regions.extractors_c4 import C4Extractor, HeadTypes, RuleNames, build_c4_postprocessing
@@ -35,6 +34,7 @@ from comodal.regions.extractors_detr import load_detr
 from comodal.regions.extractors_fpn import FPNExtractor, build_fpn_postprocessing
 from comodal.regions.extractors_selective import run_selective_search
 from comodal.regions.region_extractor import RegionExtractor, check_image_shape, clip_boxes
+from comodal.registry import import_object
 from comodal.text_files import read_json_object
 
 Places = Literal["own", "grid", "selective", "given"]

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from comodal.errors import RecipeError
-from comodal.lazy_import import import_object
-from comodal.registry import TASKS
+from comodal.registry import TASKS, import_object
 from comodal.tasks.evaluation.results_card import CARD_FILE, ScoreEntry, read_card
 
 

@@ -9,10 +9,8 @@ import yaml
 
 from comodal.errors import RecipeError
 from comodal.files import write_bytes_atomically
-from comodal.lazy_import import import_object
-from comodal.registry import RECIPES
+from comodal.registry import RECIPES, import_object
 from comodal.text_files import read_yaml
-from comodal.training.recipe_run import Run
 
 CHANGEABLE_PARAMETERS = {
     "data",
@@ -48,7 +46,7 @@ def get_recipe_name(recipe: Callable) -> str:
     return next((name for name, entry in RECIPES.items() if entry.target == target), target)
 
 
-def find_recipe(recipe: str | Callable[..., Run]) -> Callable[..., Run]:
+def find_recipe(recipe: str | Callable[..., Any]) -> Callable[..., Any]:
     """The function of a recipe.
 
     Raises:
@@ -58,7 +56,7 @@ def find_recipe(recipe: str | Callable[..., Run]) -> Callable[..., Run]:
         return recipe
     if recipe not in RECIPES:
         raise RecipeError(f"there is no recipe {recipe!r}; there are {', '.join(RECIPES)}")
-    return cast(Callable[..., Run], import_object(RECIPES[recipe].target))
+    return cast(Callable[..., Any], import_object(RECIPES[recipe].target))
 
 
 def write_run_config(path: Path, recipe: Callable, values: Mapping[str, Any]) -> None:

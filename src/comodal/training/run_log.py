@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from comodal.files import encode_json_line, write_bytes_atomically
-from comodal.lazy_import import import_object
+from comodal.registry import import_object
 from comodal.text_files import read_log
 
 PROGRESS_METRICS = ("loss", "accuracy", "samples_per_second", "mfu")
