@@ -81,8 +81,8 @@ def test_scores_and_synthetic_data(tmp_path: Path):
     (tmp_path / "scores" / "results.json").write_text('{"sound.trained": 0.75}')
     assert inspect(tmp_path / "scores") == {"kind": "scores", "sound.trained": 0.75}
     (tmp_path / "pg").mkdir()
-    (tmp_path / "pg" / "about.json").write_text('{"kind": "synthetic", "seed": 3}')
-    assert inspect(tmp_path / "pg") == {"kind": "synthetic", "seed": 3, "files": {".json": 1}}
+    (tmp_path / "pg" / "about.json").write_text('{"kind": "playground", "seed": 3}')
+    assert inspect(tmp_path / "pg") == {"kind": "playground", "seed": 3, "files": {".json": 1}}
 
 
 def test_media(tmp_path: Path):

@@ -140,7 +140,7 @@ def test_a_folder_with_another_world_or_other_files_is_refused(synthetic: Path, 
     with pytest.raises(DataError, match=r"seed 0 \(asked for 5\).*another folder"):
         synthesize(synthetic, workers=1, **SMALL, seed=5)
     (tmp_path / "thesis.tex").write_text("dear reader")
-    with pytest.raises(DataError, match="synthetic data"):
+    with pytest.raises(DataError, match="is not empty"):
         synthesize(tmp_path, workers=1, **SMALL)
 
 
