@@ -26,13 +26,13 @@ from rich.table import Table
 from comodal.data.shards.paired_files import prepare_pairs
 from comodal.errors import DataError
 from comodal.recipes.avc_pretraining import recipe
-from comodal.tasks.audio.audio_folders import evaluate_sounds
+from comodal.tasks.audio.audio_folders import evaluate_audio
 from comodal.tasks.image.linear_classification import evaluate_images
 from comodal.training.run import train
 
 SHORT_SIDE = 37  # 8/7 of 32: training crops from it
 HELD_OUT_RECORDINGS = 5  # FSDD's README: the official test set is recordings 0 to 4
-BARS = {"l3net.avc.validation": 0.90, "l3net.vision.trained": 0.97, "l3net.sound.trained": 0.98}
+BARS = {"l3net.avc.validation": 0.90, "l3net.vision.trained": 0.97, "l3net.audio.trained": 0.98}
 
 
 def main() -> None:
@@ -63,9 +63,9 @@ def learn(out: Path, steps: int) -> None:
         "width": 16,
         "image_size": 32,
         "steps": steps,
-        "mirror": False,
+        "horizontal_flip": False,
     }
-    settings |= {"learning_rate": 2e-3, "warm_up_steps": 100, "final_fraction": 0.02, "workers": 1}
+    settings |= {"learning_rate": 2e-3, "warmup_steps": 100, "min_lr_ratio": 0.02, "workers": 1}
     settings |= {"validation_pairs": 4096}
     status = train(recipe, settings, out / "run", resume=True, validate_every=1000, threads=1)
     if status:
@@ -128,7 +128,7 @@ def measure(out: Path, images: Path, sounds: Path) -> dict[str, float]:
     lines = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
     numbers = {"l3net.avc.validation": [line for line in lines if line["split"] == "validation"][-1]["accuracy"]}
     found = evaluate_images(out / "run", images, out=out / "image_scores")
-    found |= evaluate_sounds(out / "run", sounds, out=out / "sound_scores")
+    found |= evaluate_audio(out / "run", sounds, out=out / "sound_scores")
     return numbers | {f"l3net.{key}": value for key, value in found.items() if key.count(".") == 1}
 
 

@@ -71,8 +71,8 @@ def main() -> None:
 def learn(out: Path, regions: Path, captions: Path, bert: Path, steps: int, first: Path | None = None) -> None:
     """A small model over MiniLM: two layers of vision, two co-attention layers."""
     settings: dict[str, Any] = {"data": regions, "captions": captions, "bert": bert, "start_from": first}
-    settings |= {"variant": "small", "steps": steps, "batch_size": 64, "learning_rate": 1e-3, "pretrained_rate": 0.1}
-    settings |= {"replaced": "caption", "region_targets": ["features"], "workers": 1, "validation_pairs": 448}
+    settings |= {"variant": "small", "steps": steps, "batch_size": 64, "learning_rate": 1e-3, "backbone_lr_scale": 0.1}
+    settings |= {"negatives": "caption", "region_targets": ["features"], "workers": 1, "validation_pairs": 448}
     status = train(recipe, settings, out, resume=True, threads=torch.get_num_threads(), validate_every=100)
     if status:
         sys.exit(status)
@@ -83,11 +83,13 @@ def contrastive(regions: Path, captions: Path, bert: Path, dim: int = 256, steps
     temperature 0.07, all training pairs in each step)."""
     store, words = RegionStore(regions), WordPieceTokenizer.read(bert)
     pairs = split_matched_captions(match_captions(read_captions(captions), store.ids).pairs, store.ids, 0.0, 0.0)
-    text = ViLBERT(derive_config_from_bert(bert, like=ViLBERTConfig(schedule=(), co_attention=False)))
+    text = ViLBERT(derive_config_from_bert(bert, template=ViLBERTConfig(co_attention_layers=(), co_attention=False)))
     load_bert_weights(text, bert)
     pictures, sentences = {}, {}
     for split in ("train", "test"):
-        cells = [torch.from_numpy(store.regions(row).features.astype(np.float32)).mean(0) for _, row in pairs[split]]
+        cells = [
+            torch.from_numpy(store.read_regions(row).features.astype(np.float32)).mean(0) for _, row in pairs[split]
+        ]
         pictures[split] = F.normalize(torch.stack(cells), dim=1)
         sentences[split] = torch.stack([sentence(text.eval(), words, caption.caption) for caption, _ in pairs[split]])
     torch.manual_seed(0)
@@ -109,7 +111,9 @@ def contrastive(regions: Path, captions: Path, bert: Path, dim: int = 256, steps
 def sentence(model: ViLBERT, words: WordPieceTokenizer, caption: str) -> torch.Tensor:
     """The mean of the last layer over the words of a caption, of length one."""
     pieces = torch.tensor([words.encode(caption)])
-    tokens = model.text_prefix(pieces, torch.zeros_like(pieces), torch.ones_like(pieces, dtype=torch.bool)).tokens
+    tokens = model.encode_text(
+        pieces, torch.zeros_like(pieces), torch.ones_like(pieces, dtype=torch.bool)
+    ).hidden_states
     return F.normalize(tokens[0].mean(0), dim=0)
 
 

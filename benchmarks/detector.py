@@ -131,13 +131,15 @@ def compared(found: dict[str, Any]) -> dict[str, float]:
     """How far regions are from the plain version's."""
     plain, numbers = found.pop(PLAIN), dict[str, float]()
     for name, ours in found.items():
-        same = sorted(set(ours.kept.tolist()) & set(plain.kept.tolist()))
-        mine, theirs = ([one.kept.tolist().index(i) for i in same] for one in (ours, plain))
+        same = sorted(set(ours.proposal_indices.tolist()) & set(plain.proposal_indices.tolist()))
+        mine, theirs = ([one.proposal_indices.tolist().index(i) for i in same] for one in (ours, plain))
         pixels = float((ours.boxes[mine] - plain.boxes[theirs]).abs().max())
         cosine = float(F.cosine_similarity(ours.features[mine], plain.features[theirs]).min())
-        said = f"{name}: {len(same)} of {len(plain.kept)} regions the same, boxes within {pixels:.1e} pixels"
+        said = (
+            f"{name}: {len(same)} of {len(plain.proposal_indices)} regions the same, boxes within {pixels:.1e} pixels"
+        )
         Console().print(f"{said}, cosine of features at least {cosine:.6f}", highlight=False)
-        numbers |= {f"picture.{name}.same": len(same) / len(plain.kept), f"picture.{name}.pixels": pixels}
+        numbers |= {f"picture.{name}.same": len(same) / len(plain.proposal_indices), f"picture.{name}.pixels": pixels}
         numbers[f"picture.{name}.cosine"] = cosine
     return numbers
 

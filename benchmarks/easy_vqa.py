@@ -41,25 +41,25 @@ def main() -> None:
     files = {split: write_official(data / split / "questions.json", options.out, split) for split in ("train", "test")}
     for split in files:
         extract_regions(
-            data / split / "images", options.out / f"{split}_regions", "efficientnet_lite0", grid=options.grid
+            data / split / "images", options.out / f"{split}_regions", "efficientnet_lite0", grid=options.get_grid
         )
     model = begin(options.out, files["train"][0])
     numbers: dict[str, float] = {}
-    for blank in ("nothing", "picture"):
+    for blank in ("none", "picture"):
         started, run = time.perf_counter(), options.out / f"without_{blank}"
         settings = {"model": model, "questions": [files["train"][0]], "annotations": [files["train"][1]],
-                    "regions": options.out / "train_regions", "start": "scratch", "blank": blank,
+                    "regions": options.out / "train_regions", "start_from": "scratch", "ablate": blank,
                     "epochs": options.epochs, "batch_size": 32, "learning_rate": 3e-4, "workers": 0}  # fmt: skip
         train(recipe, settings, run, resume=True, threads=torch.get_num_threads())
         found = evaluate_vqa(
-            run, files["test"][0], options.out / "test_regions", files["test"][1], blank=blank, out=run / "results"
+            run, files["test"][0], options.out / "test_regions", files["test"][1], ablate=blank, out=run / "results"
         )
         numbers |= {f"without_{blank}.{name}": value for name, value in found.items()}
         numbers[f"without_{blank}.seconds"] = time.perf_counter() - started
     (options.out / "results.json").write_text(json.dumps(numbers, indent=2) + "\n")
     for name in ("accuracy", "majority", "seconds"):
         print(name, *(f"{numbers.get(f'without_{b}.vqa.{name}', numbers.get(f'without_{b}.{name}')):.4f}"
-                      for b in ("nothing", "picture")))  # fmt: skip
+                      for b in ("none", "picture")))  # fmt: skip
 
 
 def package_data() -> Path:
@@ -86,12 +86,12 @@ def write_official(source: Path, out: Path, split: str) -> tuple[Path, Path]:
 
 def begin(out: Path, questions: Path) -> Path:
     """A small ViLBERT of chance with the words of the questions, for the task to begin with."""
-    words = WordPieceTokenizer.of_texts(entry["question"] for entry in json.loads(questions.read_text())["questions"])
+    words = WordPieceTokenizer.from_texts(entry["question"] for entry in json.loads(questions.read_text())["questions"])
     config = make_small_vilbert_config(words.size, RegionStore(out / "train_regions").dim, 1)
     text, vision = (replace(stream, dropout=0.0, attention_dropout=0.0) for stream in (config.text, config.vision))
     config = replace(config, text=text, vision=vision)
     folder = out / "untrained"
-    save_model(ViLBERT(config), folder, {"recipe": "nothing"})
+    save_model(ViLBERT(config), folder, {"recipe": "none"})
     words.save(folder)
     return folder
 

@@ -20,7 +20,7 @@ from PIL import Image
 from rich.console import Console
 
 from comodal.hardware import has_native_bf16
-from comodal.inference.embed_inputs import image_embedding, sound_embedding
+from comodal.inference.embed_inputs import get_audio_embedding, get_image_embedding
 from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
 from comodal.media.audio import stream_audio
 from comodal.media.image import read_image
@@ -55,7 +55,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as temporary:
         numbers = {"threads": float(options.threads), **describe_machine()}
-        numbers |= speed(Path(temporary), options.batch, options.repeats)
+        numbers |= speed(Path(temporary), options.extract_batch, options.repeats)
     if options.digits is not None:
         with tempfile.TemporaryDirectory() as temporary:
             numbers |= accuracy(Path(temporary), options.digits)
@@ -77,7 +77,7 @@ def speed(folder: Path, batch: int, repeats: int) -> dict[str, float]:
         "sound": {name: lambda found=found: found.sound(windows) for name, found in embedders.items()},
     }
     works["image"]["plain fp32"] = lambda: plain.embed_image(pixels)
-    works["sound"]["plain fp32"] = lambda: plain.embed_sound(sound)
+    works["sound"]["plain fp32"] = lambda: plain.embed_audio(sound)
     numbers = {}
     for kind, ways in works.items():
         with torch.inference_mode():
@@ -114,7 +114,7 @@ def accuracy(folder: Path, digits: Path) -> dict[str, float]:
     }
     (folder / "examples").mkdir()
     for items in trees.values():
-        training = [item.path for item in items if not item.test]
+        training = [item.path for item in items if not item.is_test]
         for number, path in enumerate(training[:: len(training) // EXAMPLES][:EXAMPLES]):
             shutil.copy(path, folder / "examples" / f"{number}{path.suffix}")
     embedders = exported(folder / "model", folder / "examples")
@@ -129,19 +129,21 @@ def accuracy(folder: Path, digits: Path) -> dict[str, float]:
             cosine = (rows * exact).sum(1) / (np.linalg.norm(rows, axis=1) * np.linalg.norm(exact, axis=1))
             numbers |= {f"digits.{kind}.{name}.cosine": float(cosine.mean())}
             numbers |= {f"digits.{kind}.{name}.least_cosine": float(cosine.min())}
-        numbers |= {f"digits.{key}": value for key, value in comparison.numbers().items()}
+        numbers |= {f"digits.{key}": value for key, value in comparison.compute_metrics().items()}
     return numbers
 
 
 def vectors(items: list[LabeledFile], embedder: Embedder, kind: str) -> np.ndarray:
     """One vector for each file: a picture's, or that of a sound's first second."""
     if kind == "image":
-        return image_embedding([read_image(item.path) for item in items], embedder)
+        return get_image_embedding([read_image(item.path) for item in items], embedder)
     rate = embedder.config.sample_rate
     rows = []
     for item in items:
         sound = np.concatenate(list(stream_audio(item.path, rate)))[:rate]
-        rows.append(sound_embedding(np.pad(sound, (0, rate - len(sound))), rate, embedder, 1.0, centre=False)[0][:1])
+        rows.append(
+            get_audio_embedding(np.pad(sound, (0, rate - len(sound))), rate, embedder, 1.0, center=False)[0][:1]
+        )
     return np.concatenate(rows)
 
 

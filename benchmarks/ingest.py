@@ -63,7 +63,7 @@ def make_video(path: Path, width: int, height: int, bit_rate: int) -> Path:
 
 def ours(path: Path, rate: float) -> int:
     clip = read_clip(path, seconds=SECONDS, frames_per_second=rate)
-    return len(encode_flac(clip.sound, clip.sample_rate)) + sum(map(len, clip.frames))
+    return len(encode_flac(clip.audio, clip.sample_rate)) + sum(map(len, clip.frames))
 
 
 def plain(path: Path, rate: float) -> int:

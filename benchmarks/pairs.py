@@ -57,8 +57,8 @@ def plain_batch(clips: ClipPairDataset, places: list[tuple[int, int]]) -> tuple[
     images, sounds = [], []
     for epoch, index in places:
         pair, rng = clips.pairs(epoch, index), np.random.default_rng((1, epoch, index))
-        name = clips.shards.record(pair.image_clip)["frames"][pair.frame]
-        image = Image.open(io.BytesIO(clips.shards.read(pair.image_clip, name))).convert("RGB")
+        name = clips.shards.read_record(pair.image_clip)["frames"][pair.frame]
+        image = Image.open(io.BytesIO(clips.shards.read_member(pair.image_clip, name))).convert("RGB")
         left, top = (int(rng.integers(side - IMAGE_SIZE + 1)) for side in image.size)
         image = image.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE))
         if rng.random() < 0.5:
@@ -66,7 +66,7 @@ def plain_batch(clips: ClipPairDataset, places: list[tuple[int, int]]) -> tuple[
         image = ImageEnhance.Color(image).enhance(rng.uniform(0.5, 1.5))
         image = ImageEnhance.Brightness(image).enhance(rng.uniform(0.9, 1.1))
         images.append(torch.from_numpy(np.array(image)).permute(2, 0, 1))
-        whole, rate = soundfile.read(io.BytesIO(clips.shards.read(pair.sound_clip, "flac")), dtype="float32")
+        whole, rate = soundfile.read(io.BytesIO(clips.shards.read_member(pair.audio_clip, "flac")), dtype="float32")
         start = round(pair.start_seconds * rate)
         sounds.append(torch.from_numpy(whole[start : start + SAMPLE_RATE] * np.float32(rng.uniform(0.9, 1.1))))
     return torch.stack(images), torch.stack(sounds)
@@ -78,13 +78,13 @@ def stages(clips: ClipPairDataset) -> dict[str, Callable[[list[tuple[int, int]]]
     picture, sound = np.zeros((IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8), np.zeros(SAMPLE_RATE, np.float32)
 
     def augment(_place: tuple[int, int]) -> None:
-        jitter_color(random_horizontal_flip(picture, rng), amount.brightness, amount.saturation, rng)
-        jitter_gain(sound, amount.volume, rng)
+        jitter_color(random_horizontal_flip(picture, rng), amount.brightness_jitter, amount.saturation_jitter, rng)
+        jitter_gain(sound, amount.gain_jitter, rng)
 
     parts: dict[str, Callable] = {
         "pair": lambda place: clips.pairs(*place),
-        "pair, frame": lambda place: clips.image(clips.pairs(*place)),
-        "pair, sound": lambda place: clips.sound(clips.pairs(*place)),
+        "pair, frame": lambda place: clips.read_frame(clips.pairs(*place)),
+        "pair, sound": lambda place: clips.read_audio(clips.pairs(*place)),
         "flip, colour, volume": augment,
     }
     return {name: (lambda places, part=part: [part(place) for place in places]) for name, part in parts.items()}

@@ -34,7 +34,7 @@ from comodal.tasks.vision_language import nlvr2, snli_ve
 from comodal.tasks.vision_language.question_answering import gqa, visual_genome, vqa
 from comodal.training.run import train
 
-BLANKS = ("nothing", "picture")
+BLANKS = ("none", "picture")
 TAKEN = ("items", "images")  # counts of a card that are not of what was left out
 
 
@@ -61,14 +61,14 @@ def samples_of(data: Path, regions: Path) -> dict[str, Sample]:
     return {
         "VQA v2": Sample(
             vqa.recipe,
-            {"questions": [questions], "annotations": [annotations], "regions": seen, "least_questions": 1},
+            {"questions": [questions], "annotations": [annotations], "regions": seen, "min_answer_count": 1},
             partial(vqa.evaluate_vqa, questions=questions, annotations=annotations, regions=seen),
             "vqa.accuracy",
         ),
         "GQA": Sample(gqa.recipe, asked, partial(gqa.evaluate_gqa, **asked), "gqa.accuracy"),
         "Visual Genome": Sample(
             visual_genome.recipe,
-            about | {"least_questions": 1},
+            about | {"min_answer_count": 1},
             partial(visual_genome.evaluate_visual_genome, **about),
             "visual_genome.accuracy",
         ),
@@ -111,7 +111,7 @@ def main() -> None:
         left_out = "; ".join(f"{count} x {reason}" for reason, count in counts.items() if reason not in TAKEN and count)
         numbers |= {
             f"{name}.items": counts["items"],
-            f"{name}.right": right["nothing"],
+            f"{name}.right": right["none"],
             f"{name}.blind": right["picture"],
         }
         table.add_row(name, str(counts["items"]), left_out, *(f"{right[blank]:.3f}" for blank in BLANKS))
@@ -130,11 +130,11 @@ def texts_of(data: Path) -> list[str]:
 
 def begin(folder: Path, texts: Sequence[str], regions: Path) -> Path:
     """A small ViLBERT of chance that knows the words of the samples."""
-    words = WordPieceTokenizer.of_texts(texts)
+    words = WordPieceTokenizer.from_texts(texts)
     config = make_small_vilbert_config(words.size, RegionStore(regions).dim, 1)
     text, vision = (replace(stream, dropout=0.0, attention_dropout=0.0) for stream in (config.text, config.vision))
     torch.manual_seed(0)
-    save_model(ViLBERT(replace(config, text=text, vision=vision)), folder, {"recipe": "nothing"})
+    save_model(ViLBERT(replace(config, text=text, vision=vision)), folder, {"recipe": "none"})
     words.save(folder)
     return folder
 
@@ -143,12 +143,12 @@ def learn(sample: Sample, model: Path, out: Path, steps: int, blank: str) -> flo
     """The score of a model that has learnt the sample by heart."""
     one_epoch = sample.recipe(model=model, **sample.training, epochs=1.0, batch_size=1, workers=0).steps
     settings = sample.training | {
-        "model": model, "blank": blank, "epochs": steps * sample.batch_size / one_epoch,
+        "model": model, "ablate": blank, "epochs": steps * sample.batch_size / one_epoch,
         "batch_size": sample.batch_size, "learning_rate": 3e-4, "workers": 0,
     }  # fmt: skip
     run = out / f"without_{blank}"
     train(sample.recipe, settings, run, resume=True, threads=torch.get_num_threads())
-    return sample.evaluate(run, out=out / f"results_without_{blank}", blank=blank)[sample.score]
+    return sample.evaluate(run, out=out / f"results_without_{blank}", ablate=blank)[sample.score]
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def compare(folder: Path, images: int, batch_size: int, repeats: int) -> dict[st
     store = make_store(folder / "store", images)
     write_plain(store, folder / "plain.lmdb")
     samples = make_captions(images)
-    words = WordPieceTokenizer.of_texts(caption.caption for caption, _ in samples)
+    words = WordPieceTokenizer.from_texts(caption.caption for caption, _ in samples)
     captions = CaptionDataset(samples, store, words, seed=0, batch_size=batch_size)
     reader = PlainReader(folder / "plain.lmdb", REGIONS)
     starts = range(0, images - batch_size + 1, batch_size)
@@ -89,7 +89,7 @@ def compare(folder: Path, images: int, batch_size: int, repeats: int) -> dict[st
     def features_alone(epoch: int) -> None:
         for start in starts:
             out = torch.empty(batch_size, REGIONS, DIM)
-            store.fill(order(epoch)[start : start + batch_size].tolist(), out)
+            store.fill_features(order(epoch)[start : start + batch_size].tolist(), out)
 
     def plain(epoch: int) -> None:
         for start in starts:

@@ -47,10 +47,10 @@ def random_gallery(folder: Path, size: int, seed: int) -> Gallery:
     words = WordPieceTokenizer(
         [*SPECIAL_TOKENS, *(f"w{number}" for number in range(ViLBERTConfig().vocabulary - len(SPECIAL_TOKENS)))]
     )
-    with RegionWriter(folder, ViLBERTConfig().region_features) as writer:
+    with RegionWriter(folder, ViLBERTConfig().region_feature_dim) as writer:
         for image in range(size):
             boxes = np.sort(rng.random((REGIONS, 2, 2)), axis=1).reshape(REGIONS, 4) * SIDE
-            features = np.maximum(rng.standard_normal((REGIONS, ViLBERTConfig().region_features)), 0)
+            features = np.maximum(rng.standard_normal((REGIONS, ViLBERTConfig().region_feature_dim)), 0)
             writer.add(str(image), features.astype(np.float32), boxes.astype(np.float32), SIDE, SIDE)
     pairs = []
     for image in range(size):
@@ -66,12 +66,12 @@ def ways(
     """How pairs can be scored, each from nothing but the gallery."""
 
     def plain() -> np.ndarray:
-        words = [gallery.text(number) for number in texts.tolist()]
-        logits = plain_logits(model, words, [gallery.image(number) for number in images.tolist()], PADDED_WORDS)
+        words = [gallery.get_token_ids(number) for number in texts.tolist()]
+        logits = plain_logits(model, words, [gallery.get_image(number) for number in images.tolist()], PADDED_WORDS)
         return (logits[:, 0] - logits[:, 1]).numpy()
 
     def cached(precision: ResolvedPrecision) -> Callable[[], np.ndarray]:
-        return lambda: PairScorer(model, gallery, Compute(torch.device("cpu"), precision)).pairs(texts, images)
+        return lambda: PairScorer(model, gallery, Compute(torch.device("cpu"), precision)).score_pairs(texts, images)
 
     return {"plain fp32": plain} | {f"cached {precision}": cached(precision) for precision in PRECISIONS}
 
@@ -81,7 +81,7 @@ def two_stages(
 ) -> None:
     """Images for some captions among all of the gallery."""
     search = TwoStageSearch(PairScorer(model, gallery, Compute(torch.device("cpu"), precision)), maps)
-    search.of_texts(np.arange(queries), list_text_answers(gallery), keep)
+    search.rank_images_for_texts(np.arange(queries), list_text_answers(gallery), keep)
 
 
 def compared(scores: dict[str, np.ndarray]) -> dict[str, float]:
@@ -132,15 +132,15 @@ def main() -> None:
     model = ViLBERT(ViLBERTConfig()).eval()
     numbers = {name: float(getattr(options, name)) for name in ("threads", "pairs", "gallery", "queries", "keep")}
     with tempfile.TemporaryDirectory() as folder:
-        gallery = random_gallery(Path(folder) / "regions", max(options.gallery, options.pairs), seed=0)
+        gallery = random_gallery(Path(folder) / "regions", max(options.gallery, options.score_pairs), seed=0)
         maps = fit_projections(
             PairScorer(model, random_gallery(Path(folder) / "train", 64, seed=1), resolve_compute()), seed=0
         )
-        steps, still = np.arange(options.pairs), np.zeros(options.pairs, np.int64)
+        steps, still = np.arange(options.score_pairs), np.zeros(options.score_pairs, np.int64)
         for title, (of_texts, of_images) in ORDERS.items():
             works = ways(model, gallery, steps if of_texts else still, steps if of_images else still)
             found = compared({name: work() for name, work in works.items()})
-            counts = dict.fromkeys(works, options.pairs)
+            counts = dict.fromkeys(works, options.score_pairs)
             if title == next(iter(ORDERS)):
                 for precision in PRECISIONS:
                     name = f"two stages {precision}"

@@ -60,13 +60,13 @@ def run_of_chance(folder: Path, known: int, size: str) -> Path:
     extract_regions(scenes / "images", folder / "regions", str(folder / "network"), scenes / "boxes.jsonl", cells=2)
     store, words = (
         RegionStore(folder / "regions"),
-        WordPieceTokenizer.of_texts(c for e in captions_of(scenes) for c in e["captions"]),
+        WordPieceTokenizer.from_texts(c for e in captions_of(scenes) for c in e["captions"]),
     )
-    config = replace(SIZES[size](), vocabulary=words.size, region_features=store.dim)
+    config = replace(SIZES[size](), vocabulary=words.size, region_feature_dim=store.dim)
     parameters = {"data": str(store.folder), "captions": str(scenes / "captions.jsonl")}
     save_model(ViLBERT(config), run / "model", {"recipe": "vilbert", "parameters": parameters})
     words.save(run / "model")
-    (run / "model" / "regions.json").write_bytes(store.described())
+    (run / "model" / "regions.json").write_bytes(store.encode_provenance())
     return run
 
 
@@ -111,7 +111,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run = options.model or run_of_chance(folder, options.known, options.size)
+        run = options.model or run_of_chance(folder, options.known, options.compute_size)
         scenes = write_pictures(folder / "searched", options.pictures, SEARCHED)
         pictures, boxes = scenes / "images", str(scenes / "boxes.jsonl")
         numbers, seconds = {"threads": float(options.threads), "pictures": float(options.pictures)}, {}

@@ -53,7 +53,7 @@ def seconds_of_copy(folder: Path, out: Path) -> float:
     start, store = clock(), RegionStore(folder)
     with RegionWriter(out, store.dim) as writer:
         for row, name in enumerate(store.ids):
-            features, boxes, _, _, width, height = store.regions(row)
+            features, boxes, _, _, width, height = store.read_regions(row)
             writer.add(name, features, boxes, width, height)
     return clock() - start
 

@@ -30,7 +30,7 @@ from comodal.tasks.vision_language.question_answering import vqa
 from comodal.training.run import train
 
 SETS = {"coco": "images", "flickr30k": "flickr30k-images", "vcr": "vcr1images", "nlvr2": "images"}
-CONTROLS = {"pretrained": {}, "scratch": {"start": "scratch"}, "blind": {"blank": "picture"}}
+CONTROLS = {"pretrained": {}, "scratch": {"start_from": "scratch"}, "blind": {"ablate": "image"}}
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def pretrain(out: Path, detector: str, captioned: int, steps: int) -> Path:
     world, regions = make_regions(out, "captioned", ("flickr30k",), detector, captioned, seed=1)
     settings = {
         "data": regions / "flickr30k", "captions": world / "flickr30k" / "dataset_flickr30k.json",
-        "words": world / "vocab.txt", "variant": "small", "dropout": 0.0, "steps": steps, "batch_size": 64,
+        "vocabulary": world / "vocab.txt", "variant": "small", "dropout": 0.0, "steps": steps, "batch_size": 64,
         "learning_rate": 5e-4, "workers": 0,
     }  # fmt: skip
     train(vilbert_pretraining.recipe, settings, out / "pretrained", resume=True, threads=torch.get_num_threads())
@@ -139,7 +139,7 @@ def pretrain(out: Path, detector: str, captioned: int, steps: int) -> Path:
 def make_regions(out: Path, name: str, sets: Sequence[str], detector: str, scenes: int, seed: int) -> tuple[Path, Path]:
     """A world, and the regions of its sets."""
     world, regions = out / name, out / f"{name}_regions"
-    synthesize(world, videos=0, sounds=0, images=0, scenes=scenes, tasks=sets, seed=seed)
+    synthesize(world, videos=0, audio=0, images=0, scenes=scenes, tasks=sets, seed=seed)
     for one in sets:
         folder = world / one
         extract_regions(folder / SETS[one], regions / one, detector, folder / "boxes.jsonl", maps="all")
@@ -151,7 +151,7 @@ def learn(out: Path, tasks: dict[str, Task], pretrained: Path, share: float) -> 
     numbers: dict[str, float] = {}
     for name, task in tasks.items():
         for control, changed in CONTROLS.items():
-            blank = {"blank": task.blank} if "blank" in changed else {}
+            blank = {"ablate": task.blank} if "blank" in changed else {}
             settings = task.training | changed | blank | {
                 "model": pretrained, "epochs": share * task.epochs, "batch_size": task.batch_size,
                 "learning_rate": task.learning_rate, "workers": 0,

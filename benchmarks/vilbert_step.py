@@ -47,26 +47,26 @@ def random_batch(size: int, seed: int) -> CaptionBatch:
     hidden = rng.random((size, ROWS)) < CHOSEN
     hidden[:, 0] = False
     hidden_regions = np.flatnonzero(hidden)
-    features = np.maximum(rng.standard_normal((size, ROWS, config.region_features)), 0).astype(np.float32)
+    features = np.maximum(rng.standard_normal((size, ROWS, config.region_feature_dim)), 0).astype(np.float32)
     classes = rng.dirichlet(np.full(config.region_targets, 0.05), len(hidden_regions)).astype(np.float32)
     return CaptionBatch(
-        words=torch.from_numpy(words),
-        segments=torch.zeros(words.shape, dtype=torch.int64),
-        words_attended=torch.from_numpy(attended),
-        regions=torch.from_numpy(np.where(hidden[..., None], np.float32(0), features)),
-        locations=torch.from_numpy(rng.random((size, ROWS, 5)).astype(np.float32)),
-        regions_attended=torch.ones(size, ROWS, dtype=torch.bool),
-        images=torch.arange(size),
-        mismatched=torch.arange(size) % 2 == 1,
-        masked_words=torch.from_numpy(hidden_words),
-        word_targets=torch.from_numpy(rng.integers(1000, config.vocabulary, len(hidden_words))),
-        masked_regions=torch.from_numpy(hidden_regions),
-        region_features=torch.from_numpy(features.reshape(-1, features.shape[2])[hidden_regions]),
-        region_classes=torch.from_numpy(classes),
-        region_tokens=torch.full((len(hidden_regions),), -1),
-        tokens=torch.zeros((size, ROWS), dtype=torch.int64),
-        attended_words=torch.from_numpy(np.flatnonzero(attended)),
-        attended_regions=torch.arange(size * ROWS),
+        token_ids=torch.from_numpy(words),
+        token_types=torch.zeros(words.shape, dtype=torch.int64),
+        token_mask=torch.from_numpy(attended),
+        region_features=torch.from_numpy(np.where(hidden[..., None], np.float32(0), features)),
+        spatials=torch.from_numpy(rng.random((size, ROWS, 5)).astype(np.float32)),
+        region_mask=torch.ones(size, ROWS, dtype=torch.bool),
+        image_rows=torch.arange(size),
+        is_mismatch=torch.arange(size) % 2 == 1,
+        masked_token_indices=torch.from_numpy(hidden_words),
+        token_targets=torch.from_numpy(rng.integers(1000, config.vocabulary, len(hidden_words))),
+        masked_region_indices=torch.from_numpy(hidden_regions),
+        feature_targets=torch.from_numpy(features.reshape(-1, features.shape[2])[hidden_regions]),
+        class_targets=torch.from_numpy(classes),
+        visual_token_targets=torch.full((len(hidden_regions),), -1),
+        visual_tokens=torch.zeros((size, ROWS), dtype=torch.int64),
+        unpadded_token_indices=torch.from_numpy(np.flatnonzero(attended)),
+        unpadded_region_indices=torch.arange(size * ROWS),
         keys=tuple(map(str, range(size))),
     )
 
@@ -126,15 +126,17 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     precision = resolve_compute(precision=options.precision).precision
-    numbers = {"batch": float(options.batch), "threads": float(options.threads), **describe_machine()}
+    numbers = {"batch": float(options.extract_batch), "threads": float(options.threads), **describe_machine()}
     workers = {
-        "plain fp32": Worker(plain_step, (options.batch,), options.threads, mallopt=False),
-        f"comodal {precision}": Worker(trainers_step, (options.batch, precision), options.threads, mallopt=True),
+        "plain fp32": Worker(plain_step, (options.extract_batch,), options.threads, mallopt=False),
+        f"comodal {precision}": Worker(
+            trainers_step, (options.extract_batch, precision), options.threads, mallopt=True
+        ),
     }
     losses = [worker.before for worker in workers.values()]
     numbers["loss_difference"] = max(losses) - min(losses)
     print(f"the same loss in fp32 to {numbers['loss_difference']:.1e} of {losses[0]:.4f}")
-    numbers |= report(seconds_in_turn(workers, options.repeats), options.batch)
+    numbers |= report(seconds_in_turn(workers, options.repeats), options.extract_batch)
     save(numbers, options.out)
     for worker in workers.values():
         worker.close()

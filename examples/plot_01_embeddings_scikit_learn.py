@@ -19,8 +19,8 @@ from pathlib import Path
 import comodal
 
 world = Path(tempfile.mkdtemp()) / "world"
-comodal.synthesize(world, videos=0, images=0, scenes=0, sounds=100, sound_seconds=1.0, workers=1)
-with (world / "sounds" / "meta" / "esc50.csv").open(newline="") as table:
+comodal.synthesize(world, videos=0, images=0, scenes=0, audio=100, audio_seconds=1.0, workers=1)
+with (world / "esc50" / "meta" / "esc50.csv").open(newline="") as table:
     rows = list(csv.DictReader(table))
 print(f"{len(rows)} files, {len({row['category'] for row in rows})} classes")
 
@@ -44,7 +44,7 @@ def embed(path: Path) -> np.ndarray:
     return vectors.mean(0)
 
 
-features = np.stack([embed(world / "sounds" / "audio" / row["filename"]) for row in rows])
+features = np.stack([embed(world / "esc50" / "audio" / row["filename"]) for row in rows])
 labels = np.array([row["category"] for row in rows])
 folds = np.array([int(row["fold"]) for row in rows])
 print(features.shape)

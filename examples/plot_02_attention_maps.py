@@ -3,15 +3,15 @@ Co-attention of a ViLBERT
 =========================
 
 In ViLBERT each token of a text attends to the regions of an image, and each region to the tokens. This example trains
-a tiny ViLBERT on a synthetic task that can only be solved by looking: fill in the masked color of "top left [MASK]".
+a tiny ViLBERT on a synthetic task that requires the image: fill in the masked color of "top left [MASK]".
 Then it shows what the masked token attends to.
 """
 
 # %%
 # A tiny ViLBERT
 # --------------
-# Two layers of text, one of vision, one co-attention layer. A region is a feature of 8 numbers; region 0 is the whole
-# image.
+# Two layers of text, one of vision, one co-attention layer. A region is a feature vector of length 8; region 0 is the
+# whole image.
 import torch
 
 from comodal.models.vilbert.vilbert import ViLBERT
@@ -29,8 +29,8 @@ config = ViLBERTConfig(
     vision=StreamConfig(32, layers=1, heads=2, intermediate=64, dropout=0.0, attention_dropout=0.0),
     joint_dim=32,
     joint_heads=2,
-    schedule=((0, 1),),
-    region_features=8,
+    co_attention_layers=((0, 1),),
+    region_feature_dim=8,
     region_targets=2,
     initializer_range=0.1,
 )
@@ -49,7 +49,7 @@ LOCATIONS = torch.cat([BOXES, torch.tensor([[1.0], [0.25], [0.25], [0.25], [0.25
 def draw_batch(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Tokens, features of the regions, the colors of the cells, and the cell that the text names."""
     colors = torch.stack([torch.randperm(len(COLORS))[:4] for _ in range(size)])
-    features = torch.nn.functional.one_hot(colors, config.region_features) + 0.1 * torch.randn(size, 4, 8)
+    features = torch.nn.functional.one_hot(colors, config.region_feature_dim) + 0.1 * torch.randn(size, 4, 8)
     cell = torch.randint(4, (size,))
     tokens = torch.tensor([CLS, FIRST_CELL, MASK, SEP]).repeat(size, 1)
     tokens[:, 1] += cell
@@ -59,12 +59,12 @@ def draw_batch(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tor
 # %%
 # Training on the masked token
 # ----------------------------
-# ``word_head`` gives the score of every token of the vocabulary.
+# ``word_head`` returns the score of every token of the vocabulary.
 def predict(tokens: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
     """The scores of the masked token."""
     locations = LOCATIONS.expand(len(tokens), -1, -1)
     output = model(tokens, torch.zeros_like(tokens), None, regions, locations, None)
-    return model.word_head(output.words[:, 2])
+    return model.compute_token_logits(output.token_states[:, 2])
 
 
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -86,7 +86,7 @@ print(f"accuracy on new images {accuracy:.2f}, chance level {1 / len(COLORS):.2f
 # %%
 # What the masked token attends to
 # --------------------------------
-# ``recorded_attention`` collects the attention weights of every layer, as (batch, heads, queries, keys).
+# ``record_attention`` collects the attention weights of every layer, as (batch, heads, queries, keys).
 import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
 

@@ -39,7 +39,7 @@ import comodal
 
 shards = folder / "shards"
 comodal.prepare_pairs(
-    folder / "images", folder / "audio", shards, validation=0.2, seconds=1.0, short_side=48, workers=1
+    folder / "images", folder / "audio", shards, validation_fraction=0.2, seconds=1.0, short_side=48, workers=1
 )
 print(sorted(path.name for path in shards.iterdir() if path.is_dir()))
 

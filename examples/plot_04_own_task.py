@@ -2,7 +2,7 @@
 Your own task on top of a network
 =================================
 
-A network of comodal is a plain ``torch.nn.Module``. Your own package can put its own head on it and train both in its
+A network of comodal is a ``torch.nn.Module``. Your own package can put its own head on it and train both in its
 own loop. The task here is a regression that comodal does not have: how many beeps are in a second of audio?
 """
 
@@ -33,7 +33,7 @@ def draw_audio(beeps: int) -> np.ndarray:
 
 
 def draw_batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Audio, and its number of beeps."""
+    """Audio, and the count of its beeps."""
     counts = rng.integers(0, 7, size)
     return torch.from_numpy(np.stack([draw_audio(int(count)) for count in counts])), torch.from_numpy(counts).float()
 
@@ -41,11 +41,11 @@ def draw_batch(size: int) -> tuple[torch.Tensor, torch.Tensor]:
 # %%
 # A head on the feature map
 # -------------------------
-# ``sound_map`` gives the last feature map, (batch, channels, frequencies, time). Pooling over frequencies alone keeps
-# the time, which the task needs. To start from pretrained weights, take
+# ``compute_audio_map`` returns the last feature map, (batch, channels, frequencies, time). Pooling over frequencies
+# alone keeps the time, which the task needs. To start from pretrained weights, take
 # ``comodal.L3Net.from_pretrained("runs/l3net")``.
 class BeepCounter(nn.Module):
-    """Counts events: one number per position in time, and their sum."""
+    """Counts events: one value per position in time, and their sum."""
 
     def __init__(self, network: comodal.L3Net) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class BeepCounter(nn.Module):
         self.head = nn.Linear(8 * network.config.width, 1)
 
     def forward(self, audio: torch.Tensor) -> torch.Tensor:
-        features = self.network.sound_map(audio).amax(2).transpose(1, 2)
+        features = self.network.compute_audio_map(audio).amax(2).transpose(1, 2)
         return self.head(features).sum((1, 2))
 
 

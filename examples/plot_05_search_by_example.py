@@ -17,7 +17,7 @@ from pathlib import Path
 import comodal
 
 world = Path(tempfile.mkdtemp()) / "world"
-comodal.synthesize(world, videos=0, sounds=0, scenes=0, images=120, side=64, workers=1)
+comodal.synthesize(world, videos=0, audio=0, scenes=0, images=120, side=64, workers=1)
 gallery = sorted((world / "images" / "train").glob("*/*.jpg"))
 queries = sorted((world / "images" / "test").glob("*/*.jpg"))[::27][:4]
 print(f"{len(gallery)} images, {len(queries)} queries")

@@ -1,10 +1,10 @@
 """
-Where in the image the sound comes from
-=======================================
+Sound source localization
+=========================
 
 L3-Net learns whether an image and a second of audio correspond. Its image features keep their positions, so that the
 same decision can be made for each position of the image. This example trains a small L3-Net on synthetic pairs, and
-asks it where the sound comes from.
+shows where in the image it localizes the sound.
 """
 
 # %%
@@ -29,7 +29,7 @@ TIME = np.arange(config.sample_rate) / config.sample_rate
 
 
 def draw_pair(is_match: bool) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """An image, a second of audio, and the center of the square that the audio belongs to."""
+    """An image, a second of audio, and the center of the square that makes the sound."""
     colors = rng.permutation(4)
     image = rng.integers(0, 60, (SIDE, SIDE, 3)).astype(np.uint8)
     corners = [
@@ -87,8 +87,8 @@ for above, below in panels.T:
     moment = pipeline.match(image, tone, sample_rate=config.sample_rate).moments[0]
     above.imshow(image)
     above.plot(*center, "w+", markersize=12)
-    above.set_title(f"P(match) {moment.together:.2f}")
-    below.imshow(moment.places, extent=(0, SIDE, SIDE, 0), cmap="magma")
+    above.set_title(f"P(match) {moment.probability:.2f}")
+    below.imshow(moment.position_margins, extent=(0, SIDE, SIDE, 0), cmap="magma")
     below.plot(moment.x * SIDE, moment.y * SIDE, "co")
     for axes in (above, below):
         axes.axis("off")

@@ -1,6 +1,6 @@
 """
-Fine-tuning on labelled images
-==============================
+Fine-tuning on labeled images
+=============================
 
 A recipe trains a whole network for classes, from a pretrained model. This example starts from a small L3-Net with
 random weights, and fine-tunes it on synthetic images of ten classes. With your own model, give its folder as ``model``.
@@ -18,7 +18,7 @@ import comodal
 from comodal.models.l3net.l3net import make_small_l3net_config
 
 folder = Path(tempfile.mkdtemp())
-comodal.synthesize(folder / "world", videos=0, sounds=0, scenes=0, images=100, side=64, workers=1)
+comodal.synthesize(folder / "world", videos=0, audio=0, scenes=0, images=100, side=64, workers=1)
 torch.manual_seed(0)
 comodal.L3Net(make_small_l3net_config(width=4, image_size=32)).save_pretrained(folder / "pretrained")
 
@@ -35,8 +35,8 @@ parameters = {
     "epochs": 12.0,
     "batch_size": 20,
     "learning_rate": 3e-3,
-    "head_rate": 3e-3,
-    "validation_share": 0.2,
+    "head_learning_rate": 3e-3,
+    "validation_fraction": 0.2,
     "workers": 0,
 }
 comodal.train("image_classes", parameters, folder / "run", log_every=4, validate_every=8)

@@ -25,9 +25,9 @@ model.save_pretrained(run)
 # %%
 # The exported network
 # --------------------
-# An L3-Net has the networks ``image``, ``sound`` and ``l3net``. The returned numbers are the largest relative
+# An L3-Net has the networks ``image``, ``audio`` and ``l3net``. The returned numbers are the largest relative
 # differences.
-differences = comodal.export(run, "onnx", run.parent / "onnx", only=["sound"])
+differences = comodal.export(run, "onnx", run.parent / "onnx", only=["audio"])
 print(differences)
 
 # %%
@@ -37,11 +37,11 @@ print(differences)
 import numpy as np
 import onnxruntime
 
-session = onnxruntime.InferenceSession(run.parent / "onnx" / "sound.onnx")
+session = onnxruntime.InferenceSession(run.parent / "onnx" / "audio.onnx")
 audio = np.random.default_rng(0).normal(0, 0.1, (3, model.config.sample_rate)).astype(np.float32)
 (embedding,) = session.run(None, {session.get_inputs()[0].name: audio})
 with torch.inference_mode():
-    expected = model.embed_sound(torch.from_numpy(audio)).numpy()
+    expected = model.embed_audio(torch.from_numpy(audio)).numpy()
 print(embedding.shape, "largest difference", np.abs(embedding - expected).max())
 
 # %%

@@ -57,14 +57,14 @@ def caffe_rules(folder: Path, fewest: int = 36, most: int = 36) -> C4Postprocess
     return C4Postprocessing(
         size=told["scales"],
         longest=told["max_size"],
-        smallest=told["rpn_min_size"],
-        before=told["pre_nms"],
-        proposals=told["post_nms"],
-        overlap=told["rpn_nms"],
-        class_overlap=told["nms"],
-        fewest=fewest,
-        most=most,
-        sure=told["conf_thresh"],
+        min_proposal_side=told["rpn_min_size"],
+        pre_nms_top_k=told["pre_nms"],
+        post_nms_top_k=told["post_nms"],
+        nms_threshold=told["rpn_nms"],
+        class_nms_threshold=told["nms"],
+        min_regions=fewest,
+        max_regions=most,
+        score_threshold=told["conf_thresh"],
     )
 
 
@@ -74,12 +74,12 @@ def lxmert_rules(folder: Path) -> LXMERTPostprocessing:
     return LXMERTPostprocessing(
         size=told["input"]["min_size_test"],
         longest=told["input"]["max_size_test"],
-        before=told["rpn"]["pre_nms_topk_test"],
-        proposals=told["rpn"]["post_nms_topk_test"],
-        overlap=told["rpn"]["nms_thresh"],
-        class_overlaps=tuple(told["roi_heads"]["nms_thresh_test"]),
-        fewest=told["min_detections"],
-        most=told["max_detections"],
+        pre_nms_top_k=told["rpn"]["pre_nms_topk_test"],
+        post_nms_top_k=told["rpn"]["post_nms_topk_test"],
+        nms_threshold=told["rpn"]["nms_thresh"],
+        class_nms_thresholds=tuple(told["roi_heads"]["nms_thresh_test"]),
+        min_regions=told["min_detections"],
+        max_regions=told["max_detections"],
     )
 
 
@@ -97,8 +97,8 @@ def fpn_rules(folder: Path) -> FPNPostprocessing:
     return FPNPostprocessing(
         size=told["min_size"],
         longest=told["max_size"],
-        before=changed["MODEL.RPN.PRE_NMS_TOP_N_TEST"],
-        of_a_map=changed["MODEL.RPN.POST_NMS_TOP_N_TEST"],
-        proposals=changed["MODEL.RPN.FPN_POST_NMS_TOP_N_TEST"],
-        most=told["num_features"],
+        pre_nms_top_k=changed["MODEL.RPN.PRE_NMS_TOP_N_TEST"],
+        map_post_nms_top_k=changed["MODEL.RPN.POST_NMS_TOP_N_TEST"],
+        post_nms_top_k=changed["MODEL.RPN.FPN_POST_NMS_TOP_N_TEST"],
+        max_regions=told["num_features"],
     )

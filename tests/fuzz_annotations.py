@@ -100,16 +100,16 @@ def write_annotation_seeds(folder: Path, picture: bytes) -> Seeds:
 def write_models(folder: Path) -> None:
     """A ViLBERT on the regions of the images, the same with an answer head, and one in the original's format."""
     torch.manual_seed(0)
-    words = WordPieceTokenizer.of_texts(["what is on the grass a ball a bell"])
+    words = WordPieceTokenizer.from_texts(["what is on the grass a ball a bell"])
     sizes = config(words.size)
-    sizes = type(sizes)(**{**vars(sizes), "region_features": RegionStore(folder / "store").dim})
+    sizes = type(sizes)(**{**vars(sizes), "region_feature_dim": RegionStore(folder / "store").dim})
     save_model(ViLBERT(sizes), folder / "run", {})
     head = Head("vqa", "answers", len(ANSWERS), 8)
     save_model(TaskModel(TaskModelConfig(sizes, (head,))), folder / "vqa", {})
     (folder / "vqa" / "answers.json").write_text(json.dumps(ANSWERS))
     for run in (folder / "run", folder / "vqa"):
         words.save(run)
-        (run / "regions.json").write_bytes(RegionStore(folder / "store").described())
+        (run / "regions.json").write_bytes(RegionStore(folder / "store").encode_provenance())
     convert(folder / "run", folder / "original")
     torch.save(load_file(folder / "original" / "pytorch_model.safetensors"), folder / "original.bin")
     (folder / "original.json").write_text(json.dumps(to_original_config(sizes)))

@@ -37,7 +37,7 @@ from comodal.training.run import train
 from small_world import write_world
 
 REFUSED = 7  # the exit status of a child that was told that another one is at work
-WORLD = {"videos": 3, "seconds": 1.0, "sounds": 0, "images": 3, "scenes": 3, "side": 32, "sound_seconds": 1.0}
+WORLD = {"videos": 3, "seconds": 1.0, "audio": 0, "images": 3, "scenes": 3, "side": 32, "audio_seconds": 1.0}
 RUN = {
     "variant": "small",
     "width": 4,

@@ -76,17 +76,17 @@ class PlainC4(nn.Module):
         """The regions of a picture that is scaled already."""
         x = F.max_pool2d(F.relu(self.stem_norm(self.stem(pixels))), 3, 2, ceil_mode=True)
         x = self.res4(self.res3(self.res2(x)))
-        scores, deltas = self.rest.proposed(x)
+        scores, deltas = self.rest.propose(x)
         anchors = tile_anchors(self.rest.cell_anchors, *x.shape[2:], 16)
         boxes = clip_boxes_to_image(decode_caffe(anchors, deltas), pixels.shape[3] - 1, pixels.shape[2] - 1)
-        large = ((boxes[:, 2:] - boxes[:, :2] + 1) >= rules.smallest * scale).all(1)
+        large = ((boxes[:, 2:] - boxes[:, :2] + 1) >= rules.min_proposal_side * scale).all(1)
         boxes, scores = boxes[large], scores[large]
-        order = scores.argsort(descending=True, stable=True)[: rules.before]
+        order = scores.argsort(descending=True, stable=True)[: rules.pre_nms_top_k]
         boxes, scores = boxes[order], scores[order]
         end = torch.tensor([0.0, 0, 1, 1])
-        boxes = boxes[nms(boxes + end, scores, rules.overlap)[: rules.proposals]]
+        boxes = boxes[nms(boxes + end, scores, rules.nms_threshold)[: rules.post_nms_top_k]]
         features = self.res5(roi_pool(x, [boxes], 14, 1 / 16)).mean((2, 3))
-        classes = self.rest.told(features).classes
+        classes = self.rest.predict(features).classes
         boxes = boxes / scale
         kept = plain_choice(boxes, classes, rules)
         return PlainFound(boxes[kept], features[kept], classes[kept], kept)
@@ -96,12 +96,12 @@ def plain_choice(boxes: Tensor, classes: Tensor, rules: C4Postprocessing) -> Ten
     """Class by class over all boxes (generate_tsv.py)."""
     sureness = torch.zeros(len(boxes))
     for column in classes.T[1:]:
-        kept = nms(boxes + torch.tensor([0.0, 0, 1, 1]), column, rules.class_overlap)
+        kept = nms(boxes + torch.tensor([0.0, 0, 1, 1]), column, rules.class_nms_threshold)
         sureness[kept] = torch.maximum(sureness[kept], column[kept])
-    sure = (sureness >= rules.sure).nonzero().flatten()
-    if rules.fewest <= len(sure) <= rules.most:
+    sure = (sureness >= rules.score_threshold).nonzero().flatten()
+    if rules.min_regions <= len(sure) <= rules.max_regions:
         return sure
-    wanted = rules.fewest if len(sure) < rules.fewest else rules.most
+    wanted = rules.min_regions if len(sure) < rules.min_regions else rules.max_regions
     return sureness.argsort(descending=True, stable=True)[:wanted]
 
 

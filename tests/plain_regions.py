@@ -19,7 +19,7 @@ def write_plain(store: RegionStore, folder: Path) -> None:
     size = store.features.size * 4 + store.boxes.size * 4
     with lmdb.open(str(folder), map_size=2 * size + 2**24) as environment, environment.begin(write=True) as transaction:
         for row, image in enumerate(store.ids):
-            found = store.regions(row)
+            found = store.read_regions(row)
             value = {"image_id": image, "image_h": found.height, "image_w": found.width, "num_boxes": len(found.boxes)}
             value |= {"boxes": np.array(found.boxes), "features": found.features.astype(np.float32)}
             transaction.put(image.encode(), pickle.dumps(value))

@@ -64,32 +64,32 @@ def moved(places: torch.Tensor, columns: int, length: int) -> torch.Tensor:
 
 def plain_losses(model: ViLBERT, batch: CaptionBatch, words: int = 36, rows: int = 37) -> dict[str, torch.Tensor]:
     """The losses of masked words, of masked regions (class probabilities) and of alignment, and their sum."""
-    lengths = batch.words.shape[1], batch.regions.shape[1]
+    lengths = batch.token_ids.shape[1], batch.region_features.shape[1]
     with step_by_step():
         output = model(
-            padded(batch.words, words),
-            padded(batch.segments, words),
-            padded(batch.words_attended, words),
-            padded(batch.regions, rows),
-            padded(batch.locations, rows),
-            padded(batch.regions_attended, rows),
+            padded(batch.token_ids, words),
+            padded(batch.token_types, words),
+            padded(batch.token_mask, words),
+            padded(batch.region_features, rows),
+            padded(batch.spatials, rows),
+            padded(batch.region_mask, rows),
         )
-    count = len(batch.words)
+    count = len(batch.token_ids)
     labels = torch.full((count * words,), NOTHING)
-    labels[moved(batch.masked_words, lengths[0], words)] = batch.word_targets
-    scores = model.word_head(output.words.flatten(0, 1))
-    word_loss = F.cross_entropy(scores, labels, ignore_index=NOTHING)
-    targets = torch.zeros(count * rows, batch.region_classes.shape[1])
+    labels[moved(batch.masked_token_indices, lengths[0], words)] = batch.token_targets
+    scores = model.compute_token_logits(output.token_states.flatten(0, 1))
+    token_loss = F.cross_entropy(scores, labels, ignore_index=NOTHING)
+    targets = torch.zeros(count * rows, batch.class_targets.shape[1])
     masked = torch.zeros(count * rows, 1)
-    here = moved(batch.masked_regions, lengths[1], rows)
-    targets[here], masked[here] = batch.region_classes, 1.0
-    predicted = model.region_head(output.regions.flatten(0, 1)).log_softmax(-1)
+    here = moved(batch.masked_region_indices, lengths[1], rows)
+    targets[here], masked[here] = batch.class_targets, 1.0
+    predicted = model.region_head(output.region_states.flatten(0, 1)).log_softmax(-1)
     region_loss = (F.kl_div(predicted, targets, reduction="none") * masked).sum() / masked.sum()
-    aligned = model.alignment_head(output.text, output.vision)
-    alignment_loss = F.cross_entropy(aligned, batch.mismatched.long())
+    aligned = model.alignment_head(output.pooled_text, output.pooled_vision)
+    alignment_loss = F.cross_entropy(aligned, batch.is_mismatch.long())
     return {
-        "loss": word_loss + region_loss + alignment_loss,
-        "word_loss": word_loss,
+        "loss": token_loss + region_loss + alignment_loss,
+        "token_loss": token_loss,
         "region_loss": region_loss,
         "alignment_loss": alignment_loss,
     }

@@ -25,8 +25,8 @@ def config(vocabulary: int) -> ViLBERTConfig:
         vision=StreamConfig(32, 1, 2, 48, dropout=0.0, attention_dropout=0.0),
         joint_dim=32,
         joint_heads=2,
-        schedule=((0, 1),),
-        region_features=DIM,
+        co_attention_layers=((0, 1),),
+        region_feature_dim=DIM,
         region_targets=3,
         initializer_range=0.1,
     )
@@ -51,7 +51,7 @@ def write_colours(folder: Path, images: int = 40) -> RegionStore:
 def write_pretrained(folder: Path, texts: list[str]) -> Path:
     """A run folder with a ViLBERT of chance and the words of some texts."""
     torch.manual_seed(7)  # the same in every run, and not the one that a control begins from
-    words = WordPieceTokenizer.of_texts(texts)
+    words = WordPieceTokenizer.from_texts(texts)
     save_model(ViLBERT(config(words.size)), folder / "model", {"recipe": "by hand"})
     words.save(folder / "model")
     return folder

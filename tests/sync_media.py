@@ -86,11 +86,11 @@ def set_edits(source: Path, target: Path, edits: Sequence[Sequence[tuple[int, in
 def check_agreement(path: Path, sound: np.ndarray, late: float = 0.0, starts: Sequence[float] | None = None) -> None:
     """Both ways of reading a video put each frame within 5 ms of what is heard while it is shown."""
     clip = read_clip(path, seconds=60.0, frames_per_second=3.0, short_side=64, sample_rate=HEARD_RATE)
-    lead = np.zeros(round(clip.sound_start_seconds * HEARD_RATE), np.float32)
+    lead = np.zeros(round(clip.audio_start_seconds * HEARD_RATE), np.float32)
     pictures = [decode_jpeg(frame) for frame in clip.frames]
     times, shown = zip(*iterate_frames(path, 3.0), strict=True)
     for found in (
-        disagreement(sound, clip.frame_seconds, pictures, np.concatenate([lead, clip.sound]), late, starts),
+        disagreement(sound, clip.frame_seconds, pictures, np.concatenate([lead, clip.audio]), late, starts),
         disagreement(sound, list(times), list(shown), read_audio(path, HEARD_RATE), late, starts),
     ):
         assert len(found) >= 6

@@ -16,7 +16,7 @@ PLACE = "left of|right of|above|below"
 
 
 def read_boxes(path: Path) -> dict[str, list[dict]]:
-    """The objects of each picture: kind, colour, material, box."""
+    """The objects of each picture: kind, color, material, box."""
     found = {}
     for line in path.read_text().splitlines():
         record = json.loads(line)
@@ -27,7 +27,7 @@ def read_boxes(path: Path) -> dict[str, list[dict]]:
 
 def fits(noun: str, thing: dict) -> bool:
     words = noun.split()
-    return all(word in (thing["kind"], thing["colour"], thing["material"], "thing") for word in words)
+    return all(word in (thing["kind"], thing["color"], thing["material"], "thing") for word in words)
 
 
 def those(noun: str, things: list[dict]) -> list[dict]:
@@ -67,7 +67,7 @@ def answer(question: str, things: list[dict]) -> str:
     """The answer to a question of the synthetic data's VQA."""
     if m := re.fullmatch(rf"What color is the ({NOUN}) ({PLACE}) the ({NOUN})\?", question):
         (thing,) = at(*m.groups(), things)
-        return thing["colour"]
+        return thing["color"]
     if m := re.fullmatch(rf"What is the ({NOUN}) ({PLACE}) the ({NOUN}) made of\?", question):
         (thing,) = at(*m.groups(), things)
         return thing["material"]
@@ -85,7 +85,7 @@ def answer(question: str, things: list[dict]) -> str:
     if m := re.fullmatch(rf"Are there more ({NOUN})s than ({NOUN})s\?", question):
         return yes(len(those(m[1], things)) > len(those(m[2], things)))
     if m := re.fullmatch(rf"Is the ({NOUN}) the same color as the ({NOUN})\?", question):
-        return yes(the(m[1], things)["colour"] == the(m[2], things)["colour"])
+        return yes(the(m[1], things)["color"] == the(m[2], things)["color"])
     m = re.fullmatch(rf"Is the ({NOUN}) larger than the ({NOUN})\?", question)
     assert m, f"a question of no known form: {question}"
     return yes(area(the(m[1], things)) > area(the(m[2], things)))
@@ -98,8 +98,8 @@ def meant(expression: str, things: list[dict]) -> list[dict]:
         extreme = (max if m[1] == "largest" else min)(map(area, among))
         return [thing for thing in among if area(thing) == extreme]
     if m := re.fullmatch(rf"(?:the )?({NOUN})(?: of the)? same color as (?:the )?({NOUN})", expression):
-        colour = the(m[2], things)["colour"]
-        return [thing for thing in those(m[1], things) if thing["colour"] == colour]
+        colour = the(m[2], things)["color"]
+        return [thing for thing in those(m[1], things) if thing["color"] == colour]
     m = re.fullmatch(rf"(?:the )?({NOUN})(?: that is)? ({PLACE}) (?:the )?({NOUN})", expression)
     assert m, f"an expression of no known form: {expression}"
     return at(*m.groups(), things)
@@ -137,13 +137,13 @@ def label(statement: str, things: list[dict]) -> str:
         return "neutral"
     thing = the(m[1], things)
     if m := re.fullmatch(rf"The {NOUN} is ({COLOURS})\.", statement):
-        true = thing["colour"] == m[1]
+        true = thing["color"] == m[1]
     elif m := re.fullmatch(rf"The {NOUN} is ({PLACE}) the ({NOUN})\.", statement):
         true = where(thing, the(m[2], things)) == m[1]
     else:
         m = re.fullmatch(rf"The {NOUN} has the same color as the ({NOUN})\.", statement)
         assert m, f"a statement of no known form: {statement}"
-        true = thing["colour"] == the(m[1], things)["colour"]
+        true = thing["color"] == the(m[1], things)["color"]
     return "entailment" if true else "contradiction"
 
 
@@ -154,7 +154,7 @@ def is_true(words: list, things: list[dict]) -> bool:
         thing = things[int(m[1])]
         return where(thing, things[int(m[3])]) == m[2] and m[4] in (None, thing["material"])
     if m := re.fullmatch(rf"\[(\d)\] is ({COLOURS}) and \[(\d)\] is ({COLOURS}) \.", text):
-        return things[int(m[1])]["colour"] == m[2] and things[int(m[3])]["colour"] == m[4]
+        return things[int(m[1])]["color"] == m[2] and things[int(m[3])]["color"] == m[4]
     m = re.fullmatch(rf"\[(\d)\] is ({COLOURS}) and made of ({MATERIALS}) \.", text)
     assert m, f"a sentence of no known form: {text}"
-    return things[int(m[1])]["colour"] == m[2] and things[int(m[1])]["material"] == m[3]
+    return things[int(m[1])]["color"] == m[2] and things[int(m[1])]["material"] == m[3]

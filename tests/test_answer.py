@@ -47,12 +47,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_of(world: Path, folder: Path, *heads: Head) -> Path:
     """A run of chance with the words, answers and regions that training writes beside the weights."""
-    store, words = RegionStore(world / "store"), WordPieceTokenizer.of_texts([TEXT])
+    store, words = RegionStore(world / "store"), WordPieceTokenizer.from_texts([TEXT])
 
-    config = replace(small_config(words.size), region_features=store.dim)
+    config = replace(small_config(words.size), region_feature_dim=store.dim)
     save_model(TaskModel(TaskModelConfig(config, heads)) if heads else ViLBERT(config), folder, {})
     words.save(folder)
-    (folder / "regions.json").write_bytes(store.described())
+    (folder / "regions.json").write_bytes(store.encode_provenance())
     (folder / "answers.json").write_text(json.dumps(ANSWERS))
     return folder
 
@@ -64,31 +64,31 @@ VQA, POINTING = Head("vqa", "answers", 3, 8), Head("regions", "regions", 1)
 def test_an_answer_is_that_of_the_evaluation_of_the_same_picture(world: Path, tmp_path: Path, head: Head):
     run = run_of(world, tmp_path / "run", head, POINTING)
     answerer, store = load_vision_language(run, precision="fp32"), RegionStore(world / "store")
-    seen = answerer.see(world / "images" / "b.png")
-    np.testing.assert_allclose(seen.boxes, store.regions(store.find("b")).boxes, atol=1e-4)
+    seen = answerer.encode_image(world / "images" / "b.png")
+    np.testing.assert_allclose(seen.boxes, store.read_regions(store.find("b")).boxes, atol=1e-4)
     text = "what is on the grass?"
     assert isinstance(answerer.model, TaskModel)
-    asked = LoadedTaskModel(answerer.model, store, answerer.words, "nothing", 100, Compute(torch.device("cpu")))
-    example = TaskExample("1", (tokenize_text(answerer.words, text, 36),), (store.find("b"),), None)
+    asked = LoadedTaskModel(answerer.model, store, answerer.tokenizer, "none", 100, Compute(torch.device("cpu")))
+    example = TaskExample("1", (tokenize_text(answerer.tokenizer, text, 36),), (store.find("b"),), None)
     (theirs,) = score_examples(asked, head.name, [example])
     ours = {guess.text: guess.probability for guess in answerer.ask(seen, text)}
     expected = 1 / (1 + np.exp(-theirs.scores))
     np.testing.assert_allclose([ours[name] for name in ANSWERS], expected, rtol=2e-3)  # the store is fp16
     (pointed,) = score_examples(asked, "regions", [example])
     best = answerer.ground(seen, text)[0]
-    corners = np.concatenate([[[0, 0, 70, 40]], store.regions(store.find("b")).boxes])
+    corners = np.concatenate([[[0, 0, 70, 40]], store.read_regions(store.find("b")).boxes])
     assert best.box == pytest.approx(tuple(corners[pointed.scores.argmax()]), abs=1e-3)
 
 
 def test_words_are_filled_in_where_the_masks_are(world: Path, tmp_path: Path):
     answerer = load_vision_language(run_of(world, tmp_path / "run"))
-    seen = answerer.see(world / "images" / "a.png")
-    found = answerer.fill(seen, "a [MASK] dog on the [MASK]", most=4)
+    seen = answerer.encode_image(world / "images" / "a.png")
+    found = answerer.fill_mask(seen, "a [MASK] dog on the [MASK]", top_k=4)
     assert [len(guesses) for guesses in found] == [4, 4]
-    shares = [guess.probability for guess in answerer.fill(seen, "a [MASK]", most=answerer.words.size)[0]]
+    shares = [guess.probability for guess in answerer.fill_mask(seen, "a [MASK]", top_k=answerer.tokenizer.size)[0]]
     assert sum(shares) == pytest.approx(1.0, abs=1e-4) and shares == sorted(shares, reverse=True)
-    with pytest.raises(ValueError, match="has no \\[MASK\\] to fill"):
-        answerer.fill(seen, "a red dog")
+    with pytest.raises(ValueError, match="has no \\[MASK\\] in its first"):
+        answerer.fill_mask(seen, "a red dog")
 
 
 def test_one_line_for_each(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -111,12 +111,12 @@ def test_one_line_for_each(world: Path, tmp_path: Path, capsys: pytest.CaptureFi
 def test_what_cannot_be_asked_is_told(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     plain, image = run_of(world, tmp_path / "plain"), world / "images" / "a.png"
     assert main(["ask", str(image), "what?", "--model", str(plain)]) == 1
-    assert "is not fine-tuned for vqa: `comodal train vqa` does that" in capsys.readouterr().err
-    (plain / "regions.json").write_text(json.dumps({"made_from": {"layout": "BUTD TSV"}}))
-    with pytest.raises(DataError, match="its detector is not known here"):
-        load_vision_language(plain).see(image)
+    assert "is not fine-tuned for vqa: run `comodal train vqa`" in capsys.readouterr().err
+    (plain / "regions.json").write_text(json.dumps({"provenance": {"layout": "BUTD TSV"}}))
+    with pytest.raises(DataError, match="its detector is unknown"):
+        load_vision_language(plain).encode_image(image)
     (plain / "regions.json").unlink()
-    with pytest.raises(CheckpointError, match="says of what regions the model has learnt"):
+    with pytest.raises(CheckpointError, match="the regions of the training data"):
         load_vision_language(plain)
     assert (
         main(["ask", str(tmp_path / "nowhere.jpg"), "what?", "--model", str(run_of(world, tmp_path / "r", VQA))]) == 1
@@ -131,18 +131,18 @@ def test_boxes_can_be_given_where_the_model_has_learnt_from_boxes(
     (tmp_path / "boxes.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     extract_regions(world / "images", tmp_path / "store", str(world / "network"), tmp_path / "boxes.jsonl")
     run = run_of(world, tmp_path / "run")
-    (run / "regions.json").write_bytes(RegionStore(tmp_path / "store").described())
+    (run / "regions.json").write_bytes(RegionStore(tmp_path / "store").encode_provenance())
     answerer = load_vision_language(run)
-    with pytest.raises(DataError, match="give the boxes of its objects with --boxes"):
-        answerer.see(world / "images" / "a.png")
-    seen = answerer.see(world / "images" / "a.png", np.array(lines[0]["boxes"], np.float32))
+    with pytest.raises(DataError, match="pass the boxes of the objects with --boxes"):
+        answerer.encode_image(world / "images" / "a.png")
+    seen = answerer.encode_image(world / "images" / "a.png", np.array(lines[0]["boxes"], np.float32))
     assert seen.boxes.tolist() == lines[0]["boxes"]
     (tmp_path / "given.json").write_text("[[0, 0, 20, 20]]")
     words = ["align", str(world / "images" / "a.png"), "a dog", "--model", str(run)]
     assert main([*words, "--boxes", str(tmp_path / "given.json")]) == 0
     capsys.readouterr()
     for boxes, told in (
-        ([[0, 0, 0, 20]], "given.json: no boxes, or an empty one"),
+        ([[0, 0, 0, 20]], "given.json: no boxes, or an empty box"),
         ([[20, 20, 15, 30]], "given.json: boxes of left, top, width, height (xywh)"),
         ([[0.1, 0.1, 0.5, 0.7]], "a.png: boxes are fractions: no value of the boxes is above 1"),
     ):
@@ -150,7 +150,7 @@ def test_boxes_can_be_given_where_the_model_has_learnt_from_boxes(
         assert main([*words, "--boxes", str(tmp_path / "given.json")]) == 1
         assert told in " ".join(capsys.readouterr().err.split())
     with pytest.raises(MediaError, match=r"a\.png: boxes are not corners: .*left, top, width, height"):
-        answerer.see(world / "images" / "a.png", np.array([[20, 20, 15, 30]], np.float32))
+        answerer.encode_image(world / "images" / "a.png", np.array([[20, 20, 15, 30]], np.float32))
 
 
 def test_it_is_a_public_name(world: Path, tmp_path: Path):

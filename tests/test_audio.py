@@ -86,7 +86,12 @@ def test_sound_that_cannot_be_read_is_refused_with_its_path(tmp_path: Path):
     (tmp_path / "text.wav").write_text("not a sound")
     (tmp_path / "noise.wav").write_bytes(np.random.default_rng(0).bytes(5000))
     write_video(tmp_path / "mute.mp4")
-    wanted = {"text.wav": "unreadable", "noise.wav": "unreadable", "mute.mp4": "no sound", "nowhere.wav": "missing"}
+    wanted = {
+        "text.wav": "unreadable",
+        "noise.wav": "unreadable",
+        "mute.mp4": "no audio stream",
+        "nowhere.wav": "missing",
+    }
     for name, reason in wanted.items():
         with pytest.raises(MediaError) as caught:
             read_audio(tmp_path / name)

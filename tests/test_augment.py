@@ -30,7 +30,7 @@ def test_crops_are_windows_of_the_picture_and_every_place_occurs(picture):
     rng = np.random.default_rng(1)
     windows = {picture[y : y + 7, x : x + 7].tobytes() for y in range(3) for x in range(6)}
     assert {random_crop(picture, 7, rng).tobytes() for _ in range(500)} == windows
-    with pytest.raises(ValueError, match="10 pixels does not fit into a picture of 12 x 9"):
+    with pytest.raises(ValueError, match="10 pixels does not fit into an image of 12 x 9"):
         random_crop(picture, 10, rng)
 
 

@@ -48,5 +48,5 @@ def test_the_second_score_is_for_together():
 
 def test_a_batch_moves_whole():
     moved = batch([True, False]).to(torch.device("meta"))
-    assert {moved.image.device.type, moved.sound.device.type, moved.together.device.type} == {"meta"}
+    assert {moved.image.device.type, moved.audio.device.type, moved.is_match.device.type} == {"meta"}
     assert moved.keys == ("key", "key")

@@ -42,7 +42,7 @@ def weights(path): return read_openl3_weights(path)
 def vocabulary(path): return WordPieceTokenizer.read(path).encode("a dog", 12)
 def captions(path):
     read = read_captions(path)
-    words = WordPieceTokenizer.of_texts(caption.caption for caption in read.captions)
+    words = WordPieceTokenizer.from_texts(caption.caption for caption in read.captions)
     return words.encode_all([caption.caption for caption in read.captions], 36)
 def members(path): return [one.example.fault for one in read_archive_examples(path.parent, path.name)]
 
@@ -119,6 +119,7 @@ def measure(cases: list[tuple[str, Path]]) -> dict[str, tuple[float, float, str]
     return {name: (taken, seconds, said) for _, name, taken, seconds, said in map(json.loads, done.stdout.splitlines())}
 
 
+@pytest.mark.slow
 def test_images(tmp_path: Path):
     most = write_images(tmp_path)
     found = measure([("read_image", tmp_path / name) for name in most])
@@ -135,6 +136,7 @@ def many_objects(file: h5py.File) -> None:
         file[f"g/{number}"] = file["image_bb"]
 
 
+@pytest.mark.slow
 def test_arrays_and_features(tmp_path: Path):
     """HDF5 whose chunks of zeros take nothing, .npz and .npy that say more than they hold."""
     npz(tmp_path / "large.npz", 1_100 * MEGABYTE)
@@ -190,5 +192,5 @@ def test_long_words_and_members(tmp_path: Path):
 
 
 def test_half_a_surrogate_pair_costs_no_vocabulary():
-    words = WordPieceTokenizer.of_texts(["a \ud800 dog", "a cat"])
-    assert words.decode(words.encode("a dog")) == "a dog" and words.unknown not in words.encode("a cat")
+    words = WordPieceTokenizer.from_texts(["a \ud800 dog", "a cat"])
+    assert words.decode(words.encode("a dog")) == "a dog" and words.unknown_id not in words.encode("a cat")

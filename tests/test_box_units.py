@@ -83,7 +83,7 @@ def test_an_image_of_a_list_with_normalized_boxes_is_refused_alone(tmp_path: Pat
 def test_one_wrong_record_costs_that_record(tmp_path: Path):
     source = write(tmp_path / "source", ["corners"] * 20 + ["xywh"] + ["fractions"] + ["corners"] * 20, rows=36)
     counts = convert_regions(source, tmp_path / "store")
-    assert counts == {"taken": 40, "boxes are not corners": 1, "boxes are fractions": 1}
+    assert counts == {"accepted": 40, "boxes are not corners": 1, "boxes are fractions": 1}
     assert len(RegionStore(tmp_path / "store")) == 40
 
 
@@ -104,11 +104,11 @@ def table(path: Path, features: str, boxes: str = "<f4") -> Path:
 
 
 def test_numbers_of_another_width_are_refused(tmp_path: Path):
-    assert convert_regions(table(tmp_path / "good.tsv", "<f4"), tmp_path / "good") == {"taken": 5}
+    assert convert_regions(table(tmp_path / "good.tsv", "<f4"), tmp_path / "good") == {"accepted": 5}
     for features in ("<f8", "<f2"):
-        with pytest.raises(DataError, match=r"bad\.tsv has no record .* their bytes are not of the type"):
+        with pytest.raises(DataError, match=r"bad\.tsv has no usable record .* their bytes are not of the type"):
             convert_regions(table(tmp_path / "bad.tsv", features), tmp_path / "bad")
-    with pytest.raises(DataError, match=r"bad\.tsv has no record .*128 bytes, not 64 for 4 x 4 numbers of float32"):
+    with pytest.raises(DataError, match=r"bad\.tsv has no usable record .*128 bytes, not 64 for 4 x 4 float32 values"):
         convert_regions(table(tmp_path / "bad.tsv", "<f4", "<f8"), tmp_path / "bad")
 
 

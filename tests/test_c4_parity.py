@@ -41,15 +41,15 @@ def compared(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], pix
 def test_every_stage_of_caffes(folder: Path):
     model, theirs, rules = c4_of(folder), tensors(folder, "expected"), caffe_rules(folder)
     seen = compute_caffe_feature_map(model, theirs["image_rgb"], rules)
-    proposed = model.proposed(seen.feature_map)
+    proposed = model.propose(seen.values)
     assert_close(model.cell_anchors, theirs["cell_anchors"], rtol=0, atol=0)
-    rows, columns = seen.feature_map.shape[2:]
+    rows, columns = seen.values.shape[2:]
     probabilities = theirs["rpn_cls_prob"][0, model.config.anchors :]
     boxes = propose_caffe(model, seen, rules)
-    features = model.features(seen.feature_map, boxes)
-    told = model.told(features)
+    features = model.compute_features(seen.values, boxes)
+    told = model.predict(features)
     ours = {
-        "res4": seen.feature_map,
+        "res4": seen.values,
         "rpn_bbox_pred": proposed.deltas.view(1, rows, columns, -1).permute(0, 3, 1, 2),
         "rois": torch.cat([torch.zeros(len(boxes), 1), boxes], 1),
         "pool5": features,
@@ -69,11 +69,11 @@ def test_every_stage_of_caffes(folder: Path):
 def test_selections_of_caffes(folder: Path, fewest: int, most: int, name: str):
     theirs = tensors(folder, "expected")
     found = detect_caffe_regions(c4_of(folder), theirs["image_rgb"], caffe_rules(folder, fewest, most))
-    assert torch.equal(found.kept, theirs[f"{name}.keep"])
+    assert torch.equal(found.proposal_indices, theirs[f"{name}.keep"])
     assert_close(found.boxes, theirs[f"{name}.boxes"], **PIXELS)
-    assert_close(found.features, theirs["pool5"][found.kept], **NUMBERS)
-    assert_close(found.classes, theirs["cls_prob"][found.kept], **NUMBERS)
-    assert_close(found.attributes, theirs["attr_prob"][found.kept], **NUMBERS)
+    assert_close(found.features, theirs["pool5"][found.proposal_indices], **NUMBERS)
+    assert_close(found.classes, theirs["cls_prob"][found.proposal_indices], **NUMBERS)
+    assert_close(found.attributes, theirs["attr_prob"][found.proposal_indices], **NUMBERS)
 
 
 @pytest.mark.parametrize("folder", **ids(CAFFE))
@@ -90,19 +90,19 @@ def test_given_boxes_of_caffes(folder: Path):
 def test_every_stage_of_lxmerts(folder: Path):
     model, theirs, rules = c4_of(folder), tensors(folder, "expected"), lxmert_rules(folder)
     seen = compute_lxmert_feature_map(model, theirs["image_rgb"], rules)
-    proposed = model.proposed(seen.feature_map)
-    rows, columns = seen.feature_map.shape[2:]
+    proposed = model.propose(seen.values)
+    rows, columns = seen.values.shape[2:]
     proposals = propose_lxmert(model, seen, rules)
-    features = model.features(seen.feature_map, proposals)
-    told = model.told(features)
+    features = model.compute_features(seen.values, proposals)
+    told = model.predict(features)
     scales = torch.tensor([0.1, 0.1, 0.2, 0.2]).repeat(model.config.classes - 1)
     ours = {
-        "res4": seen.feature_map,
+        "res4": seen.values,
         "rpn_logits": proposed.scores.view(1, rows, columns, -1).permute(0, 3, 1, 2),
         "rpn_deltas": proposed.deltas.view(1, rows, columns, -1).permute(0, 3, 1, 2),
         "proposals.0": proposals,
         "roi_features": features,
-        "class_probs": told.classes.roll(-1, 1),  # theirs end with "nothing"
+        "class_probs": told.classes.roll(-1, 1),  # theirs end with "none"
         "box_deltas": told.deltas[:, 4:] / scales,
         "attr_logits": told.attributes.roll(-1, 1),
     }
@@ -132,8 +132,8 @@ def test_proposals_of_crafted_maps(folder: Path, monkeypatch: pytest.MonkeyPatch
     model.cell_anchors.copy_(cell)
     scores = theirs["pl.scores"][0, len(cell) :].permute(1, 2, 0).flatten()
     deltas = theirs["pl.deltas"][0].permute(1, 2, 0).reshape(-1, 4)
-    monkeypatch.setattr(model, "proposed", lambda _map: C4Proposals(scores, deltas))
+    monkeypatch.setattr(model, "propose", lambda _map: C4Proposals(scores, deltas))
     feature_map = torch.zeros(1, 1, *theirs["pl.scores"].shape[2:])
     seen = C4FeatureMap(feature_map, int(height), int(width), torch.full((4,), scale))
-    found = propose_caffe(model, seen, C4Postprocessing(before=60, proposals=20))
+    found = propose_caffe(model, seen, C4Postprocessing(pre_nms_top_k=60, post_nms_top_k=20))
     assert_close(found, theirs["pl.rois"][:, 1:], **PIXELS)

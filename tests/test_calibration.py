@@ -30,7 +30,7 @@ def test_one_batch_gives_every_norm_the_mean_and_variance_of_its_input():
     seen: dict[str, torch.Tensor] = {}
     for name, layer in control.image_tower.layers.items():
         layer.norm.register_forward_hook(lambda _n, inputs, _o, name=name: seen.__setitem__(name, inputs[0]))
-    calibrate_batch_norms(control.image_tower, control.image_map, pictures(20))
+    calibrate_batch_norms(control.image_tower, control.compute_image_map, pictures(20))
     for name, layer in control.image_tower.layers.items():
         assert torch.allclose(layer.norm.running_mean, seen[name].mean((0, 2, 3)), atol=1e-5)
         assert torch.allclose(layer.norm.running_var, seen[name].var((0, 2, 3)), rtol=1e-4)
@@ -39,8 +39,8 @@ def test_one_batch_gives_every_norm_the_mean_and_variance_of_its_input():
 def test_several_batches_are_as_torch_updates_them():
     control, images = make_untrained_copy(L3Net(CONFIG), 3), pictures(96)
     theirs = copy.deepcopy(control).image_tower
-    update_bn([control.normalised(images[start::3]) for start in range(3)], theirs)
-    calibrate_batch_norms(control.image_tower, control.image_map, images)
+    update_bn([control.normalize_image(images[start::3]) for start in range(3)], theirs)
+    calibrate_batch_norms(control.image_tower, control.compute_image_map, images)
     for (name, ours), other in zip(control.image_tower.named_buffers(), theirs.buffers(), strict=True):
         assert torch.allclose(ours, other, rtol=1e-5, atol=1e-6), name
 
@@ -48,11 +48,11 @@ def test_several_batches_are_as_torch_updates_them():
 def test_no_weight_changes_and_neither_does_the_other_tower():
     model = L3Net(CONFIG)
     control, before = make_untrained_copy(model, 5), make_untrained_copy(model, 5).state_dict()
-    calibrate_batch_norms(control.sound_tower, control.sound_map, sounds(8))
+    calibrate_batch_norms(control.audio_tower, control.compute_audio_map, sounds(8))
     changed = {name for name, value in control.state_dict().items() if not torch.equal(value, before[name])}
-    assert changed and all(name.startswith("sound_tower.") and "norm." in name for name in changed)
+    assert changed and all(name.startswith("audio_tower.") and "norm." in name for name in changed)
     assert not any(name.endswith(("weight", "bias")) for name in changed)
-    assert not control.training and control.sound_tower.layers["conv1_1"].norm.momentum == CONFIG.norm_momentum
+    assert not control.training and control.audio_tower.layers["conv1_1"].norm.momentum == CONFIG.norm_momentum
 
 
 @pytest.mark.parametrize("config", [CONFIG, make_openl3_config("mel128")])
@@ -60,7 +60,7 @@ def test_a_calibrated_network_has_no_dead_channels_at_its_end(config):
     """Of the outputs of conv4_2 about half are above 0, and every channel differs between sounds."""
     config = config if config is CONFIG else type(config)(**{**vars(config), "width": 4})
     control = make_untrained_copy(L3Net(config), 0)
-    calibrate_batch_norms(control.sound_tower, control.sound_tower.forward, control.spectrogram(sounds(16)))
-    last = control.sound_tower(control.spectrogram(sounds(16)))
+    calibrate_batch_norms(control.audio_tower, control.audio_tower.forward, control.spectrogram(sounds(16)))
+    last = control.audio_tower(control.spectrogram(sounds(16)))
     assert 0.3 < (last > 0).float().mean() < 0.7
     assert (last.amax((2, 3)).std(0) > 1e-4).all()

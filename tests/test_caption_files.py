@@ -192,15 +192,15 @@ def test_what_is_not_taken_is_counted_by_reason(write):
     [
         ("a.json", '{"1": "a"', "a.json: not JSON"),
         ("a.jsonl", '{"image": "a", "caption": "b"}\n{"image": ', "a.jsonl, line 2: not JSON"),
-        ("a.json", "[1, 2]", "is not laid out as its beginning says: .*entry 0 is no object but '1'"),
+        ("a.json", "[1, 2]", "does not have the layout that its first lines suggest: .*entry 0 is not an object: '1'"),
         ("a.json", '[{"image": "a", "caption": "b", "split": "maybe"}]', "a split is one of train, .*not 'maybe'"),
         ("a.json", '{"images": [{"filename": "a.jpg"}]}', "KeyError.'sentences'"),
-        ("a.json", '{"info": {"year": 2014}}', "captions that comodal knows. It reads Conceptual Capt"),
-        ("a.txt", "A dog on the grass.\nA cat.\n", "no file of captions that comodal knows.*this begins 'A dog"),
-        ("a.txt", "", "no file of captions that comodal knows"),
-        ("a.json", "[]", r"\(JSON array\) holds no caption of an image: it is empty"),
+        ("a.json", '{"info": {"year": 2014}}', "unknown layout of captions. Supported: Conceptual Capt"),
+        ("a.txt", "A dog on the grass.\nA cat.\n", "unknown layout of captions.*the file begins with 'A dog"),
+        ("a.txt", "", "unknown layout of captions"),
+        ("a.json", "[]", r"\(JSON array\) has no caption of an image: it is empty"),
         ("a.json", "[" * 100_000, "a.json: JSON nested deeper than"),
-        ("a.json", '[{"caption": "b"}]', "holds no caption of an image: 1 x caption without image"),
+        ("a.json", '[{"caption": "b"}]', "has no caption of an image: 1 x caption without image"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_said_with_its_path(write, name, content, message):
@@ -224,9 +224,11 @@ def caption(name: str, text: str = "A.", split: str | None = None) -> Caption:
 
 def test_names_of_another_kind_are_shown_from_both_sides():
     captions = [caption(f"img{number}") for number in range(100)]
-    with pytest.raises(DataError, match=r"0 of 100 captions fit .*ask for img0; img1; img2; the store has 7; 8; 9$"):
+    with pytest.raises(
+        DataError, match=r"0 of 100 captions match .*the captions name img0; img1; img2; the store has 7; 8; 9$"
+    ):
         match_captions(captions, ["7", "8", "9"])
-    with pytest.raises(DataError, match=r"1 of 100 captions fit an image of the region store \(1 of 31 images\)"):
+    with pytest.raises(DataError, match=r"1 of 100 captions match an image of the region store \(1 of 31 images\)"):
         match_captions(captions, ["img0", *map(str, range(30))])
     with pytest.raises(DataError, match="the store has nothing"):
         match_captions(captions, [])
@@ -249,7 +251,7 @@ named = st.tuples(st.integers(0, 9), st.sampled_from([None, "train", "validation
 def test_all_captions_of_an_image_are_in_one_split_and_none_is_lost(entries):
     ids = [f"image{row}" for row in range(10)]
     pairs = [(caption(ids[row], f"{number}", split), row) for number, (row, split) in enumerate(entries)]
-    parts = split_matched_captions(pairs, ids, validation=0.2, test=0.2)
+    parts = split_matched_captions(pairs, ids, validation_fraction=0.2, test_fraction=0.2)
     assert sorted(pair for part in parts.values() for pair in part) == sorted(pairs)
     rows = [{row for _, row in part} for part in parts.values()]
     assert sum(map(len, rows)) == len(set().union(*rows))
@@ -262,10 +264,10 @@ def test_all_captions_of_an_image_are_in_one_split_and_none_is_lost(entries):
 def test_what_a_file_leaves_open_is_split_by_the_image_alone():
     ids = [str(number) for number in range(4000)]
     parts = split_matched_captions(
-        [(caption(name), row) for row, name in enumerate(ids)], ids, validation=0.05, test=0.1
+        [(caption(name), row) for row, name in enumerate(ids)], ids, validation_fraction=0.05, test_fraction=0.1
     )
     assert len(parts["validation"]) == pytest.approx(200, abs=60) and len(parts["test"]) == pytest.approx(400, abs=80)
-    alone = split_matched_captions([(caption("17"), 0)], ["17"], validation=0.05, test=0.1)
+    alone = split_matched_captions([(caption("17"), 0)], ["17"], validation_fraction=0.05, test_fraction=0.1)
     assert next(split for split, part in alone.items() if part) == next(
         split for split, part in parts.items() if any(row == 17 for _, row in part)
     )

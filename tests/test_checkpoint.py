@@ -120,7 +120,7 @@ def test_a_class_outside_our_models_is_refused(folder: Path, name: object):
         ({"depth": 5}, r"unknown \['depth'\]"),
         ({"embedding": "softmax"}, "config.embedding is 'softmax'"),
         ({"relu_before_norm": ["conv1_2", 3]}, r"config.relu_before_norm\[1\] is 3"),
-        ({"relu_before_norm": ["conv9_9"]}, "relu_before_norm names"),
+        ({"relu_before_norm": ["conv9_9"]}, "unknown layers in relu_before_norm"),
         ({"spectrogram": None}, "config.spectrogram is None, not an object"),
         ({"width": 4}, "has the shape"),
         ({"input_norm": True}, "missing weights"),
@@ -183,7 +183,7 @@ class Trap:
 
 def test_an_empty_or_missing_folder_is_refused(tmp_path: Path, folder: Path):
     for path in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(CheckpointError, match="no model here"):
+        with pytest.raises(CheckpointError, match="no model found"):
             load_model(path)
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):

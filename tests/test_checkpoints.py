@@ -32,7 +32,7 @@ def test_a_disk_without_room_leaves_the_checkpoint_before(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(state(1))
     make_temporary_path(tmp_path / "000000002.pt").symlink_to("/dev/full")
-    message = r"000000002.pt cannot be written \(.*No space left on device.*\); the checkpoint of step 1 is whole"
+    message = r"000000002.pt cannot be written \(.*No space left on device.*\); the checkpoint of step 1 is complete"
     with pytest.raises(CheckpointError, match=message):
         checkpoints.save(state(2))
     assert [path.name for path in tmp_path.iterdir()] == ["000000001.pt"]
@@ -58,7 +58,7 @@ def test_a_damaged_one_is_skipped_with_a_warning(tmp_path: Path, damaged: slice,
     assert "warning" in (said := capsys.readouterr().err) and str(path) in said
     for step in (3, 4, 5):  # the run goes on, and in the end nothing of the damaged one is left
         checkpoints.save(state(step))
-    assert [path.name for path in checkpoints.files()] == ["000000004.pt", "000000005.pt"]
+    assert [path.name for path in checkpoints.list_files()] == ["000000004.pt", "000000005.pt"]
 
 
 def test_a_damaged_one_is_no_reason_to_delete_the_whole_ones(tmp_path: Path):
@@ -67,7 +67,7 @@ def test_a_damaged_one_is_no_reason_to_delete_the_whole_ones(tmp_path: Path):
     checkpoints.save(state(1))
     (tmp_path / "000000009.pt").write_bytes(b"damaged")
     checkpoints.save(state(2))
-    assert [path.name for path in checkpoints.files()] == ["000000001.pt", "000000002.pt"]
+    assert [path.name for path in checkpoints.list_files()] == ["000000001.pt", "000000002.pt"]
 
 
 def test_when_all_are_damaged_that_is_an_error(tmp_path: Path):

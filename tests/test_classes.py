@@ -20,7 +20,7 @@ from comodal.models.l3net.l3net_classifier import load_l3_classifier
 from comodal.tasks.audio import audio_classification
 from comodal.tasks.audio.audio_classification import AudioReader, evaluate_sound_classes
 from comodal.tasks.evaluation.class_folders import LabeledFile
-from comodal.tasks.evaluation.l3net_fine_tuning import LabelledItems, split_by_name_hash
+from comodal.tasks.evaluation.l3net_fine_tuning import LabeledItems, split_by_name_hash
 from comodal.tasks.image import image_classification
 from comodal.tasks.image.image_classification import ImageReader, evaluate_image_classes
 from comodal.tasks.image.image_views import ViewConfig
@@ -72,7 +72,15 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def image_settings(model: Path, data: Path, epochs: float = 12.0, **more: object) -> dict:
-    return {"model": model, "data": data, "epochs": epochs, "batch_size": 8, "workers": 0, "mirror": False, **more}
+    return {
+        "model": model,
+        "data": data,
+        "epochs": epochs,
+        "batch_size": 8,
+        "workers": 0,
+        "horizontal_flip": False,
+        **more,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +105,7 @@ def test_stripes_are_learnt_and_the_card_says_how(run: Path, stripes: Path, tmp_
     assert evaluate_image_classes(run, stripes, crops="ten", workers=1)["vision.fine_tuned"] >= 0.9
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["scores"]["top-1"]["value"] == numbers["vision.fine_tuned"]
-    assert card["settings"]["training start"] == "pretrained"
+    assert card["settings"]["training start_from"] == "pretrained"
     assert (card["task"], card["split"]) == ("image_classes", "test")
 
 
@@ -112,9 +120,9 @@ def test_a_picture_that_cannot_be_read_is_left_out_named_and_counted(
     numbers = evaluate_image_classes(run, tmp_path / "data", workers=1, out=tmp_path / "out")
     assert numbers["vision.items"] == 23
     counts = json.loads((tmp_path / "out" / "card.json").read_text())["counts"]
-    assert counts == {"items": 24, "answered": 23, "cannot be read": 1}
-    assert "files that cannot be read and are left out: 1" in (said := capsys.readouterr().out) and "3.png" in said
-    before, after = ((tmp_path / name / "answers.csv").read_text().splitlines() for name in ("whole", "out"))
+    assert counts == {"items": 24, "predicted": 23, "cannot be read": 1}
+    assert "files that cannot be read and are excluded: 1" in (said := capsys.readouterr().out) and "3.png" in said
+    before, after = ((tmp_path / name / "predictions.csv").read_text().splitlines() for name in ("whole", "out"))
     assert after == [line for line in before if "vertical/3.png" not in line]
     for path in (tmp_path / "data" / "test" / "vertical").iterdir():
         path.write_bytes(b"")
@@ -145,7 +153,7 @@ def test_stopping_and_going_on_changes_no_bit(
 
 def test_the_tower_of_its_modality_is_trained_and_nothing_else(model: Path, run: Path):
     before = load_model(model).state_dict()
-    after = load_l3_classifier(run, "picture").l3net.state_dict()
+    after = load_l3_classifier(run, "image").l3net.state_dict()
     changed = {name.split(".")[0] for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert changed == {"image_tower"}
 
@@ -153,12 +161,12 @@ def test_the_tower_of_its_modality_is_trained_and_nothing_else(model: Path, run:
 def test_the_control_begins_elsewhere_and_learns_at_the_rate_of_the_new_layer(model: Path, stripes: Path):
     pretrained = load_model(model).state_dict()
     begun = image_classification.recipe(**image_settings(model, stripes, learning_rate=3e-4))
-    scratch = image_classification.recipe(**image_settings(model, stripes, learning_rate=3e-4, start="scratch"))
+    scratch = image_classification.recipe(**image_settings(model, stripes, learning_rate=3e-4, start_from="scratch"))
     name = "image_tower.layers.conv1_1.convolution.weight"
     assert torch.equal(begun.objective.get_submodule("model.l3net").state_dict()[name], pretrained[name])
     assert not torch.equal(scratch.objective.get_submodule("model.l3net").state_dict()[name], pretrained[name])
-    assert {round(group["share_of_rate"], 6) for group in begun.optimizer.param_groups} == {0.3, 1.0}
-    assert {group["share_of_rate"] for group in scratch.optimizer.param_groups} == {1.0}
+    assert {round(group["lr_scale"], 6) for group in begun.optimizer.param_groups} == {0.3, 1.0}
+    assert {group["lr_scale"] for group in scratch.optimizer.param_groups} == {1.0}
 
 
 def test_a_fine_tuned_network_can_be_probed_and_tuned_again(run: Path, stripes: Path):
@@ -166,7 +174,7 @@ def test_a_fine_tuned_network_can_be_probed_and_tuned_again(run: Path, stripes: 
     begun = (
         image_classification.recipe(**image_settings(run, stripes)).objective.get_submodule("model.l3net").state_dict()
     )
-    below = load_l3_classifier(run, "picture").l3net.state_dict()
+    below = load_l3_classifier(run, "image").l3net.state_dict()
     assert all(torch.equal(begun[name], below[name]) for name in below)
 
 
@@ -176,12 +184,12 @@ def test_every_item_comes_once_an_epoch_and_the_seed_decides_how(stripes: Path):
     ]
     reader = ImageReader(ViewConfig(16, Augmentation(), 0))
 
-    def samples(seed: int | None) -> LabelledItems:
-        return LabelledItems(items, ["horizontal", "vertical"], reader, seed)
+    def samples(seed: int | None) -> LabeledItems:
+        return LabeledItems(items, ["horizontal", "vertical"], reader, seed)
 
     first, second = ([(epoch, index) for index in range(48)] for epoch in (0, 1))
     batch, again = samples(0).batch(first), samples(0).batch(first)
-    assert torch.equal(batch.shown, again.shown) and batch.keys == again.keys
+    assert torch.equal(batch.inputs, again.inputs) and batch.keys == again.keys
     assert sorted(batch.keys) == sorted(item.name for item in items)
     assert batch.keys != samples(0).batch(second).keys != samples(1).batch(second).keys
     still = samples(None).batch(first)
@@ -190,7 +198,7 @@ def test_every_item_comes_once_an_epoch_and_the_seed_decides_how(stripes: Path):
 
 
 def test_what_is_held_out_is_not_trained_on(model: Path, stripes: Path):
-    run = image_classification.recipe(**image_settings(model, stripes, validation_share=0.25))
+    run = image_classification.recipe(**image_settings(model, stripes, validation_fraction=0.25))
     assert run.validation is not None
     held = {item.name for item in run.validation.samples.items}  # type: ignore[attr-defined]
     trained = {item.name for item in run.batches.samples.items}  # type: ignore[attr-defined]
@@ -199,7 +207,7 @@ def test_what_is_held_out_is_not_trained_on(model: Path, stripes: Path):
     assert 3 <= len(held) <= 21
     with pytest.raises(DataError, match="too few to hold out"):
         split_by_name_hash([LabeledFile(stripes, "one", "a", False)], 0.999999)
-    with pytest.raises(ValueError, match="validation_share"):
+    with pytest.raises(ValueError, match="validation_fraction"):
         split_by_name_hash([], 1.0)
 
 
@@ -218,16 +226,16 @@ def test_tones_are_learnt_from_two_folds_for_the_third(model: Path, tones: Path,
     }
     assert train(audio_classification.recipe, settings, tmp_path / "run", **OPTIONS) == 0
     numbers = evaluate_sound_classes(tmp_path / "run", tones, windows=2, workers=1, out=tmp_path / "out")
-    assert numbers["sound.fine_tuned"] >= 0.9
-    assert numbers["sound.items"] == 12
+    assert numbers["audio.fine_tuned"] >= 0.9
+    assert numbers["audio.items"] == 12
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["split"] == "fold 3"  # by the run's own record
     damaged = tmp_path / "damaged"
     shutil.copytree(tones, damaged)
     (damaged / "audio" / "4.wav").write_bytes(b"RIFF" + bytes(100))  # of fold 3
-    assert evaluate_sound_classes(tmp_path / "run", damaged, workers=1, out=tmp_path / "out")["sound.items"] == 11
+    assert evaluate_sound_classes(tmp_path / "run", damaged, workers=1, out=tmp_path / "out")["audio.items"] == 11
     assert json.loads((tmp_path / "out" / "card.json").read_text())["counts"]["cannot be read"] == 1
-    after, before = load_l3_classifier(tmp_path / "run", "sound").l3net.state_dict(), load_model(model).state_dict()
+    after, before = load_l3_classifier(tmp_path / "run", "audio").l3net.state_dict(), load_model(model).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("image_tower"))
 
 
@@ -235,7 +243,7 @@ def test_of_official_files_the_round_of_a_fold_decides_who_is_trained_on(model: 
     sounds = audio_classification.read_labeled_audio(tones, "esc50")
     one = audio_classification.find_fold_split(sounds, 2)
     fitted, tested = (
-        audio_classification.select_audio_files(sounds, side, test=False) for side in (one.fitted, one.tested)
+        audio_classification.select_audio_files(sounds, side, is_test=False) for side in (one.train_mask, one.test_mask)
     )
     numbers = [{int(item.path.stem) // 2 % 3 + 1 for item in items} for items in (fitted, tested)]
     assert numbers == [{1, 3}, {2}]
@@ -248,7 +256,7 @@ def test_a_second_of_a_sound(tones: Path, tmp_path: Path):
     item = LabeledFile(tones / "audio" / "0.wav", "0.wav", "low", False)
     heard = [reader(item, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     assert np.array_equal(heard[0], heard[1]) and not np.array_equal(heard[0], heard[2])
-    whole = reader.whole(item)
+    whole = reader.read_waveform(item)
     assert np.array_equal(reader(item, None), whole[4800 : 4800 + RATE])  # 1.2 s: the middle second begins at 0.1
     soundfile.write(tmp_path / "short.wav", np.full(100, 0.5), RATE)
     short = reader(LabeledFile(tmp_path / "short.wav", "short.wav", "a", False), None)
@@ -259,9 +267,11 @@ def test_a_second_of_a_sound(tones: Path, tmp_path: Path):
 
 
 def test_other_models_classes_and_folders_are_told(model: Path, run: Path, stripes: Path, tones: Path, tmp_path: Path):
-    with pytest.raises(CheckpointError, match="a L3Net, which knows no classes; train it with `comodal train image_cl"):
+    with pytest.raises(
+        CheckpointError, match="a L3Net, which has no classes; fine-tune it with `comodal train image_cl"
+    ):
         evaluate_image_classes(model, stripes)
-    with pytest.raises(CheckpointError, match="it tells classes of pictures, not of sounds"):
+    with pytest.raises(CheckpointError, match="a classifier of image, not of audio"):
         evaluate_sound_classes(run, tones)
     with pytest.raises(DataError, match=r"there is no fold 7; there are \[1, 2, 3\]"):
         audio_classification.recipe(model, tones, "esc50", fold=7)
@@ -270,7 +280,7 @@ def test_other_models_classes_and_folders_are_told(model: Path, run: Path, strip
         (tmp_path / side / "vertical").mkdir()
         for kind in ("oblique", "vertical"):
             Image.new("RGB", (20, 20)).save(tmp_path / side / kind / "a.png")
-    with pytest.raises(DataError, match=r"a\.png: the model knows no class 'oblique'"):
+    with pytest.raises(DataError, match=r"a\.png: the model has no class 'oblique'"):
         evaluate_image_classes(run, tmp_path, workers=1)
     (run / "model" / "classes.json").rename(tmp_path / "classes.json")
     with pytest.raises(CheckpointError, match=r"classes\.json: No such file"):

@@ -34,14 +34,14 @@ def test_without_augmentation_a_pair_is_the_middle_of_its_frame_and_its_second(s
     batch = clips(shards).batch(PLACES)
     for row, (epoch, index) in enumerate(PLACES):
         pair = PairSampler(shards, seed=3)(epoch, index)
-        frame = decode_jpeg(shards.read(pair.image_clip, f"{pair.frame:04d}.jpg"))  # 32 x 40
+        frame = decode_jpeg(shards.read_member(pair.image_clip, f"{pair.frame:04d}.jpg"))  # 32 x 40
         assert np.array_equal(batch.image[row].permute(1, 2, 0), frame[2:30, 6:34])
-        whole, _ = decode_flac(shards.read(pair.sound_clip, "flac"))
+        whole, _ = decode_flac(shards.read_member(pair.audio_clip, "flac"))
         start = round(pair.start_seconds * RATE)
-        assert np.array_equal(batch.sound[row], whole[start : start + RATE])
-        assert batch.together[row] == (index % 2 == 0)
+        assert np.array_equal(batch.audio[row], whole[start : start + RATE])
+        assert batch.is_match[row] == (index % 2 == 0)
         assert batch.keys[row].startswith(
-            f"clip{pair.image_clip} frame {pair.frame}, clip{pair.sound_clip} sound from "
+            f"clip{pair.image_clip} frame {pair.frame}, clip{pair.audio_clip} audio from "
         )
 
 
@@ -52,7 +52,7 @@ def test_pictures_lie_channels_last_in_memory(shards):
 def test_augmentation_depends_on_the_place_alone(shards):
     one, other = clips(shards, Augmentation()), clips(shards, Augmentation())
     whole, single = one.batch(PLACES), other.batch(PLACES[4:5])
-    assert torch.equal(whole.image[4], single.image[0]) and torch.equal(whole.sound[4], single.sound[0])
+    assert torch.equal(whole.image[4], single.image[0]) and torch.equal(whole.audio[4], single.audio[0])
     assert not torch.equal(whole.image[4], clips(shards).batch(PLACES).image[4])
 
 
@@ -64,7 +64,7 @@ def test_what_is_kept_in_memory_is_what_is_read(shards, cache_bytes):
     for epoch in range(3):
         places = [(epoch, index) for index in range(8)]
         ours, plain = kept.batch(places), clips(shards, Augmentation()).batch(places)
-        assert torch.equal(ours.image, plain.image) and torch.equal(ours.sound, plain.sound)
+        assert torch.equal(ours.image, plain.image) and torch.equal(ours.audio, plain.audio)
     assert kept.cache is not None and kept.cache.arrays
     assert sum(array.nbytes for array in kept.cache.arrays.values()) <= cache_bytes
     images = {key[1] for key in kept.cache.arrays if key[0] == "image"}
@@ -76,7 +76,7 @@ def test_augmentation_changes_no_pair(shards):
 
 
 def test_volume_changes_by_up_to_a_tenth(shards):
-    plain, louder = clips(shards).batch(PLACES).sound, clips(shards, Augmentation()).batch(PLACES).sound
+    plain, louder = clips(shards).batch(PLACES).audio, clips(shards, Augmentation()).batch(PLACES).audio
     gain = (plain * louder).sum(1) / (plain * plain).sum(1)
     assert torch.allclose(louder, plain * gain[:, None], atol=1e-6)
     assert 0.9 <= gain.min() < gain.max() <= 1.1
@@ -88,7 +88,7 @@ def test_digits_are_not_mirrored_if_so_asked(tmp_path: Path):
     write_pictures(tmp_path / "train", encode_jpeg(ramp))
     sides = {}
     for mirror in (True, False):
-        augmentation = dataclasses.replace(Augmentation(), mirror=mirror)
+        augmentation = dataclasses.replace(Augmentation(), horizontal_flip=mirror)
         images = clips(ShardReader(tmp_path / "train"), augmentation).batch([(0, n) for n in range(24)]).image.float()
         sides[mirror] = (images[..., :14].mean((1, 2, 3)) < images[..., 14:].mean((1, 2, 3))).tolist()
     assert set(sides[True]) == {True, False} and set(sides[False]) == {True}
@@ -109,8 +109,8 @@ def test_large_frames_are_resized_to_eight_sevenths(tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 64}, r"clip\d: its frames are 40 x 32, smaller than the model's 64: .*--short_side 73"),
-        ({"rate": 22_050}, r"clip\d: its sound has 48000 samples a second, the model hears 22050"),
+        ({"image_size": 64}, r"clip\d: its frames are 40 x 32, smaller than the model's 64: .*--short-side 73"),
+        ({"rate": 22_050}, r"clip\d: its audio has 48000 Hz, the model takes 22050 Hz"),
     ],
 )
 def test_shards_that_do_not_fit_the_model_are_refused(shards, options, message):
@@ -121,14 +121,14 @@ def test_shards_that_do_not_fit_the_model_are_refused(shards, options, message):
 def test_a_sound_shorter_than_its_record_is_refused_and_a_rounded_one_is_not(tmp_path: Path):
     jpeg = encode_jpeg(np.zeros((32, 32, 3), np.uint8))
     write_pictures(tmp_path / "rounded", jpeg, samples=RATE - 1)
-    assert clips(ShardReader(tmp_path / "rounded")).batch([(0, 0)]).sound.shape == (1, RATE)
+    assert clips(ShardReader(tmp_path / "rounded")).batch([(0, 0)]).audio.shape == (1, RATE)
     write_pictures(tmp_path / "short", jpeg, samples=RATE // 2)
-    with pytest.raises(DataError, match="its sound ends before the length that its record tells"):
+    with pytest.raises(DataError, match=r"short: clip [ab]: its audio is shorter than its record"):
         clips(ShardReader(tmp_path / "short")).batch([(0, 0)])
 
 
 def test_a_file_that_is_no_jpeg_is_named(tmp_path: Path):
-    write_pictures(tmp_path / "train", b"no picture")
+    write_pictures(tmp_path / "train", b"no video stream")
     with pytest.raises(DataError, match=r"train: clip [ab], 0000.jpg: "):
         clips(ShardReader(tmp_path / "train")).batch([(0, 0)])
 
@@ -139,7 +139,7 @@ def test_a_flipped_bit_is_named(tmp_path: Path):
     data = bytearray(path.read_bytes())
     data[data.index(b"fLaC") + 1000] ^= 1  # in the sound of the first clip
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"000000.tar is damaged: .* of clip\d has a wrong checksum"):
+    with pytest.raises(DataError, match=r"000000.tar is damaged: .* of clip\d does not match its checksum"):
         clips(ShardReader(tmp_path / "train")).batch([(0, index) for index in range(100)])
 
 

@@ -55,9 +55,9 @@ def walked(codebook: Codebook, feature: Tensor) -> int:
     point = point / point.norm()
     choice = list(range(codebook.config.roots))
     while choice:
-        node = min(choice, key=lambda child: float((codebook.centres[child].double() - point).norm()))
-        choice = [int(child) for child in codebook.below[node] if child >= 0]
-    return int(codebook.token[node])
+        node = min(choice, key=lambda child: float((codebook.centers[child].double() - point).norm()))
+        choice = [int(child) for child in codebook.child_nodes[node] if child >= 0]
+    return int(codebook.token_of_node[node])
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +85,18 @@ def test_the_tree_recovers_families_first_and_then_their_components(tree: tuple[
     tokens = codebook(features).numpy()
     assert adjusted_rand_score(component, tokens) > 0.97
     parent = torch.full((codebook.config.nodes,), -1)
-    for node, children in enumerate(codebook.below):
+    for node, children in enumerate(codebook.child_nodes):
         parent[children[children >= 0]] = node
-    above = parent[torch.nonzero(codebook.token >= 0)[:, 0]][tokens]
+    above = parent[torch.nonzero(codebook.token_of_node >= 0)[:, 0]][tokens]
     assert adjusted_rand_score(family, above.numpy()) == 1.0
 
 
 def test_tokens_are_numbered_without_gaps_and_siblings_side_by_side(tree: tuple[FittedCodebook, Tensor]):
     codebook = tree[0].codebook
-    leaves = codebook.token[codebook.token >= 0]
+    leaves = codebook.token_of_node[codebook.token_of_node >= 0]
     assert leaves.tolist() == list(range(codebook.config.tokens))
-    for children in codebook.below[: codebook.config.roots]:
-        inside = codebook.token[children[children >= 0]]
+    for children in codebook.child_nodes[: codebook.config.roots]:
+        inside = codebook.token_of_node[children[children >= 0]]
         assert inside.tolist() == list(range(int(inside[0]), int(inside[0]) + len(inside)))
 
 
@@ -111,7 +111,7 @@ def test_with_one_level_the_token_is_the_nearest_centre(flat: tuple[FittedCodebo
     codebook = flat[0].codebook
     features = torch.rand(500, 32, generator=torch.Generator().manual_seed(3))
     assert codebook(features).tolist() == [walked(codebook, feature) for feature in features]
-    assert torch.equal(codebook(features), codebook.distances(features).argmin(1))
+    assert torch.equal(codebook(features), codebook.compute_distances(features).argmin(1))
 
 
 def test_neither_length_nor_order_nor_company_changes_a_token(tree: tuple[FittedCodebook, Tensor]):
@@ -148,10 +148,10 @@ def test_inertia_is_scikit_learns_and_falls_with_every_level(tree: tuple[FittedC
     fitted, features = tree
     first, second = fitted.inertia
     assert second < first
-    points = fitted.codebook.projected(features)
+    points = fitted.codebook.project(features)
     oracle = KMeans(6, n_init=3, random_state=5).fit(points.numpy())
     assert first == pytest.approx(oracle.inertia_ / len(points), rel=1e-3)
-    chosen = fitted.codebook.leaf_centres()[fitted.codebook(features)]
+    chosen = fitted.codebook.get_leaf_centers()[fitted.codebook(features)]
     assert second == pytest.approx(float((points - chosen).square().sum(1).mean()), rel=1e-4)
 
 
@@ -166,7 +166,7 @@ def test_the_seed_decides():
     features, _ = mixture(30, 60, dim=16)
     first, again, other = (fit(features, 25, seed=seed).codebook.state_dict() for seed in (4, 4, 5))
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["centres"], other["centres"])
+    assert not torch.equal(first["centers"], other["centers"])
 
 
 def test_a_node_with_few_members_is_a_leaf():
@@ -200,20 +200,22 @@ def test_repeated_features_give_fewer_tokens_and_no_warning():
 def test_probabilities_are_a_soft_minimum_worked_by_hand():
     codebook = Codebook(CodebookConfig(dim=2, projection=2, tokens=3, nodes=3, roots=3))
     codebook.axes.copy_(torch.eye(2))
-    codebook.centres.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
-    codebook.token.copy_(torch.arange(3))
+    codebook.centers.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
+    codebook.token_of_node.copy_(torch.arange(3))
     near = np.exp(-2.0 * np.sqrt(2.0))  # (5, 0) lies on the first centre, sqrt(2) from the second, 2 from the third
     expected = torch.tensor([[1.0, near, 0.0]]) / (1 + near)
-    assert_close(codebook.probabilities(torch.tensor([[5.0, 0.0]]), nearest=2, temperature=0.5), expected.float())
+    assert_close(
+        codebook.compute_probabilities(torch.tensor([[5.0, 0.0]]), nearest=2, temperature=0.5), expected.float()
+    )
 
 
 def test_probabilities_add_up_and_agree_with_the_token(flat: tuple[FittedCodebook, Tensor, np.ndarray]):
     codebook, features = flat[0].codebook, flat[1]
-    soft = codebook.probabilities(features, nearest=4)
+    soft = codebook.compute_probabilities(features, nearest=4)
     assert_close(soft.sum(1), torch.ones(len(soft)))
     assert ((soft > 0).sum(1) <= 4).all()
     assert torch.equal(soft.argmax(1), codebook(features))
-    assert_close(codebook.probabilities(features, nearest=99).argmax(1), codebook(features))
+    assert_close(codebook.compute_probabilities(features, nearest=99).argmax(1), codebook(features))
 
 
 def test_it_is_written_and_read_like_any_model(tree: tuple[FittedCodebook, Tensor], tmp_path: Path):
@@ -224,7 +226,7 @@ def test_it_is_written_and_read_like_any_model(tree: tuple[FittedCodebook, Tenso
         assert again.config == codebook.config
         assert torch.equal(again(features), codebook(features))
     with safe_open(tmp_path / "store" / "codebook" / "model.safetensors", framework="pt") as file:
-        assert set(file.keys()) == {"mean", "axes", "centres", "below", "token"}
+        assert set(file.keys()) == {"mean", "axes", "centers", "child_nodes", "token_of_node"}
 
 
 def test_what_is_not_a_codebook_is_told(tmp_path: Path):
@@ -236,20 +238,20 @@ def test_what_is_not_a_codebook_is_told(tmp_path: Path):
 
 
 def test_features_of_another_size_are_told(flat: tuple[FittedCodebook, Tensor, np.ndarray]):
-    with pytest.raises(ValueError, match="features of 31 numbers; this codebook takes 32"):
+    with pytest.raises(ValueError, match="features of length 31; this codebook takes 32"):
         flat[0].codebook(torch.zeros(3, 31))
 
 
 def test_too_few_regions_and_equal_regions_are_told():
     features, _ = mixture(5, 4)
-    with pytest.raises(ValueError, match="20 regions cannot give 21 tokens"):
+    with pytest.raises(ValueError, match="20 regions are too few for 21 tokens"):
         fit(features, 21)
     with pytest.raises(ValueError, match="nothing to cluster"):
         fit(features[:1].repeat(50, 1), 3)
     with pytest.raises(ValueError, match="no regions"):
         fit(features[:0], 3)
     with pytest.raises(ValueError, match="temperature"):
-        fit(features, 5).codebook.probabilities(features, temperature=0.0)
+        fit(features, 5).codebook.compute_probabilities(features, temperature=0.0)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +270,7 @@ def test_the_shape_of_a_tree(tokens: int, depth: int | None, shape: tuple[int, i
 
 
 def test_numbers_that_are_no_power_name_their_neighbours():
-    with pytest.raises(ValueError, match=r"cannot have 5,000 tokens; take 4,913 \(17\^3\) or 5,832 \(18\^3\)"):
+    with pytest.raises(ValueError, match=r"cannot have 5,000 tokens; use 4,913 \(17\^3\) or 5,832 \(18\^3\)"):
         choose_tree_shape(5000)
     with pytest.raises(ValueError, match=r"961 \(31\^2\) or 1,024 \(32\^2\), or depth 1"):
         choose_tree_shape(1000, 2)

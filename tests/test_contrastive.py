@@ -106,10 +106,10 @@ def all_pairs(seed: int = 0) -> AllPairs:
 def test_all_pairs_are_those_of_a_plain_double_loop():
     trained, given = all_pairs(), pairs_of([0, 1, 1, 2, 3])
     metrics = trained(given)
-    margins, same = torch.zeros(5, 5), given.sources[:, None] == given.sources
+    margins, same = torch.zeros(5, 5), given.source_ids[:, None] == given.source_ids
     for i in range(5):
         for j in range(5):
-            apart, together = trained.model(given.image[i : i + 1], given.sound[j : j + 1]).logits[0]
+            apart, together = trained.model(given.image[i : i + 1], given.audio[j : j + 1]).logits[0]
             margins[i, j] = (together - apart).detach()
     loss, accuracy = plain_contrast(margins, ~same, EVERY)
     assert metrics["contrastive_loss"].item() == pytest.approx(loss, rel=1e-4)
@@ -122,7 +122,7 @@ def test_all_pairs_are_those_of_a_plain_double_loop():
 
 def test_equal_images_and_equal_audio_cost_the_log_of_the_batch():
     given = pairs_of([0, 1, 2, 3])
-    given = replace(given, image=given.image[:1].expand(4, -1, -1, -1), sound=given.sound[:1].expand(4, -1))
+    given = replace(given, image=given.image[:1].expand(4, -1, -1, -1), audio=given.audio[:1].expand(4, -1))
     assert all_pairs()(given)["contrastive_loss"].item() == pytest.approx(math.log(4), rel=1e-5)
 
 
@@ -135,7 +135,7 @@ def test_clips_of_one_source_are_no_negatives():
 
 def test_in_evaluation_it_is_the_papers_objective():
     trained = all_pairs().eval()
-    given = replace(pairs_of([0, 1, 2, 3]), together=torch.tensor([True, False] * 2))
+    given = replace(pairs_of([0, 1, 2, 3]), is_match=torch.tensor([True, False] * 2))
     assert trained(given) == AudioVisualCorrespondence(trained.model)(given)
 
 
@@ -144,7 +144,7 @@ def test_matched_pairs_draw_a_clip_as_often_as_its_group_has_others(tmp_path: Pa
     shards = ShardReader(write_world(tmp_path / "train", clips=5))
     pairs, draws = MatchedPairSampler(shards, 3), 4000
     drawn = [pairs(0, index) for index in range(draws)]
-    assert all(pair.together and pair.image_clip == pair.sound_clip for pair in drawn)
+    assert all(pair.is_match and pair.image_clip == pair.audio_clip for pair in drawn)
     counts = np.bincount([pair.image_clip for pair in drawn], minlength=5)
     expected = np.array([3, 3, 3, 3, 4]) / 16
     assert (abs(counts / draws - expected) < 4.5 * np.sqrt(expected * (1 - expected) / draws)).all()
@@ -169,22 +169,22 @@ def contrasted(weight: float = 1.0) -> ViLBERTPretraining:
 
 def with_matches(mismatched: list[bool], images: list[int]) -> CaptionBatch:
     given = batch((1, 9), (2, 7), len(images))
-    return replace(given, mismatched=torch.tensor(mismatched), images=torch.tensor(images))
+    return replace(given, is_mismatch=torch.tensor(mismatched), image_rows=torch.tensor(images))
 
 
 def test_texts_and_images_are_contrasted_before_they_meet():
     """Matched pairs alone, by the cosine of two projections of the means; captions of one image are no negatives."""
     trained = contrasted(0.5)
     given = with_matches([False, True, False, False, False], [0, 1, 2, 3, 3])
-    given = replace(given, words_attended=torch.arange(7) < torch.tensor([7, 5, 3, 4, 6])[:, None])
+    given = replace(given, token_mask=torch.arange(7) < torch.tensor([7, 5, 3, 4, 6])[:, None])
     metrics, model, head = trained(given), trained.model, trained.model.contrastive_head
     rows, kept = [], [0, 2, 3, 4]
     for i in kept:
-        length = int(given.words_attended[i].sum())
-        words, shown = given.words[i : i + 1, :length], given.words_attended[i : i + 1, :length]
-        text = model.text_prefix(words, given.segments[i : i + 1, :length], shown).tokens[0].mean(0)
-        here = given.regions[i : i + 1], given.locations[i : i + 1], given.regions_attended[i : i + 1]
-        rows.append((head.text(text), head.vision(model.vision_prefix(*here).tokens[0].mean(0))))
+        length = int(given.token_mask[i].sum())
+        words, shown = given.token_ids[i : i + 1, :length], given.token_mask[i : i + 1, :length]
+        text = model.encode_text(words, given.token_types[i : i + 1, :length], shown).hidden_states[0].mean(0)
+        here = given.region_features[i : i + 1], given.spatials[i : i + 1], given.region_mask[i : i + 1]
+        rows.append((head.text(text), head.vision(model.encode_image(*here).hidden_states[0].mean(0))))
     scores = torch.tensor([[torch.cosine_similarity(t, v, 0).item() / 0.07 for _, v in rows] for t, _ in rows])
     negatives = ~torch.eye(4, dtype=torch.bool)
     negatives[2, 3] = negatives[3, 2] = False
@@ -247,15 +247,15 @@ def test_retrieval_by_contrastive_encodings_ranks_by_the_cosine(tmp_path: Path):
     model = load_vilbert(tmp_path / "run").eval()
     head = model.contrastive_head
     assert head is not None
-    gallery = load_retrieval_data(tmp_path / "run", model.config, captions, regions, "all", 36, "nothing").gallery
+    gallery = load_retrieval_data(tmp_path / "run", model.config, captions, regions, "all", 36, "none").gallery
     texts, images = [], []
     with torch.no_grad():
         for number in range(len(gallery.lengths)):
-            words = gallery.text(number)[None]
-            texts.append(head.text(model.text_prefix(words, torch.zeros_like(words), None).tokens[0].mean(0)))
+            words = gallery.get_token_ids(number)[None]
+            texts.append(head.text(model.encode_text(words, torch.zeros_like(words), None).hidden_states[0].mean(0)))
         for number in range(len(gallery.counts)):
-            seen = gallery.image(number)
-            tokens = model.vision_prefix(seen.regions[None], seen.locations[None], None).tokens
+            seen = gallery.get_image(number)
+            tokens = model.encode_image(seen.features[None], seen.spatials[None], None).hidden_states
             images.append(head.vision(tokens[0].mean(0)))
     with (out / "ranks.csv").open() as file:
         ranks = [int(row["trained"]) for row in csv.DictReader(file) if row["direction"] == "text_to_image"]

@@ -30,8 +30,8 @@ TINY = ViLBERTConfig(
     vision=StreamConfig(12, 1, 3, 20),
     joint_dim=20,
     joint_heads=5,
-    schedule=((0, 11),),
-    region_features=7,
+    co_attention_layers=((0, 11),),
+    region_feature_dim=7,
     region_targets=9,
 )
 BERT_SIZES = {
@@ -46,10 +46,10 @@ BERT_SIZES = {
 
 def text_stream(model: ViLBERT, words: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
     """The last layer of words; without co-attention the regions cannot matter."""
-    regions = torch.zeros(len(words), 1, model.config.region_features)
+    regions = torch.zeros(len(words), 1, model.config.region_feature_dim)
     there = torch.ones(len(words), 1, dtype=torch.bool)
     output = model(words, torch.zeros_like(words), attended, regions, torch.zeros(len(words), 1, 5), there)
-    return output.words
+    return output.token_states
 
 
 def assert_is_the_bert(folder: Path, bert: torch.nn.Module, padding: int) -> None:
@@ -77,9 +77,9 @@ def test_minilm_is_transformers_bert_model():
     report = load_bert_weights(ViLBERT(derive_config_from_bert(folder, TINY)), folder)
     assert set(report.unused) == {"bert.embeddings.position_ids", "bert.pooler.dense.weight", "bert.pooler.dense.bias"}
     assert len(report.filled) == 101  # 5 of the embeddings, 16 of each of the 6 layers
-    assert "101 filled" in report.lines()[0]
-    assert "filled: text_layers.5.norm.bias" in report.lines()
-    assert "not used: bert.pooler.dense.bias" in report.lines()
+    assert "101 loaded" in report.format_lines()[0]
+    assert "filled: text_layers.5.norm.bias" in report.format_lines()
+    assert "not used: bert.pooler.dense.bias" in report.format_lines()
 
 
 @pytest.fixture(params=["BertModel", "BertForPreTraining", "RobertaModel", "RobertaForMaskedLM"])
@@ -102,7 +102,7 @@ def test_a_random_bert_or_roberta_is_transformers_own(random_bert: tuple[Path, t
     padding = model.config.pad_token_id
     assert_is_the_bert(folder, model.base_model, padding)
     assert derive_config_from_bert(folder, TINY).first_position == (2 if padding == 1 else 0)
-    assert derive_config_from_bert(folder, TINY).schedule == ((0, 2),)
+    assert derive_config_from_bert(folder, TINY).co_attention_layers == ((0, 2),)
 
 
 def test_the_word_head_is_transformers_own(random_bert: tuple[Path, torch.nn.Module]):
@@ -110,13 +110,13 @@ def test_the_word_head_is_transformers_own(random_bert: tuple[Path, torch.nn.Mod
     model = ViLBERT(replace(derive_config_from_bert(folder, TINY), co_attention=False)).eval()
     report = load_bert_weights(model, folder)
     if not hasattr(theirs, "cls") and not hasattr(theirs, "lm_head"):
-        assert {name for name in report.new if name.startswith("word_scores")}
+        assert {name for name in report.new if name.startswith("token_head")}
         return
-    assert not {name for name in report.new if name.startswith("word_scores")}
+    assert not {name for name in report.new if name.startswith("token_head")}
     assert not {name for name in report.unused if "predictions" in name}
     words = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        ours = model.word_head(text_stream(model, words, torch.ones(2, 9, dtype=torch.bool)).flatten(0, 1))
+        ours = model.compute_token_logits(text_stream(model, words, torch.ones(2, 9, dtype=torch.bool)).flatten(0, 1))
         output = theirs(words)
     expected = output.prediction_logits if hasattr(output, "prediction_logits") else output.logits
     assert_close(ours.view_as(expected), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
@@ -133,7 +133,11 @@ def bert_state(prefix: str = "", old: bool = False) -> dict[str, torch.Tensor]:
 
 
 TINY_BERT = replace(
-    TINY, vocabulary=60, positions=30, text=StreamConfig(24, 3, 4, 40), schedule=make_co_attention_schedule(3, 1)
+    TINY,
+    vocabulary=60,
+    positions=30,
+    text=StreamConfig(24, 3, 4, 40),
+    co_attention_layers=make_co_attention_schedule(3, 1),
 )
 
 
@@ -164,14 +168,14 @@ def test_names_and_kinds_of_files(tmp_path: Path, prefix: str, old: bool, kind: 
         assert len(load_bert_weights(model, given, allow_missing=True).filled) == 3
         assert model.text_embeddings.norm.weight[0] == 2
         assert model.text_embeddings.norm.bias[0] == 3
-        assert model.text_embeddings.words.weight[0, 0] == 1
+        assert model.text_embeddings.tokens.weight[0, 0] == 1
 
 
 def test_what_came_from_bert_are_parameters_of_the_model(tmp_path: Path):
     save_file(bert_state(), tmp_path / "model.safetensors")
     for model in (ViLBERT(TINY_BERT), SingleStream(SingleStreamConfig(60, 30, 0, 2, TINY_BERT.text, 11, 8, 20))):
         report = load_bert_weights(model, tmp_path, allow_missing=True)
-        names = {"text_embeddings.words.weight", "text_embeddings.norm.weight", "text_embeddings.norm.bias"}
+        names = {"text_embeddings.tokens.weight", "text_embeddings.norm.weight", "text_embeddings.norm.bias"}
         assert set(report.filled) == names
         assert set(report.new) | names == {name for name, _ in model.named_parameters()}
 
@@ -197,7 +201,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path: Path):
 
 def test_bad_files_are_told_in_a_sentence(tmp_path: Path):
     model = ViLBERT(TINY_BERT)
-    with pytest.raises(CheckpointError, match=r"no weights here \(model.safetensors or pytorch_model.bin"):
+    with pytest.raises(CheckpointError, match=r"no weights found \(model.safetensors or pytorch_model.bin"):
         load_bert_weights(model, tmp_path)
     with pytest.raises(CheckpointError, match=r"none.bin: not a readable file of weights"):
         read_tensors(tmp_path / "none.bin")
@@ -209,7 +213,7 @@ def test_bad_files_are_told_in_a_sentence(tmp_path: Path):
     with pytest.raises(CheckpointError, match="not a state dict"):
         read_tensors(tmp_path / "list.bin")
     save_file({"a.weight": torch.ones(1), "module.a.weight": torch.ones(1)}, tmp_path / "twice.safetensors")
-    with pytest.raises(CheckpointError, match="two of its names mean the same weights"):
+    with pytest.raises(CheckpointError, match="two of its names denote the same weights"):
         read_tensors(tmp_path / "twice.safetensors")
     save_file({"conv.weight": torch.ones(1)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="not a BERT, it has no word embeddings"):
@@ -218,7 +222,7 @@ def test_bad_files_are_told_in_a_sentence(tmp_path: Path):
         load_original_weights(model, read_tensors(tmp_path / "other.safetensors"), tmp_path)
     save_file({"embeddings.word_embeddings.weight": torch.ones(61, 24)}, tmp_path / "model.safetensors")
     with pytest.raises(
-        CheckpointError, match=r"has the shape \(61, 24\), and the model's text_embeddings.words.weight"
+        CheckpointError, match=r"has the shape \(61, 24\), and the model's text_embeddings.tokens.weight"
     ):
         load_bert_weights(model, tmp_path)
 
@@ -227,7 +231,7 @@ def test_bad_files_are_told_in_a_sentence(tmp_path: Path):
     ("change", "message"),
     [
         ({"hidden_size": None}, "not the configuration of a BERT, it lacks .*hidden_size"),
-        ({"model_type": "distilbert"}, "a distilbert with absolute positions; this reads BERT and RoBERTa"),
+        ({"model_type": "distilbert"}, "a distilbert with absolute positions; only BERT and RoBERTa are supported"),
         ({"position_embedding_type": "relative_key"}, "relative_key positions"),
         ({"hidden_act": "gelu_new"}, "gelu_new"),
         ({"num_hidden_layers": 0}, "0 layers cannot hold 1 co-attention layers"),
@@ -306,7 +310,7 @@ def test_the_originals_configurations(tmp_path: Path):
         ({"v_hidden_size": None}, "not a configuration of ViLBERT, it lacks .'v_hidden_size'."),
         ({"v_biattention_id": 3}, "must be lists"),
         ({"v_biattention_id": [0]}, "must have one length"),
-        ({"v_biattention_id": [0, 1, 2, 3, 4, 6]}, "must not go back, nor beyond 6 layers of vision"),
+        ({"v_biattention_id": [0, 1, 2, 3, 4, 6]}, "must be sorted, within 6 layers of vision"),
         ({"hidden_act": "tanh"}, "activation is 'tanh'"),
     ],
 )

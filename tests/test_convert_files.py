@@ -154,6 +154,6 @@ def test_what_cannot_be_converted_is_told_and_nothing_is_left(
         assert not (tmp_path / "out").exists()
     assert not (tmp_path / "harmed").exists()
     assert main(["convert", "vilbert", str(PLAIN / "state.safetensors"), str(tmp_path / "out")]) == 1
-    assert "give --original-config, the JSON configuration" in capsys.readouterr().err
+    assert "pass --original-config, the JSON configuration" in capsys.readouterr().err
     with pytest.raises(DataError, match="No such file"):
         convert(PLAIN / "state.safetensors", tmp_path / "out", config, answers=tmp_path / "nowhere.json")

@@ -136,10 +136,10 @@ def test_fine_tuning_for_every_kind_of_task(task: str):
     )
 
 
-@pytest.mark.parametrize("modality", ["picture", "sound"])
+@pytest.mark.parametrize("modality", ["image", "audio"])
 def test_fine_tuning_for_classes(modality: str):
     config = make_small_l3net_config(8, 64)
-    shown = torch.zeros(4, 3, 64, 64, dtype=torch.uint8) if modality == "picture" else torch.zeros(4, 48_000)
+    shown = torch.zeros(4, 3, 64, 64, dtype=torch.uint8) if modality == "image" else torch.zeros(4, 48_000)
     classifier = build_l3_classifier(L3Net(config), modality, 5, 0.5)
     train_on_the_fake_gpu(
         lambda: ClassificationObjective(classifier),
@@ -175,13 +175,13 @@ def test_an_embedder(precision: str):
         embedder = Embedder(
             L3Net(make_small_l3net_config(8, 64)).eval(), EmbedderOptions(precision=precision, device="cuda:0"), {}
         )
-        vectors, silent = embedder.sound(np.ones((3, 48_000), np.float32))
+        vectors, silent = embedder.embed_audio(np.ones((3, 48_000), np.float32))
         assert vectors.shape == (3, 4 * 3 * 64)
         assert not silent.any()
-        assert embedder.images(np.zeros((3, 64, 64, 3), np.uint8)).shape == (3, 4 * 4 * 64)
+        assert embedder.embed_images(np.zeros((3, 64, 64, 3), np.uint8)).shape == (3, 4 * 4 * 64)
         quick = make_fast_l3net(L3Net(make_small_l3net_config(8, 64)).eval().to(GPU), torch.bfloat16)
         assert quick.embed_image(torch.zeros(3, 3, 64, 64, dtype=torch.uint8, device=GPU)).device == GPU
-        assert quick.embed_sound(torch.zeros(3, 48_000, device=GPU)).device == GPU
+        assert quick.embed_audio(torch.zeros(3, 48_000, device=GPU)).device == GPU
 
 
 def test_regions_are_pooled_on_the_device_together():
@@ -198,7 +198,7 @@ def test_regions_are_pooled_on_the_device_together():
         boxes = np.array([[0, 0, 20, 30], [5, 5, 60, 60]], np.float32)
         pictures = [np.zeros((64, size, 3), np.uint8) for size in (64, 96, 64)]
         given = (boxes, boxes[:1], boxes)
-        found = source.batch([source.scaled(*both) for both in zip(pictures, given, strict=True)])
+        found = source.extract_batch([source.scale_image(*both) for both in zip(pictures, given, strict=True)])
         assert [of_one.features.shape for of_one in found] == [(n, source.feature_dim) for n in (2, 1, 2)]
         assert shapes == [(2, 3, 64, 64), (1, 3, 64, 96)]
 

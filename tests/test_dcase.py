@@ -27,7 +27,7 @@ from comodal.tasks.audio.dcase import SCENE_NAMES, evaluate_dcase, read_dcase
 from comodal.tasks.evaluation.cross_validation import NUM_INNER_FOLDS
 
 OPTIONS = SynthesisOptions(
-    videos=0, sounds=0, images=0, scenes=10, seconds=1.0, side=32, frames_per_second=5.0, sound_seconds=0.25, seed=0
+    videos=0, audio=0, images=0, scenes=10, seconds=1.0, side=32, frames_per_second=5.0, audio_seconds=0.25, seed=0
 )
 
 
@@ -63,7 +63,7 @@ def tau(whole_tau: Path, tmp_path: Path) -> Path:
 def halves(folder: Path, names: tuple[str, str] = ("scenes_stereo", "scenes_stereo_testset")) -> Path:
     """The names of DCASE 2013, of empty files."""
     for recording in list_recordings_2013():
-        path = folder / names[recording.test] / Path(recording.file).name
+        path = folder / names[recording.is_test] / Path(recording.file).name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     return folder
@@ -83,15 +83,15 @@ def edit(path: Path, old: str, new: str) -> None:
 
 def test_tau_is_fitted_and_tested_as_its_lists_say(whole_tau: Path, model: Path, tmp_path: Path):
     numbers = evaluate_dcase(model, whole_tau, out=tmp_path, windows=1, workers=1)
-    assert (numbers["sound.items"], numbers["sound.classes"], numbers["sound.chance"]) == (60, 10, 0.1)
+    assert (numbers["audio.items"], numbers["audio.classes"], numbers["audio.chance_level"]) == (60, 10, 0.1)
     card = json.loads((tmp_path / "card.json").read_text())
     assert (card["task"], card["split"], card["settings"]["windows"]) == ("dcase", "fold 1", 1)
-    assert {"meta", "fold 1 train", "fold 1 evaluate", "fold 1 test", "sounds"} == card["files"].keys()
+    assert {"meta", "fold 1 train", "fold 1 evaluate", "fold 1 test", "audio"} == card["files"].keys()
     assert all(score["paper"] is None for score in card["scores"].values())
     found = read_dcase(whole_tau)
     assert found.classes == SCENES_TAU
-    cities = [{sound.name.split("-")[1] for sound, yes in zip(found.sounds, mask, strict=True) if yes}
-              for mask in (found.rounds[0].fitted, found.rounds[0].tested)]  # fmt: skip
+    cities = [{sound.name.split("-")[1] for sound, yes in zip(found.audio_files, mask, strict=True) if yes}
+              for mask in (found.splits[0].train_mask, found.splits[0].test_mask)]  # fmt: skip
     assert cities == [{"barcelona", "helsinki", "london"}, {"paris", "stockholm"}]
 
 
@@ -114,7 +114,7 @@ def test_segments_of_a_place_choose_the_penalty_together(tau: Path):
         len(
             {
                 (sound.name.rsplit("-", 2)[0], part)
-                for sound, part in zip(found.sounds, found.rounds[0].parts, strict=True)
+                for sound, part in zip(found.audio_files, found.splits[0].inner_folds, strict=True)
             }
         )
         == 50
@@ -123,7 +123,8 @@ def test_segments_of_a_place_choose_the_penalty_together(tau: Path):
         listed.write_text("\n".join("\t".join(line.split("\t")[:2]) for line in listed.read_text().splitlines()))
     again = read_dcase(tau)
     places = {
-        (sound.name.rsplit("-", 2)[0], part) for sound, part in zip(again.sounds, again.rounds[0].parts, strict=True)
+        (sound.name.rsplit("-", 2)[0], part)
+        for sound, part in zip(again.audio_files, again.splits[0].inner_folds, strict=True)
     }
     assert len(places) == 50
 
@@ -134,7 +135,7 @@ def test_tests_that_nobody_labels_get_a_submission_and_no_score(tau: Path, model
     meta = (tau / "meta.csv").read_text().splitlines()
     (tau / "meta.csv").write_text("\n".join(line for line in meta if "\t".join(line.split("\t")[:2]) in train))
     numbers = evaluate_dcase(model, tau, out=tmp_path / "out", windows=1, workers=1)
-    assert "sound.trained" not in numbers
+    assert "audio.trained" not in numbers
     lines = [line.split("\t") for line in (tmp_path / "out" / "submission.csv").read_text().splitlines()]
     names = (tau / "evaluation_setup" / "fold1_test.csv").read_text().splitlines()[1:]
     assert sorted(line[0] for line in lines) == sorted(names)
@@ -142,7 +143,7 @@ def test_tests_that_nobody_labels_get_a_submission_and_no_score(tau: Path, model
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["scores"] == {}
     assert card["counts"]["items"] == 60
-    assert not (tmp_path / "out" / "answers.csv").exists()
+    assert not (tmp_path / "out" / "predictions.csv").exists()
 
 
 def test_a_test_list_is_scored_by_the_labels_of_meta(tau: Path):
@@ -150,7 +151,7 @@ def test_a_test_list_is_scored_by_the_labels_of_meta(tau: Path):
     (tau / "evaluation_setup" / "fold1_evaluate.csv").unlink()
     without = read_dcase(tau)
     assert without.check()
-    assert sorted(map(str, without.sounds)) == sorted(map(str, with_list.sounds))
+    assert sorted(map(str, without.audio_files)) == sorted(map(str, with_list.audio_files))
 
 
 def test_an_evaluation_set_of_its_own_is_tested_by_all_of_the_first(tau: Path, tmp_path: Path):
@@ -160,9 +161,9 @@ def test_an_evaluation_set_of_its_own_is_tested_by_all_of_the_first(tau: Path, t
     (other / "evaluation_setup").mkdir()
     (other / "evaluation_setup" / "test.csv").write_text("filename\naudio/0.wav\naudio/1.wav\naudio/2.wav\n")
     found = read_dcase(tau, other)
-    assert (found.rounds[0].fitted.sum(), found.rounds[0].tested.sum(), found.split) == (150, 3, "evaluation")
+    assert (found.splits[0].train_mask.sum(), found.splits[0].test_mask.sum(), found.split) == (150, 3, "evaluation")
     assert not found.check()
-    assert [sound.name for sound in found.sounds][-3:] == ["audio/0.wav", "audio/1.wav", "audio/2.wav"]
+    assert [sound.name for sound in found.audio_files][-3:] == ["audio/0.wav", "audio/1.wav", "audio/2.wav"]
     (other / "meta.txt").write_text("audio/0.wav\tbus\naudio/1.wav\ttram\naudio/2.wav\tbus\n")
     assert read_dcase(tau, other).check()
     edit(other / "meta.txt", "tram", "moon")
@@ -184,50 +185,52 @@ def test_four_folds_without_lines_of_names_as_until_2018(tmp_path: Path):
             text = "".join(f"{name}\t{scene}\n" for name, scene in rows)
             (tmp_path / "evaluation_setup" / f"fold{fold}_{what}.txt").write_text(text)
     found = read_dcase(tmp_path)
-    assert [one.number for one in found.rounds] == [1, 2, 3, 4]
-    assert [int(one.tested.sum()) for one in found.rounds] == [8] * 4
-    assert sum(one.tested.astype(int) for one in found.rounds).tolist() == [1] * 32
-    assert found.left_out == {"in no fold": 1}
-    places = {(sound.name[:10], int(part)) for sound, part in zip(found.sounds, found.rounds[0].parts, strict=True)}
+    assert [one.fold for one in found.splits] == [1, 2, 3, 4]
+    assert [int(one.test_mask.sum()) for one in found.splits] == [8] * 4
+    assert sum(one.test_mask.astype(int) for one in found.splits).tolist() == [1] * 32
+    assert found.excluded == {"in no fold": 1}
+    places = {
+        (sound.name[:10], int(part)) for sound, part in zip(found.audio_files, found.splits[0].inner_folds, strict=True)
+    }
     assert len(places) == 16
 
 
 def test_a_table_without_lists_makes_five_folds_by_place(tau: Path):
     shutil.rmtree(tau / "evaluation_setup")
     found = read_dcase(tau)
-    assert (found.split, [one.number for one in found.rounds]) == ("5 folds by place", [1, 2, 3, 4, 5])
-    place = [sound.name.rsplit("-", 2)[0] for sound in found.sounds]
-    for one in found.rounds:
-        tested = {name for name, yes in zip(place, one.tested, strict=True) if yes}
-        assert not tested & {name for name, yes in zip(place, one.fitted, strict=True) if yes}
+    assert (found.split, [one.fold for one in found.splits]) == ("5 folds by location", [1, 2, 3, 4, 5])
+    place = [sound.name.rsplit("-", 2)[0] for sound in found.audio_files]
+    for one in found.splits:
+        tested = {name for name, yes in zip(place, one.test_mask, strict=True) if yes}
+        assert not tested & {name for name, yes in zip(place, one.train_mask, strict=True) if yes}
 
 
 @pytest.mark.parametrize("names", [("scenes_stereo", "scenes_stereo_testset"), ("train", "test"), ("train", "val")])
 def test_the_two_halves_of_2013(tmp_path: Path, names: tuple[str, str]):
     found = read_dcase(halves(tmp_path, names))
     assert found.classes == SCENE_NAMES == SCENES_2013
-    assert (found.title, found.rounds[0].fitted.sum(), found.rounds[0].tested.sum()) == ("DCASE 2013", 100, 100)
-    assert np.bincount(found.rounds[0].parts[found.rounds[0].fitted]).tolist() == [20] * NUM_INNER_FOLDS
-    assert found.cell is not None
-    assert found.cell.scores == {"trained": 0.93, "untrained": 0.85}
+    assert (found.title, found.splits[0].train_mask.sum(), found.splits[0].test_mask.sum()) == ("DCASE 2013", 100, 100)
+    assert np.bincount(found.splits[0].inner_folds[found.splits[0].train_mask]).tolist() == [20] * NUM_INNER_FOLDS
+    assert found.paper_result is not None
+    assert found.paper_result.scores == {"trained": 0.93, "untrained": 0.85}
     next((tmp_path / names[1]).iterdir()).unlink()
-    assert read_dcase(tmp_path).cell is None
+    assert read_dcase(tmp_path).paper_result is None
 
 
 def test_the_papers_numbers_need_its_protocol_and_lengths(tmp_path: Path):
-    cell = read_dcase(halves(tmp_path)).cell
+    cell = read_dcase(halves(tmp_path)).paper_result
     assert cell is not None
 
     def features(windows: int, seconds: float) -> AudioFeatures:
         return AudioFeatures({}, np.full(3, seconds), 1.0, windows)
 
-    assert cell.scores_for(AudioProbeOptions(), features(60, 30.0)) == cell.scores
+    assert cell.get_scores(AudioProbeOptions(), features(60, 30.0)) == cell.scores
     for how, heard in (
         (AudioProbeOptions(classifier="logistic"), features(60, 30.0)),
         (AudioProbeOptions(windows=10), features(10, 30.0)),
         (AudioProbeOptions(), features(60, 2.0)),
     ):
-        assert cell.scores_for(how, heard) == {}
+        assert cell.get_scores(how, heard) == {}
 
 
 def test_a_half_without_scenes_in_its_names_gets_a_submission(tmp_path: Path, model: Path):
@@ -237,29 +240,27 @@ def test_a_half_without_scenes_in_its_names_gets_a_submission(tmp_path: Path, mo
     for number, pitch in ((1, 205.0), (2, 2005.0)):
         write_wav(tmp_path / "scenes_stereo_testset" / f"{number}.wav", pitch)
     numbers = evaluate_dcase(model, tmp_path, out=tmp_path / "out", windows=1, workers=1)
-    assert numbers["sound.items"] == 2
+    assert numbers["audio.items"] == 2
     assert (tmp_path / "out" / "submission.csv").read_text().startswith("scenes_stereo_testset/1.wav\t")
     write_wav(tmp_path / "scenes_stereo_testset" / "bus03.wav", 203.0)
-    with pytest.raises(
-        DataError, match=r"2 of 3 sounds to test have no class, the first is scenes_stereo_testset/1.wav"
-    ):
+    with pytest.raises(DataError, match=r"2 of 3 test files have no class, the first is scenes_stereo_testset/1.wav"):
         evaluate_dcase(model, tmp_path)
 
 
 def test_a_wrong_name_or_a_missing_half_is_told(tmp_path: Path):
-    with pytest.raises(DataError, match="nowhere: there is no such folder"):
+    with pytest.raises(DataError, match="nowhere: no such folder"):
         read_dcase(tmp_path / "nowhere")
     with pytest.raises(DataError, match="neither scenes_stereo/ and scenes_stereo_testset/"):
         read_dcase(tmp_path)
     halves(tmp_path)
     (tmp_path / "scenes_stereo_testset" / "moon01.wav").touch()
-    with pytest.raises(DataError, match=r"moon01.wav: scene 'moon' is none of scenes_stereo/: bus, busystreet"):
+    with pytest.raises(DataError, match=r"moon01.wav: scene 'moon' is not in scenes_stereo/: bus, busystreet"):
         read_dcase(tmp_path)
     shutil.rmtree(tmp_path / "scenes_stereo_testset")
-    with pytest.raises(DataError, match="scenes_stereo_testset/ is not there; a folder elsewhere is given as --test"):
+    with pytest.raises(DataError, match="scenes_stereo_testset/ is missing; pass another test folder with --test"):
         read_dcase(tmp_path)
     (tmp_path / "scenes_stereo" / "12.wav").touch()
-    with pytest.raises(DataError, match=r"12.wav: a name such as bus01.wav is expected"):
+    with pytest.raises(DataError, match=r"12.wav: expected a file name with the scene, such as bus01.wav"):
         read_dcase(tmp_path, halves(tmp_path / "other") / "scenes_stereo_testset")
 
 
@@ -290,21 +291,21 @@ def test_missing_lists_and_sounds_are_named(tau: Path):
     first = (setup / "fold1_evaluate.csv").read_text().splitlines()[1]
     with (setup / "fold1_train.csv").open("a") as file:
         file.write(first + "\n")
-    with pytest.raises(DataError, match="is both fitted and tested in fold 1"):
+    with pytest.raises(DataError, match="is in training and test set of fold 1"):
         read_dcase(tau)
     for name in ("fold1_evaluate.csv", "fold1_test.csv"):
         (setup / name).unlink()
-    with pytest.raises(DataError, match=r"neither fold1_evaluate.csv nor fold1_test.csv says what is tested"):
+    with pytest.raises(DataError, match=r"neither fold1_evaluate.csv nor fold1_test.csv, the test list, exists"):
         read_dcase(tau)
     (setup / "fold1_train.csv").rename(setup / "fold2_train.csv")
-    with pytest.raises(DataError, match=r"fold1_train.csv is missing, and fold2_train.csv is there"):
+    with pytest.raises(DataError, match=r"fold1_train.csv is missing, but fold2_train.csv exists"):
         read_dcase(tau)
     (setup / "fold2_train.csv").unlink()
-    with pytest.raises(DataError, match=r"fold1_train.csv is missing, which says what is fitted"):
+    with pytest.raises(DataError, match=r"fold1_train.csv, the training list, is missing"):
         read_dcase(tau)
     shutil.rmtree(setup)
     (tau / "audio").unlink()
-    with pytest.raises(DataError, match=r"meta.csv: 150 of 150 sounds are missing, the first is .*audio/airport"):
+    with pytest.raises(DataError, match=r"meta.csv: 150 of 150 audio files are missing, the first is .*audio/airport"):
         read_dcase(tau).check()
 
 

@@ -102,7 +102,7 @@ def outcome(path: Path) -> str:
     except MediaError as error:
         return str(error.reason)
     assert clip.frames and len(clip.frames) == len(clip.frame_seconds) <= 50
-    assert 1.0 <= clip.seconds <= 10.0 and np.isfinite(clip.sound).all()
+    assert 1.0 <= clip.seconds <= 10.0 and np.isfinite(clip.audio).all()
     return "read"
 
 

@@ -14,7 +14,7 @@ SMALL = ("--videos", "30", "--steps", "4", "--scenes", "40", "--caption-steps", 
 L3NET = {
     "l3net.avc.validation",
     *(f"l3net.vision.{system}" for system in ("trained", "untrained", "pixels")),
-    *(f"l3net.sound.{system}" for system in ("trained", "untrained", "spectrogram", "log_mel")),
+    *(f"l3net.audio.{system}" for system in ("trained", "untrained", "spectrogram", "log_mel")),
 }
 
 
@@ -22,7 +22,7 @@ L3NET = {
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("demo") / "demo"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "SHORT_SCALE", replace(demo.SHORT_SCALE, sounds=50, images=20, windows=1))
+        patch.setattr(demo, "SHORT_SCALE", replace(demo.SHORT_SCALE, audio=50, images=20, windows=1))
         assert main(["demo", str(folder), *SMALL]) == 0
         yield folder
 
@@ -30,7 +30,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_both_systems_are_scored_beside_their_controls(finished: Path) -> None:
     numbers = json.loads((finished / "results.json").read_text())
     assert set(numbers) >= L3NET
-    for system in ("text_to_image", "untrained", "chance"):
+    for system in ("text_to_image", "untrained", "chance_level"):
         assert 0 <= numbers[f"vilbert.retrieval.{system}.r10"] <= 1
     assert not any("grounding" in name for name in numbers)
     assert (finished / "report.html").stat().st_size > 10_000

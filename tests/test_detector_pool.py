@@ -43,12 +43,12 @@ def test_the_fast_network_is_the_plain_one():
     model: C4 = optimize_c4_layout(same_c4(plain, config))
     picture, rules = (
         torch.randint(0, 256, (120, 200, 3), dtype=torch.uint8),
-        C4Postprocessing(size=120, proposals=50, most=20, fewest=5),
+        C4Postprocessing(size=120, post_nms_top_k=50, max_regions=20, min_regions=5),
     )
     found = detect_caffe_regions(model, picture, rules)
     pixels = picture.flip(2).permute(2, 0, 1).float() - torch.tensor([102.9801, 115.9465, 122.7717])[:, None, None]
     wanted = plain(pixels[None], 1.0, rules)
-    assert torch.equal(found.kept, wanted.kept)
+    assert torch.equal(found.proposal_indices, wanted.kept)
     torch.testing.assert_close(found.boxes, wanted.boxes, rtol=0, atol=1e-2)
     torch.testing.assert_close(found.features, wanted.features, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.classes, wanted.classes, rtol=1e-4, atol=1e-4)

@@ -85,16 +85,16 @@ def parser_of(words: list[str]) -> tuple[CommandParser, list[str]]:
     if words[0] == "train":
         assert words[1] in RECIPES, words[1]
         page = build_recipe_page(words[1])
-        return CommandParser(page.options, page.full), words[2:]
+        return CommandParser(page.options, page.format_full), words[2:]
     length = 2 if " ".join(words[:2]) in COMMANDS else 1
     page = build_command_page(" ".join(words[:length]))
-    return CommandParser(page.options, page.full), words[length:]
+    return CommandParser(page.options, page.format_full), words[length:]
 
 
 def check_command(words: list[str]) -> None:
     """The command exists, its options exist, their values are of their types, and nothing required is missing."""
     parser, rest = parser_of(words)
-    assert parser.missing(parser.parse(rest).values) == []
+    assert parser.list_missing(parser.parse(rest).values) == []
 
 
 @pytest.mark.parametrize("line", LINES)
@@ -178,13 +178,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def save_vilbert(folder: Path, name: str, heads: tuple[Head, ...]) -> None:
     """A run as training leaves it."""
-    store, words = RegionStore(folder / "regions"), WordPieceTokenizer.of_texts(["what a day", "a dog on a beach"])
-    sizes = {**vars(small_config(words.size)), "region_features": store.dim}
+    store, words = RegionStore(folder / "regions"), WordPieceTokenizer.from_texts(["what a day", "a dog on a beach"])
+    sizes = {**vars(small_config(words.size)), "region_feature_dim": store.dim}
     vilbert = type(small_config(4))(**sizes)
     model = folder / name / "model"
     save_model(TaskModel(TaskModelConfig(vilbert, heads)) if heads else ViLBERT(vilbert), model, {})
     words.save(model)
-    (model / "regions.json").write_bytes(store.described())
+    (model / "regions.json").write_bytes(store.encode_provenance())
     if heads:
         (model / "answers.json").write_text(json.dumps(["yes", "no", "two"]))
 
@@ -192,13 +192,19 @@ def save_vilbert(folder: Path, name: str, heads: tuple[Head, ...]) -> None:
 def names_for(block: Block, folder: Path) -> dict[str, Any]:
     """What a block takes as given."""
     if block.page == "adding_a_task":
-        fine_tune = ViLBERTFineTuneConfig(start="scratch", epochs=1.0, batch_size=2, workers=0)
+        fine_tune = ViLBERTFineTuneConfig(start_from="scratch", epochs=1.0, batch_size=2, workers=0)
         parts = load_fine_tuning_data(folder / "runs" / "vilbert", folder / "regions", fine_tune)
-        return {"parts": parts, "fine_tune": fine_tune, "words": parts.words, "row": 0, "fingerprint": "of the data"}
+        return {
+            "parts": parts,
+            "fine_tune": fine_tune,
+            "tokenizer": parts.tokenizer,
+            "row": 0,
+            "fingerprint": "of the data",
+        }
     if block.page == "export" and "hear" in block.text:
-        return {"sounds": torch.from_numpy(np.stack([tone(1.0, RATE)] * 2))}
+        return {"waveforms": torch.from_numpy(np.stack([tone(1.0, RATE)] * 2))}
     if block.page == "export":
-        comodal.export(folder / "RUN", "onnx", only=["sound"])  # which the block opens
+        comodal.export(folder / "RUN", "onnx", only=["audio"])  # which the block opens
     return {}
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from comodal.errors import DataError
 from comodal.inference.embed_files import embed_audio, embed_image, embed_video
-from comodal.inference.embed_inputs import image_embedding, sound_embedding
+from comodal.inference.embed_inputs import get_audio_embedding, get_image_embedding
 from comodal.inference.embedder import EmbedderOptions, load_embedder
 from comodal.inference.embedding_rows import compute_hop_samples
 from comodal.media.audio_windows import count_windows, iterate_windows
@@ -47,7 +47,7 @@ def blocks_of(sound: np.ndarray, sizes: list[int]) -> Iterator[np.ndarray]:
         start += size
 
 
-# Shapes of what OpenL3 0.4.2 itself returns for these lengths (get_audio_embedding; hop, centre).
+# Shapes of what OpenL3 0.4.2 itself returns for these lengths (get_audio_embedding; hop, center).
 OPENL3_COUNTS = [
     (1.7, 0.1, True, 13), (1.25, 0.1, True, 9), (0.3, 0.1, True, 1),
     (1.7, 0.5, False, 3), (1.25, 0.5, False, 2), (0.3, 0.5, False, 1),
@@ -55,19 +55,19 @@ OPENL3_COUNTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("seconds", "hop_seconds", "centre", "windows"), OPENL3_COUNTS)
+@pytest.mark.parametrize(("seconds", "hop_seconds", "center", "windows"), OPENL3_COUNTS)
 def test_as_many_windows_and_the_same_times_as_openl3(
-    model: Path, seconds: float, hop_seconds: float, centre: bool, windows: int
+    model: Path, seconds: float, hop_seconds: float, center: bool, windows: int
 ):
-    assert count_windows(round(seconds * RATE), RATE, int(hop_seconds * RATE), centre) == windows
-    vectors, times = sound_embedding(noise(seconds), RATE, load_model(model), hop_seconds, centre)
+    assert count_windows(round(seconds * RATE), RATE, int(hop_seconds * RATE), center) == windows
+    vectors, times = get_audio_embedding(noise(seconds), RATE, load_model(model), hop_seconds, center)
     assert len(vectors) == windows
     assert np.allclose(times, np.arange(windows) * hop_seconds)
 
 
-def windows_of_openl3(sound: np.ndarray, window: int, hop: int, centre: bool) -> np.ndarray:
+def windows_of_openl3(sound: np.ndarray, window: int, hop: int, center: bool) -> np.ndarray:
     """The windows cut from a whole sound as openl3/core.py does."""
-    if centre:
+    if center:
         sound = np.pad(sound, (window // 2, 0))
     if len(sound) < window:
         sound = np.pad(sound, (0, window - len(sound)))
@@ -79,14 +79,14 @@ def windows_of_openl3(sound: np.ndarray, window: int, hop: int, centre: bool) ->
 
 @pytest.mark.parametrize("hop", [1, 3, 7, 10, 11, 25])
 @pytest.mark.parametrize("length", [1, 4, 9, 10, 11, 60, 97])
-@pytest.mark.parametrize("centre", [True, False])
-def test_windows_of_a_stream_are_those_of_the_whole(hop: int, length: int, centre: bool):
+@pytest.mark.parametrize("center", [True, False])
+def test_windows_of_a_stream_are_those_of_the_whole(hop: int, length: int, center: bool):
     sound = np.random.default_rng(0).normal(size=length).astype(np.float32)
-    expected = windows_of_openl3(sound, 10, hop, centre)
-    assert count_windows(length, 10, hop, centre) == len(expected)
+    expected = windows_of_openl3(sound, 10, hop, center)
+    assert count_windows(length, 10, hop, center) == len(expected)
     for sizes in ([1], [100], [3, 17, 5]):
         for batch_size in (1, 4):
-            batches = list(iterate_windows(blocks_of(sound, sizes), 10, hop, centre, batch_size))
+            batches = list(iterate_windows(blocks_of(sound, sizes), 10, hop, center, batch_size))
             assert max(len(batch) for batch in batches) <= batch_size
             assert np.array_equal(np.concatenate(batches), expected)
 
@@ -149,14 +149,14 @@ def test_a_file_gives_what_the_python_function_gives(tmp_path: Path, model: Path
     counts = embed_audio([tmp_path / "street.wav"], model, tmp_path / "out", hop_seconds=0.25, workers=1)
     with np.load(tmp_path / "out" / "street.npz", allow_pickle=False) as found:
         assert sorted(found) == ["embedding", "timestamps"]
-        vectors, times = sound_embedding(sound, RATE, load_model(model), hop_seconds=0.25)
+        vectors, times = get_audio_embedding(sound, RATE, load_model(model), hop_seconds=0.25)
         assert np.array_equal(found["embedding"], vectors)
         assert np.array_equal(found["timestamps"], times)
         assert found["embedding"].dtype == np.float32
         expected = {
             "embed.written": 1,
             "embed.skipped": 0,
-            "embed.left_out": 0,
+            "embed.other_files": 0,
             "embed.noted": 0,
             "embed.windows": len(times),
         }
@@ -166,17 +166,17 @@ def test_a_file_gives_what_the_python_function_gives(tmp_path: Path, model: Path
 def test_a_window_is_centred_on_its_time(model: Path):
     """The vector at 1.0 s is that of the sound from 0.5 s to 1.5 s; without centring, from 1.0 s to 2.0 s."""
     network, sound = load_model(model), noise(3.0)
-    for centre, start in ((True, 0.5), (False, 1.0)):
+    for center, start in ((True, 0.5), (False, 1.0)):
         embedder = load_embedder(model, EmbedderOptions(precision="fp32"))
-        vectors, times = sound_embedding(sound, RATE, embedder, hop_seconds=0.5, centre=centre)
+        vectors, times = get_audio_embedding(sound, RATE, embedder, hop_seconds=0.5, center=center)
         second = torch.from_numpy(sound[int(start * RATE) :][:RATE])[None]
         assert times[2] == 1.0
-        assert np.array_equal(vectors[2], make_fast_l3net(network).embed_sound(second)[0].numpy())
+        assert np.array_equal(vectors[2], make_fast_l3net(network).embed_audio(second)[0].numpy())
 
 
 def test_batches_change_nothing(model: Path):
     network, sound = load_model(model), noise(2.0)
-    one, many = (sound_embedding(sound, RATE, network, batch_size=size)[0] for size in (1, 16))
+    one, many = (get_audio_embedding(sound, RATE, network, batch_size=size)[0] for size in (1, 16))
     assert np.allclose(one, many, rtol=0.02, atol=0.02 * np.abs(many).max())
 
 
@@ -187,7 +187,7 @@ def test_other_rates_are_resampled(model: Path):
     def vectors(rate: int, pitch: float) -> np.ndarray:
         time = np.arange(2 * rate) / rate
         sound = (0.3 * np.sin(2 * np.pi * pitch * time)).astype(np.float32)
-        return sound_embedding(sound, rate, network, hop_seconds=0.5)[0][2]
+        return get_audio_embedding(sound, rate, network, hop_seconds=0.5)[0][2]
 
     same, other = vectors(16_000, 440.0), vectors(16_000, 2000.0)
     assert np.linalg.norm(same - vectors(48_000, 440.0)) < 0.3 * np.linalg.norm(same - other)
@@ -200,7 +200,7 @@ def test_one_bad_file_loses_no_other(tmp_path: Path, model: Path, capsys: pytest
     with pytest.raises(DataError, match=r"1 of 4 files could not be embedded .*c\.wav"):
         embed_audio([tmp_path], model, workers=1)
     assert sorted(path.name for path in tmp_path.glob("*.npz")) == ["a.npz", "b.npz", "d.npz"]
-    assert "3 written, 0 were there already, 1 could not be read" in capsys.readouterr().out
+    assert "3 written, 0 existed already, 1 could not be read" in capsys.readouterr().out
     assert not list(tmp_path.glob(".*"))
 
 
@@ -276,9 +276,9 @@ def test_wrong_numbers_are_refused(tmp_path: Path, model: Path):
     with pytest.raises(ValueError, match=r"hop_seconds \(0\.0\) must be positive"):
         embed_audio([tmp_path], model, hop_seconds=0.0)
     with pytest.raises(ValueError, match=r"audio of shape \(0,\)"):
-        sound_embedding(np.zeros(0, np.float32), RATE, load_model(model))
+        get_audio_embedding(np.zeros(0, np.float32), RATE, load_model(model))
     with pytest.raises(ValueError, match="no images"):
-        image_embedding([], load_model(model))
+        get_image_embedding([], load_model(model))
 
 
 def test_a_picture_is_embedded_upright_and_by_itself(tmp_path: Path, model: Path):
@@ -294,7 +294,7 @@ def test_a_picture_is_embedded_upright_and_by_itself(tmp_path: Path, model: Path
     assert upright.shape[0] == 1
     assert np.array_equal(upright, again)
     network = load_model(model)
-    many = image_embedding([read_image(tmp_path / "upright.png"), pixels[:40, :40]], network)
+    many = get_image_embedding([read_image(tmp_path / "upright.png"), pixels[:40, :40]], network)
     assert np.allclose(many[:1], upright, rtol=0.02, atol=0.02 * np.abs(upright).max())
 
 
@@ -313,7 +313,7 @@ def test_a_video_gives_frames_and_sound_on_its_clock(tmp_path: Path, model: Path
 
 def test_frames_of_a_video_without_sound_are_kept(tmp_path: Path, model: Path):
     path = write_video(tmp_path / "mute.mp4")
-    with pytest.raises(DataError, match=r"mute\.mp4: no sound"):
+    with pytest.raises(DataError, match=r"mute\.mp4: no audio stream"):
         embed_video([path], model, workers=1)
     assert (tmp_path / "mute_image.npz").is_file()
     assert not (tmp_path / "mute_audio.npz").exists()

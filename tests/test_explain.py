@@ -24,7 +24,7 @@ from comodal.analysis.pages.attention_page import select_region_row, shrink_exam
 from comodal.cli.program import main
 from comodal.errors import DataError
 from comodal.inference.explain import build_attention_example
-from comodal.inference.vision_language import AnsweredQuestion, VisionLanguagePipeline, load_vision_language
+from comodal.inference.vision_language import TextPredictions, VisionLanguagePipeline, load_vision_language
 from comodal.models.checkpoint import save_model
 from comodal.models.vilbert.streams import UnimodalEncoding
 from comodal.models.vilbert.vilbert import ViLBERT, load_vilbert
@@ -60,74 +60,80 @@ def plainly(layer: torch.nn.Module, x: torch.Tensor, context: torch.Tensor) -> t
 
 @torch.inference_mode()
 def test_it_is_the_attention_of_the_layer_computed_plainly(world: Path, answerer: VisionLanguagePipeline):
-    model, seen = answerer.vilbert, answerer.see(world / "images" / "b.png")
-    pieces = answerer.words.encode(QUESTION)
+    model, seen = answerer.vilbert, answerer.encode_image(world / "images" / "b.png")
+    pieces = answerer.tokenizer.encode(QUESTION)
     words = torch.tensor([pieces])
-    text = model.text_prefix(words, torch.zeros_like(words), torch.ones_like(words, dtype=torch.bool))
+    text = model.encode_text(words, torch.zeros_like(words), torch.ones_like(words, dtype=torch.bool))
     (layer,) = model.co_layers
-    output, (found,) = compute_co_attention(model, pieces, seen.prefix)
-    np.testing.assert_allclose(found.words, plainly(layer.text, text.tokens, seen.prefix.tokens), atol=1e-5)
-    np.testing.assert_allclose(found.regions, plainly(layer.vision, seen.prefix.tokens, text.tokens), atol=1e-5)
-    np.testing.assert_allclose(found.words.sum(1), 1, atol=1e-5)  # the whole image's share is among them
-    np.testing.assert_allclose(found.regions.sum(1), 1, atol=1e-5)
-    torch.testing.assert_close(output.words, answerer.meet([pieces], seen).words, atol=1e-5, rtol=0)
+    output, (found,) = compute_co_attention(model, pieces, seen.encoding)
+    np.testing.assert_allclose(
+        found.token_to_region, plainly(layer.text, text.hidden_states, seen.encoding.hidden_states), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        found.region_to_token, plainly(layer.vision, seen.encoding.hidden_states, text.hidden_states), atol=1e-5
+    )
+    np.testing.assert_allclose(found.token_to_region.sum(1), 1, atol=1e-5)  # the whole image's share is among them
+    np.testing.assert_allclose(found.region_to_token.sum(1), 1, atol=1e-5)
+    torch.testing.assert_close(output.token_states, answerer.fuse_texts([pieces], seen).token_states, atol=1e-5, rtol=0)
 
 
 def test_an_image_that_was_seen_in_bfloat16_is_attended_to(world: Path, answerer: VisionLanguagePipeline):
     """As where bf16 is native: its prefix has the numbers that bfloat16 holds, and nothing else is rounded."""
-    pieces, seen = answerer.words.encode(QUESTION), answerer.see(world / "images" / "b.png").prefix
-    rounded = seen._replace(tokens=seen.tokens.bfloat16())
+    pieces, seen = answerer.tokenizer.encode(QUESTION), answerer.encode_image(world / "images" / "b.png").encoding
+    rounded = seen._replace(hidden_states=seen.hidden_states.bfloat16())
     _, (found,) = compute_co_attention(answerer.vilbert, pieces, rounded)
-    _, (expected,) = compute_co_attention(answerer.vilbert, pieces, rounded._replace(tokens=rounded.tokens.float()))
-    assert np.array_equal(found.words, expected.words) and np.array_equal(found.regions, expected.regions)
+    _, (expected,) = compute_co_attention(
+        answerer.vilbert, pieces, rounded._replace(hidden_states=rounded.hidden_states.float())
+    )
+    assert np.array_equal(found.token_to_region, expected.token_to_region) and np.array_equal(
+        found.region_to_token, expected.region_to_token
+    )
 
 
 def test_layers_stand_in_their_order(answerer: VisionLanguagePipeline):
     torch.manual_seed(0)
-    model = ViLBERT(replace(small_config(answerer.words.size), schedule=((0, 0), (0, 1)))).eval()
+    model = ViLBERT(replace(small_config(answerer.tokenizer.size), co_attention_layers=((0, 0), (0, 1)))).eval()
     pieces, rows = (
-        answerer.words.encode(QUESTION),
+        answerer.tokenizer.encode(QUESTION),
         UnimodalEncoding(torch.rand(1, 3, 32), torch.ones(1, 3, dtype=torch.bool)),
     )
     _, before = compute_co_attention(model, pieces, rows)
     with torch.no_grad():
         model.co_layers[1].text.attention.query.weight.mul_(-3)
     _, after = compute_co_attention(model, pieces, rows)
-    assert np.array_equal(before[0].words, after[0].words)
-    assert not np.allclose(before[1].words, after[1].words)
+    assert np.array_equal(before[0].token_to_region, after[0].token_to_region)
+    assert not np.allclose(before[1].token_to_region, after[1].token_to_region)
 
 
 def test_a_picture_is_brightest_where_the_attention_is(world: Path, answerer: VisionLanguagePipeline):
     example = build_attention_example(
-        answerer, answerer.see(world / "images" / "b.png"), AnsweredQuestion(QUESTION, [])
+        answerer, answerer.encode_image(world / "images" / "b.png"), TextPredictions(QUESTION, [])
     )
-    white = example._replace(
-        picture=np.full_like(example.picture, 255), boxes=np.array([[0, 0, 10, 9], [20, 5, 30, 9]])
-    )
+    white = example._replace(image=np.full_like(example.image, 255), boxes=np.array([[0, 0, 10, 9], [20, 5, 30, 9]]))
     shown = shade_by_attention(white, np.array([0.1, 0.4]))
     assert shown[6, 25] == pytest.approx(1.0)
     assert shown[6, 5] == pytest.approx(0.15 + 0.85 / 4)
     assert shown[30, 50] == pytest.approx(0.15)
-    half = shrink_example(white._replace(picture=np.zeros((300, 600, 3), np.uint8)))
-    assert half.picture.shape == (150, 300, 3) and half.boxes[1].tolist() == [10, 2.5, 15, 4.5]
+    half = shrink_example(white._replace(image=np.zeros((300, 600, 3), np.uint8)))
+    assert half.image.shape == (150, 300, 3) and half.boxes[1].tolist() == [10, 2.5, 15, 4.5]
 
 
 def test_the_region_of_the_page_is_the_one_that_is_meant(world: Path, answerer: VisionLanguagePipeline):
-    seen = answerer.see(world / "images" / "b.png")
-    example = build_attention_example(answerer, seen, AnsweredQuestion(QUESTION, []))
+    seen = answerer.encode_image(world / "images" / "b.png")
+    example = build_attention_example(answerer, seen, TextPredictions(QUESTION, []))
     layer = example.layers[-1]
-    assert select_region_row(example._replace(pointed=tuple(map(float, seen.boxes[2]))), layer) == 3
+    assert select_region_row(example._replace(grounded_box=tuple(map(float, seen.boxes[2]))), layer) == 3
     assert (
-        select_region_row(example._replace(pointed=(0.0, 0.0, 70.0, 40.0)), layer) == 0
+        select_region_row(example._replace(grounded_box=(0.0, 0.0, 70.0, 40.0)), layer) == 0
     )  # no region: the whole picture
-    layer.words[:, 2] = 1.0
+    layer.token_to_region[:, 2] = 1.0
     assert select_region_row(example, layer) == 2
 
 
 def test_words_to_be_filled_in_come_first(world: Path, answerer: VisionLanguagePipeline):
-    seen = answerer.see(world / "images" / "b.png")
-    example = build_attention_example(answerer, seen, AnsweredQuestion("a dog on the [MASK]", []))
-    assert [example.pieces[word] for word in example.shown] == ["[MASK]", "a", "dog", "on", "the"]
+    seen = answerer.encode_image(world / "images" / "b.png")
+    example = build_attention_example(answerer, seen, TextPredictions("a dog on the [MASK]", []))
+    assert [example.tokens[word] for word in example.token_indices] == ["[MASK]", "a", "dog", "on", "the"]
     assert len([axes for axes in draw_attention([example]).axes if axes.images]) == 1 + 5
 
 
@@ -180,7 +186,7 @@ def test_what_cannot_be_explained_is_told(world: Path, run: Path, tmp_path: Path
     config = load_vision_language(apart).vilbert.config
     save_model(ViLBERT(replace(config, co_attention=False)), apart, {})
     assert main([*line, "--model", str(apart), "--explain", str(tmp_path / "why.png")]) == 1
-    assert "has no co-attention: no attention between words and regions" in capsys.readouterr().err
+    assert "has no co-attention, so there is no attention between tokens and regions" in capsys.readouterr().err
     assert main([*line, "--model", str(apart)]) == 0
     assert not list(tmp_path.glob("why*"))
 
@@ -207,8 +213,8 @@ def test_the_report_shows_held_out_pictures_in_the_same_way(tmp_path: Path):
     )
     assert len(shown) == 2
     for example in shown:
-        assert [example.pieces[word] for word in example.shown] == [example.text.split()[1], "thing"]
-        np.testing.assert_allclose(example.layers[-1].words.sum(1), 1, atol=1e-5)
-        assert re.fullmatch(r"probability of alignment: [01]\.\d\d", example.told)
+        assert [example.tokens[word] for word in example.token_indices] == [example.text.split()[1], "thing"]
+        np.testing.assert_allclose(example.layers[-1].token_to_region.sum(1), 1, atol=1e-5)
+        assert re.fullmatch(r"probability of alignment: [01]\.\d\d", example.prediction)
     with pytest.raises(DataError, match="has no co-attention"):
         check_co_attention(ViLBERT(replace(model.config, co_attention=False)), run)

@@ -49,7 +49,7 @@ NETWORK = dataclasses.replace(make_small_l3net_config(2, 32), spectrogram=PAPER_
 TINY = vilbert.ViLBERTConfig(
     vocabulary=50, positions=24, text=StreamConfig(16, 2, 2, 32), vision=StreamConfig(12, 1, 2, 24),
     joint_dim=8, joint_heads=2,
-    schedule=((0, 1),), region_features=6, region_targets=5, task_tokens=3, initializer_range=0.3,
+    co_attention_layers=((0, 1),), region_feature_dim=6, region_targets=5, task_tokens=3, initializer_range=0.3,
 )  # fmt: skip
 
 
@@ -73,8 +73,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, files: Path) -> Path:
     save_model(L3Net(NETWORK), folder / "model", {})
     for format_ in ("onnx", "openvino"):
         numbers = export(folder, format_, int8=files)
-        assert max(numbers[f"export.{name}.difference"] for name in ("image", "sound", "l3net")) < 1e-5
-        assert min(numbers[f"export.{name}.cosine"] for name in ("image", "sound")) > 0.98
+        assert max(numbers[f"export.{name}.difference"] for name in ("image", "audio", "l3net")) < 1e-5
+        assert min(numbers[f"export.{name}.mean_cosine"] for name in ("image", "audio")) > 0.98
     return folder
 
 
@@ -95,14 +95,14 @@ def test_the_portable_transform_is_as_exact_as_the_fft(config):
     frames = torch.from_numpy(sound).float().unfold(-1, config.spectrogram.window_samples, 242) * plain.window
     exact = np.abs(np.fft.rfft(frames.double().numpy(), n=config.spectrogram.n_fft)) ** 2
     for ours in (portable, plain):
-        assert np.abs(ours.power(frames).mT.numpy() - exact).max() < 1e-6 * exact.max()
+        assert np.abs(ours.compute_power(frames).mT.numpy() - exact).max() < 1e-6 * exact.max()
 
 
 def test_a_transform_of_a_prime_length():
     config = dataclasses.replace(PAPER_L3NET_CONFIG.spectrogram, n_fft=13, window_samples=11, hop_samples=3)
     frames = torch.randn(1, 4, 11)
     exact = np.abs(np.fft.rfft(frames.double().numpy(), n=13)) ** 2
-    assert np.allclose(PortableSpectrogram(config).power(frames).mT.numpy(), exact, rtol=1e-4, atol=1e-4)
+    assert np.allclose(PortableSpectrogram(config).compute_power(frames).mT.numpy(), exact, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(8, 4), (4, 4), (32, 24), (7, 5), (2, 1)])
@@ -116,20 +116,20 @@ def test_onnx_runtime_gives_what_the_model_gives_for_any_batch(run: Path):
     model, folder = load_model(run), run / "model" / "export" / "onnx"
     sessions = {
         name: onnxruntime.InferenceSession(folder / f"{name}.onnx", providers=["CPUExecutionProvider"])
-        for name in ("image", "sound", "l3net")
+        for name in ("image", "audio", "l3net")
     }
     described = json.loads((folder / "export.json").read_text())["networks"]["l3net"]
     assert described["inputs"] == {
         "image": {"type": "uint8", "shape": ["batch", 3, 32, 32]},
-        "sound": {"type": "float32", "shape": ["batch", 48_000]},
+        "audio": {"type": "float32", "shape": ["batch", 48_000]},
     }
     for batch in (1, 3):
         image = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8)
         sound = 0.1 * torch.randn(batch, 48_000)
         with torch.inference_mode():
-            expected = [model.embed_image(image), model.embed_sound(sound), *model(image, sound)]
-        given = {"image": image.numpy(), "sound": sound.numpy()}
-        results = [sessions[name].run(None, {name: given[name]})[0] for name in ("image", "sound")]
+            expected = [model.embed_image(image), model.embed_audio(sound), *model(image, sound)]
+        given = {"image": image.numpy(), "audio": sound.numpy()}
+        results = [sessions[name].run(None, {name: given[name]})[0] for name in ("image", "audio")]
         for ours, theirs in zip(expected, results + sessions["l3net"].run(None, given), strict=True):
             assert np.allclose(ours.numpy(), theirs, atol=1e-5 * float(ours.abs().max()))
     assert [axis.shape[0] for axis in sessions["l3net"].get_inputs()] == ["batch", "batch"]
@@ -138,12 +138,12 @@ def test_onnx_runtime_gives_what_the_model_gives_for_any_batch(run: Path):
 
 def test_in_bfloat16_a_tone_stays_a_tone(run: Path):
     """OpenVINO's own bfloat16 rounds the waveform to 8 bits and makes noise of what is between the tones."""
-    path = run / "model" / "export" / "openvino" / "sound.xml"
+    path = run / "model" / "export" / "openvino" / "audio.xml"
     sound = (0.5 * torch.sin(2 * torch.pi * 440 / 48_000 * torch.arange(48_000)))[None]
     with torch.inference_mode():
-        expected = load_model(run).embed_sound(sound)[0]
+        expected = load_model(run).embed_audio(sound)[0]
     openvino = import_openvino(path)
-    ours = open_openvino(path, "bf16")({"sound": sound.numpy()})[0][0]
+    ours = open_openvino(path, "bf16")({"audio": sound.numpy()})[0][0]
     cosine = F.cosine_similarity(torch.from_numpy(ours), expected, 0)
     assert cosine > 0.999
     is_restricted = "ONEDNN_MAX_CPU_ISA" in os.environ  # which OpenVINO's list of capabilities does not see
@@ -209,7 +209,7 @@ def test_the_frames_and_the_sound_of_a_video_with_another_engine(run: Path, tmp_
 
 
 def test_pictures_for_openl3_s_networks_are_the_same_bytes_again(tmp_path: Path, files: Path):
-    about = {"representation": "linear", "front_end": "kapre014", "towers": ["image", "sound"], "files": ["x"]}
+    about = {"representation": "linear", "frontend": "kapre014", "towers": ["image", "audio"], "files": ["x"]}
     config = dataclasses.replace(make_openl3_config("linear"), width=1)
     save_model(L3Net(config), tmp_path, {"openl3": about})
     export(tmp_path, "onnx", only=["image"])
@@ -232,7 +232,7 @@ def pairs(batch: int, words: int, regions: int) -> tuple[torch.Tensor, ...]:
     )
 
 
-NAMES = ("words", "segments", "words_attended", "regions", "locations", "regions_attended", "tasks")
+NAMES = ("token_ids", "token_types", "token_mask", "region_features", "spatials", "region_mask", "task_ids")
 
 
 @pytest.mark.parametrize("format_", ["onnx", pytest.param("openvino", marks=pytest.mark.slow)])
@@ -246,7 +246,7 @@ def test_vilbert_takes_any_number_of_pairs_words_and_regions(tmp_path: Path, for
         inputs = pairs(*sizes)
         with torch.inference_mode():
             output = model(*inputs)
-            expected = [*output, model.alignment_head(output.text, output.vision)]
+            expected = [*output, model.alignment_head(output.pooled_text, output.pooled_vision)]
         results = run({name: tensor.numpy() for name, tensor in zip(NAMES, inputs, strict=True)})
         for ours, theirs in zip(expected, results, strict=True):
             assert np.allclose(ours.numpy(), theirs, atol=1e-5)
@@ -255,7 +255,7 @@ def test_vilbert_takes_any_number_of_pairs_words_and_regions(tmp_path: Path, for
 def test_a_single_stream_reads_words_and_visual_tokens(tmp_path: Path):
     torch.manual_seed(0)
     config = single_stream.SingleStreamConfig(
-        vocabulary=50, positions=24, text=StreamConfig(16, 2, 2, 32), region_tokens=9, region_targets=6, joint_dim=8
+        vocabulary=50, positions=24, text=StreamConfig(16, 2, 2, 32), num_visual_tokens=9, region_targets=6, joint_dim=8
     )
     model = SingleStream(config).eval()
     save_model(model, tmp_path, {})
@@ -264,7 +264,7 @@ def test_a_single_stream_reads_words_and_visual_tokens(tmp_path: Path):
     inputs = (words, segments, words_attended, torch.arange(15).view(3, 5) % 9, locations, regions_attended)
     with torch.inference_mode():
         output = model(*inputs)
-        expected = model.alignment_head(output.text, output.vision)
+        expected = model.alignment_head(output.pooled_text, output.pooled_vision)
     run = open_onnx(tmp_path / "out" / "vilbert.onnx")
     results = run({name: tensor.numpy() for name, tensor in zip(NAMES[:6], inputs, strict=True)})
     assert np.allclose(results[-1], expected.numpy(), atol=1e-5)
@@ -275,7 +275,7 @@ HEADS = (
     Head("score", "linear", 1),
     Head("both", "pairs", 2, 8),
     Head("where", "regions", 1),
-    Head("which", "words", 1),
+    Head("which", "tokens", 1),
 )
 
 
@@ -306,7 +306,7 @@ def test_only_some_heads_of_a_task_model(answering: Path, tmp_path: Path, capsys
     assert sorted(path.name for path in tmp_path.glob("[!.]*")) == ["both.pt2", "export.json"]
     assert_heads_are_the_model_s(answering, tmp_path, "torch", {"both"})
     assert main([*words, "scores"]) == 1
-    told = "no network is called scores; this model's are answers, score, both, where, which"
+    told = "unknown networks: scores; this model has answers, score, both, where, which"
     assert told in " ".join(capsys.readouterr().err.split())
 
 
@@ -342,11 +342,11 @@ def test_an_export_of_other_weights_or_a_damaged_one_is_refused(run: Path, files
         embed_audio(sound, tmp_path / "model", tmp_path, engine="onnx")
     shutil.copytree(run / "model", tmp_path / "copy")
     folder = tmp_path / "copy" / "export"
-    (folder / "onnx" / "sound.onnx").write_bytes(b"not this")
-    with pytest.raises(CheckpointError, match=r"sound\.onnx: damaged \(checksum\)"):
+    (folder / "onnx" / "audio.onnx").write_bytes(b"not this")
+    with pytest.raises(CheckpointError, match=r"audio\.onnx: damaged \(checksum\)"):
         embed_audio(sound, tmp_path / "copy", tmp_path, engine="onnx")
-    (folder / "openvino" / "sound.bin").unlink()
-    with pytest.raises(CheckpointError, match=r"sound\.bin: damaged \(checksum\)"):
+    (folder / "openvino" / "audio.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"audio\.bin: damaged \(checksum\)"):
         embed_audio(sound, tmp_path / "copy", tmp_path, engine="openvino", precision="fp32")
     (folder / "openvino" / "export.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"export\.json: damaged"):
@@ -355,14 +355,14 @@ def test_an_export_of_other_weights_or_a_damaged_one_is_refused(run: Path, files
 
 @pytest.mark.parametrize("opener", [open_onnx, lambda path: open_openvino(path, "fp32")])
 def test_a_file_of_another_kind_is_refused_in_a_sentence(opener, tmp_path: Path):
-    (tmp_path / "sound.xml").write_text("hello")
-    with pytest.raises(CheckpointError, match=r"sound\.xml: a damaged file"):
-        opener(tmp_path / "sound.xml")
+    (tmp_path / "audio.xml").write_text("hello")
+    with pytest.raises(CheckpointError, match=r"audio\.xml: damaged"):
+        opener(tmp_path / "audio.xml")
 
 
 def test_options_that_cannot_go_together(run: Path, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     for words, sentence in (
-        (["export", str(tmp_path), "--to", "onnx"], "no model here"),
+        (["export", str(tmp_path), "--to", "onnx"], "no model found"),
         (["export", str(run), "--to", "torch", "--int8", str(files)], "--int8 is for the embedders of an L3-Net"),
         (
             ["embed", "audio", str(files), "--model", str(run), "--engine", "onnx", "--precision", "bf16"],
@@ -372,7 +372,7 @@ def test_options_that_cannot_go_together(run: Path, files: Path, tmp_path: Path,
             ["embed", "audio", str(files), "--model", str(run), "--engine", "torch", "--precision", "int8"],
             "int8 is for exported embedders",
         ),
-        (["embed", "audio", str(files), "--model", str(run), "--engine", "onnx", "--device", "cuda"], "for PyTorch"),
+        (["embed", "audio", str(files), "--model", str(run), "--engine", "onnx", "--device", "cuda"], "PyTorch only"),
     ):
         assert main(words) == 1
         assert sentence in capsys.readouterr().err

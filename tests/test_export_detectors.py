@@ -34,7 +34,7 @@ def test_both_halves_of_caffes_detector(folder: Path, tmp_path: Path):
     picture = theirs["image_rgb"]
     scale = compute_resize_scale(*picture.shape[:2], rules.size, rules.longest)
     feature_map, scores, deltas = run(
-        tmp_path / "onnx", "picture", resize_like_opencv(to_centered_bgr(picture), scale)[None]
+        tmp_path / "onnx", "image", resize_like_opencv(to_centered_bgr(picture), scale)[None]
     )
     rows, columns = feature_map.shape[2:]
     assert_close(feature_map, theirs["res4"], **NUMBERS)
@@ -67,13 +67,13 @@ def test_both_halves_of_the_pyramids_detector(folder: Path, tmp_path: Path):
         to_centered_bgr(picture), compute_resize_scale(*picture.shape[:2], rules.size, rules.longest)
     )
     filled = F.pad(pixels, (0, -pixels.shape[2] % 32, 0, -pixels.shape[1] % 32))[None]
-    given = run(tmp_path / "onnx", "picture", filled)
+    given = run(tmp_path / "onnx", "image", filled)
     maps, scores = given[:5], given[5:10]
     assert_close(maps[3], theirs["p5"], **NUMBERS)
     assert_close(maps[4], theirs["p6"], **NUMBERS)
     rows, columns = maps[4].shape[2:]
     assert_close(scores[4].view(1, rows, columns, -1).permute(0, 3, 1, 2), theirs["rpn_logits.4"], **NUMBERS)
-    cells = model.pooled(compute_fpn_feature_maps(model, picture, rules).maps, theirs["proposals"])
+    cells = model.pool(compute_fpn_feature_maps(model, picture, rules).maps, theirs["proposals"])
     features, _, scores, deltas = run(tmp_path / "onnx", "regions", cells)
     assert_close(features, theirs["fc6"], **NUMBERS)
     assert_close(scores, theirs["scores"], rtol=0, atol=1e-2)

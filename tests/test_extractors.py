@@ -62,7 +62,7 @@ def test_a_grid_of_the_map_is_its_adaptive_mean(network: Path, picture: np.ndarr
     found = load_extractor(ExtractorSource(str(network), grid=4))(upright)
     pixels = torch.from_numpy(upright.copy()).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        feature_map = load_l3net(network).image_map(pixels)
+        feature_map = load_l3net(network).compute_image_map(pixels)
     wanted = F.adaptive_avg_pool2d(feature_map, 4)[0].flatten(1).T
     torch.testing.assert_close(torch.from_numpy(found.features), wanted)
     assert found.boxes[5].tolist() == [24, 16, 48, 32] and found.classes is None
@@ -72,7 +72,7 @@ def test_given_boxes_over_a_network_are_torchvisions_roi_align(network: Path, pi
     boxes = np.array([[10, 10, 45, 40], [0, 0, 90, 60]], np.float32)
     found = load_extractor(ExtractorSource(str(network), cells=2))(picture, boxes)
     backbone = load_backbone(str(network))
-    feature_map = backbone(backbone.scaled(picture)[None])[-1]
+    feature_map = backbone(backbone.scale_image(picture)[None])[-1]
     rows, columns = feature_map.shape[2:]
     scaled = torch.from_numpy(boxes) / torch.tensor([90.0, 60] * 2) * torch.tensor([columns, rows] * 2)
     wanted = roi_align(feature_map, [scaled], 2, aligned=True).permute(0, 2, 3, 1).flatten(1)
@@ -125,7 +125,7 @@ def test_torchvisions_detector_gives_what_torchvision_computes_by_itself(faster_
     )
     model.load_state_dict(torch.load(faster_rcnn, weights_only=True))
     boxes, features, shares = whole_run(model.eval(), picture)
-    extractor = load_extractor(ExtractorSource(str(faster_rcnn), size=96, most=20))
+    extractor = load_extractor(ExtractorSource(str(faster_rcnn), size=96, max_regions=20))
     found = extractor(picture)
     assert 2 <= len(found.boxes) <= 20
     assert (extractor.network.feature_dim, extractor.network.num_classes) == (1024, 7)
@@ -204,7 +204,7 @@ def detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_detr_gives_what_transformers_computes_by_itself(detr: Path, picture: np.ndarray):
     from transformers import DetrForObjectDetection, DetrImageProcessor
 
-    extractor = load_extractor(ExtractorSource(str(detr), most=4))
+    extractor = load_extractor(ExtractorSource(str(detr), max_regions=4))
     found = extractor(picture)
     model, processor = DetrForObjectDetection.from_pretrained(detr).eval(), DetrImageProcessor.from_pretrained(detr)
     with torch.inference_mode():
@@ -223,7 +223,7 @@ def test_detr_gives_what_transformers_computes_by_itself(detr: Path, picture: np
 
 def test_boxes_cannot_be_given_to_a_detr(detr: Path):
     for boxes in ("given", "grid", "selective"):
-        with pytest.raises(ValueError, match="finds its own boxes and cannot tell the features of others"):
+        with pytest.raises(ValueError, match="has its own boxes and does not support given ones"):
             load_extractor(ExtractorSource(str(detr), boxes))
 
 
@@ -242,7 +242,7 @@ def test_networks_that_score_each_class_by_itself_have_no_class_probabilities(tm
     model = RTDetrForObjectDetection(config).eval()
     model.save_pretrained(tmp_path)
     RTDetrImageProcessor(size={"height": 64, "width": 64}).save_pretrained(tmp_path)
-    extractor = load_extractor(ExtractorSource(str(tmp_path), size=96, most=3))
+    extractor = load_extractor(ExtractorSource(str(tmp_path), size=96, max_regions=3))
     found = extractor(picture)
     assert found.classes is None and extractor.network.num_classes == 0
     assert (found.features.shape, found.boxes.shape) == ((3, 16), (3, 4))
@@ -275,7 +275,7 @@ def test_a_detr_without_all_its_weights_is_refused(detr: Path, tmp_path: Path):
 
 def test_selective_search_finds_what_stands_out(network: Path, picture: np.ndarray):
     pytest.importorskip("cv2")
-    extractor = load_extractor(ExtractorSource(str(network), "selective", most=30))
+    extractor = load_extractor(ExtractorSource(str(network), "selective", max_regions=30))
     found = extractor(picture)
     objects = torch.tensor([[10.0, 10, 45, 40], [50, 25, 85, 55]])
     assert (box_iou(objects, torch.from_numpy(found.boxes)).amax(1) > 0.7).all()
@@ -316,7 +316,9 @@ EXTRACTORS: dict[str, LoadedExtractor] = {}
 def cached(request: pytest.FixtureRequest, source: str) -> LoadedExtractor:
     if source not in EXTRACTORS:
         size = None if source == "network" else 64
-        EXTRACTORS[source] = load_extractor(ExtractorSource(str(request.getfixturevalue(source)), size=size, most=5))
+        EXTRACTORS[source] = load_extractor(
+            ExtractorSource(str(request.getfixturevalue(source)), size=size, max_regions=5)
+        )
     return EXTRACTORS[source]
 
 
@@ -336,9 +338,9 @@ def test_boxes_are_cut_off_at_the_edges_and_those_outside_are_refused(network: P
     extractor = load_extractor(ExtractorSource(str(network), "given"))
     found = extractor(picture, np.array([[-5, 10, 30, 70]], np.float32))
     assert found.boxes.tolist() == [[0, 10, 30, 60]]
-    with pytest.raises(MediaError, match=r"box outside the picture: \[10, 70, 30, 80\] in 90 x 60 pixels"):
+    with pytest.raises(MediaError, match=r"box outside the image: \[10, 70, 30, 80\] in 90 x 60 pixels"):
         extractor(picture, np.array([[0, 0, 5, 5], [10, 70, 30, 80]], np.float32))
-    with pytest.raises(DataError, match="give the boxes of its objects"):
+    with pytest.raises(DataError, match="pass the boxes of the objects"):
         extractor(picture)
 
 
@@ -352,7 +354,7 @@ def test_the_fingerprint_is_of_weights_and_of_what_changes_features(network: Pat
     torch.manual_seed(1)
     save_model(L3Net(make_small_l3net_config(width=2, image_size=32)), tmp_path / "other", {})
     assert load_extractor(ExtractorSource(str(tmp_path / "other"))).network.fingerprint != mark
-    wishes = [ExtractorSource(str(detr), size=size, most=most) for size, most in ((64, 3), (64, 5), (32, 3))]
+    wishes = [ExtractorSource(str(detr), size=size, max_regions=most) for size, most in ((64, 3), (64, 5), (32, 3))]
     marks = {load_extractor(wish).network.fingerprint for wish in wishes}
     assert len(marks) == 2
 
@@ -361,20 +363,20 @@ def test_what_a_store_says_is_enough_to_make_regions_like_its_own(network: Path)
     extractor = load_extractor(ExtractorSource(str(network), grid=3, cells=2, size=48))
     made = json.loads(json.dumps(extractor.about))
     assert parse_extractor_source(made) == extractor.source
-    with pytest.raises(DataError, match="its detector is not known here"):
+    with pytest.raises(DataError, match="its detector is unknown"):
         parse_extractor_source({"layout": "LMDB"})
-    with pytest.raises(DataError, match="these settings were changed by hand"):
+    with pytest.raises(DataError, match="they were edited"):
         parse_extractor_source(made | {"boxes": "anywhere"})
 
 
 def test_wrong_wishes_are_told(network: Path, faster_rcnn: Path, tmp_path: Path):
     for source, sentence in (
-        (ExtractorSource(str(network), "own"), "finds no boxes of its own"),
+        (ExtractorSource(str(network), "own"), "has no boxes of its own"),
         (ExtractorSource(str(network), grid=0), "grid is a number from 1 to 100, got 0"),
         (ExtractorSource(str(network), size=-1), "size is a number from 1 to 4,096, got -1"),
         (ExtractorSource(str(faster_rcnn), cells=2), "cells and maps are for a vision network"),
     ):
         with pytest.raises(ValueError, match=sentence):
             load_extractor(source)
-    with pytest.raises(CheckpointError, match="no model here"):
+    with pytest.raises(CheckpointError, match="no model found"):
         load_extractor(ExtractorSource(str(tmp_path)))

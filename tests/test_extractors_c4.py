@@ -35,10 +35,10 @@ def picture() -> np.ndarray:
 
 
 def test_it_is_a_source_of_regions(picture: np.ndarray):
-    extractor = load_extractor(ExtractorSource(FILE, size=192, most=12))
+    extractor = load_extractor(ExtractorSource(FILE, size=192, max_regions=12))
     assert isinstance(extractor.network, RegionExtractor)
     found = extractor(picture)
-    theirs = detect_caffe_regions(c4_of(CAFFE[0]), torch.from_numpy(picture), extractor.network.rules)
+    theirs = detect_caffe_regions(c4_of(CAFFE[0]), torch.from_numpy(picture), extractor.network.postprocessing)
     assert found.boxes.shape == (12, 4) and found.features.shape == (12, 256) and found.classes.shape == (12, 41)
     assert np.allclose(found.classes.sum(1), 1, atol=1e-5)
     assert (found.boxes[:, 2] <= 160).all() and (found.boxes[:, 3] <= 120).all()
@@ -53,7 +53,7 @@ def test_a_converted_detector_is_the_same_source(picture: np.ndarray, tmp_path: 
         "convert.filled": 2 * 53 + 6 + 8 + 2,
         "convert.unused": 0,
     }  # convolutions, proposals, dense layers
-    assert "122 filled, 0 new, 0 of the file not used" in (tmp_path / "vg" / "report.txt").read_text()
+    assert "122 loaded, 0 new, 0 unused tensors in the file" in (tmp_path / "vg" / "report.txt").read_text()
     file, folder = (load_extractor(ExtractorSource(str(source), size=192)) for source in (FILE, tmp_path / "vg"))
     assert file.network.fingerprint == folder.network.fingerprint
     assert np.array_equal(file(picture).features, folder(picture).features)
@@ -66,10 +66,10 @@ def test_a_converted_detector_is_the_same_source(picture: np.ndarray, tmp_path: 
 def test_settings_changed_by_hand_are_refused():
     made = load_extractor(ExtractorSource(FILE, size=192)).about
     assert parse_extractor_source(
-        {name: value for name, value in made.items() if name not in ("rules", "head", "fewest")}
+        {name: value for name, value in made.items() if name not in ("postprocessing", "head", "min_regions")}
     )
-    for name, value in (("rules", "coffee"), ("head", "float3"), ("fewest", "few")):
-        with pytest.raises(DataError, match="changed by hand"):
+    for name, value in (("postprocessing", "coffee"), ("head", "float3"), ("min_regions", "few")):
+        with pytest.raises(DataError, match="they were edited"):
             parse_extractor_source(made | {name: value})
 
 
@@ -85,24 +85,27 @@ def test_given_boxes_are_described_in_their_order(picture: np.ndarray):
 
 def test_the_defaults_are_vilberts_and_a_users_wishes_go_in():
     assert build_c4_postprocessing() == C4Postprocessing(600, 1000, 16, 6000, 300, 0.7, 0.3, 36, 36, 0.2)
-    assert build_c4_postprocessing(None, None, 10, 100) == C4Postprocessing(fewest=10, most=100)
+    assert build_c4_postprocessing(None, None, 10, 100) == C4Postprocessing(min_regions=10, max_regions=100)
     assert build_c4_postprocessing("lxmert", 300, None, 50) == LXMERTPostprocessing(
-        size=300, longest=500, fewest=50, most=50
+        size=300, longest=500, min_regions=50, max_regions=50
     )
-    with pytest.raises(ValueError, match="at least 40 regions and at most 36"):
+    with pytest.raises(ValueError, match=r"min_regions \(40\) must not exceed max_regions \(36\)"):
         build_c4_postprocessing(None, None, 40, 36)
 
 
 def test_lxmerts_regions_may_be_too_few_at_every_overlap(picture: np.ndarray):
     """Where the original fails or gives the boxes of the picture before."""
     network = C4Extractor(
-        c4_of(CAFFE[0]), LXMERTPostprocessing(size=192, class_overlaps=(0.1, 0.2), proposals=50, fewest=50, most=50)
+        c4_of(CAFFE[0]),
+        LXMERTPostprocessing(
+            size=192, class_nms_thresholds=(0.1, 0.2), post_nms_top_k=50, min_regions=50, max_regions=50
+        ),
     )
     found = network(picture)
     overlaps = box_iou(torch.from_numpy(found.boxes), torch.from_numpy(found.boxes)).fill_diagonal_(0)
     assert 0 < len(found.boxes) < 50 and overlaps.max() <= 0.2
-    with pytest.raises(ValueError, match="class_overlaps is empty"):
-        LXMERTPostprocessing(class_overlaps=())
+    with pytest.raises(ValueError, match="class_nms_thresholds must not be empty"):
+        LXMERTPostprocessing(class_nms_thresholds=())
 
 
 def test_other_rules_are_other_features_and_other_boxes_are_not(picture: np.ndarray):
@@ -110,8 +113,8 @@ def test_other_rules_are_other_features_and_other_boxes_are_not(picture: np.ndar
         key: load_extractor(source).network.fingerprint
         for key, source in {
             "usual": ExtractorSource(FILE, size=192),
-            "more": ExtractorSource(FILE, size=192, most=20, fewest=2),
-            "lxmert": ExtractorSource(FILE, size=192, rules="lxmert"),
+            "more": ExtractorSource(FILE, size=192, max_regions=20, min_regions=2),
+            "lxmert": ExtractorSource(FILE, size=192, postprocessing="lxmert"),
             "rough": ExtractorSource(FILE, size=192, head="bf16"),
             "large": ExtractorSource(FILE, size=240),
         }.items()
@@ -130,20 +133,22 @@ def test_what_is_for_this_detector_alone_is_refused_elsewhere(tmp_path: Path):
 
     model = fasterrcnn_mobilenet_v3_large_fpn(weights=None, weights_backbone=None, num_classes=3)
     torch.save(model.state_dict(), tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="fewest, rules and head are for bottom-up attention's detector"):
-        load_extractor(ExtractorSource(str(tmp_path / "other.pth"), fewest=3))
+    with pytest.raises(ValueError, match="min_regions, postprocessing and head are for bottom-up attention's detector"):
+        load_extractor(ExtractorSource(str(tmp_path / "other.pth"), min_regions=3))
 
 
 def by_the_loop(boxes: torch.Tensor, classes: torch.Tensor, rules: C4Postprocessing) -> torch.Tensor:
     """The original's way (generate_tsv.py): class by class over all boxes."""
     sureness = torch.zeros(len(boxes))
     for column in classes.T[1:]:
-        kept = nms_inclusive(boxes, column, rules.class_overlap)
+        kept = nms_inclusive(boxes, column, rules.class_nms_threshold)
         sureness[kept] = torch.maximum(sureness[kept], column[kept])
-    sure = (sureness >= rules.sure).nonzero().flatten()
-    if rules.fewest <= len(sure) <= rules.most:
+    sure = (sureness >= rules.score_threshold).nonzero().flatten()
+    if rules.min_regions <= len(sure) <= rules.max_regions:
         return sure
-    return sureness.argsort(descending=True)[: rules.fewest if len(sure) < rules.fewest else rules.most]
+    return sureness.argsort(descending=True)[
+        : rules.min_regions if len(sure) < rules.min_regions else rules.max_regions
+    ]
 
 
 @pytest.mark.parametrize("fewest, most", [(36, 36), (10, 100), (1, 300), (100, 100), (300, 300)])
@@ -153,7 +158,7 @@ def test_lazy_selection_is_the_loop_over_all_classes(fewest: int, most: int, sha
     corners = torch.rand(300, 2) * 300
     boxes = torch.cat([corners, corners + 10 + torch.rand(300, 2) * 200], 1)
     classes = (torch.randn(300, 201) * sharpness).softmax(1)
-    rules = C4Postprocessing(fewest=fewest, most=most)
+    rules = C4Postprocessing(min_regions=fewest, max_regions=most)
     assert torch.equal(select_caffe_regions(boxes, classes, rules), by_the_loop(boxes, classes, rules))
 
 
@@ -184,10 +189,10 @@ def test_a_folder_of_pictures_becomes_a_store(picture: np.ndarray, tmp_path: Pat
     for name in "ab":
         Image.fromarray(picture).save(tmp_path / "photos" / f"{name}.png")
     counts = extract_regions(
-        tmp_path / "photos", tmp_path / "store", FILE, size=192, most=20, fewest=4, backend="sequential"
+        tmp_path / "photos", tmp_path / "store", FILE, size=192, max_regions=20, min_regions=4, backend="sequential"
     )
     store = RegionStore(tmp_path / "store")
-    assert counts["images.taken"] == 2 and store.classes == 41 and store.dim == 256
-    assert "bottom-up attention" in store.about["made_from"]["name"]
-    again = extract_regions(tmp_path / "photos", tmp_path / "store", FILE, size=192, most=20, fewest=4)
+    assert counts["images.accepted"] == 2 and store.classes == 41 and store.dim == 256
+    assert "bottom-up attention" in store.about["provenance"]["name"]
+    again = extract_regions(tmp_path / "photos", tmp_path / "store", FILE, size=192, max_regions=20, min_regions=4)
     assert again == counts

@@ -30,7 +30,7 @@ def picture() -> np.ndarray:
 
 
 def test_it_is_a_source_of_regions(picture: np.ndarray):
-    extractor = load_extractor(ExtractorSource(str(FILE), size=256, most=10))
+    extractor = load_extractor(ExtractorSource(str(FILE), size=256, max_regions=10))
     assert isinstance(extractor.network, RegionExtractor)
     config = fpn_of(PYRAMID[0]).config
     found = extractor(picture)
@@ -76,8 +76,8 @@ def test_damaged_files_are_refused_and_nothing_is_written(tmp_path: Path):
 
 
 def test_settings_of_the_other_detector_are_refused():
-    with pytest.raises(ValueError, match="fewest, rules and head are for bottom-up attention's detector"):
-        load_extractor(ExtractorSource(str(FILE), fewest=3))
+    with pytest.raises(ValueError, match="min_regions, postprocessing and head are for bottom-up attention's detector"):
+        load_extractor(ExtractorSource(str(FILE), min_regions=3))
 
 
 def test_the_defaults_are_those_of_12_in_1():
@@ -86,7 +86,7 @@ def test_the_defaults_are_those_of_12_in_1():
         == FPNPostprocessing()
         == FPNPostprocessing(800, 1333, 1000, 1000, 1000, 0.7, 0.5, 100)
     )
-    assert build_fpn_postprocessing(400, 36) == FPNPostprocessing(size=400, longest=666, most=36)
+    assert build_fpn_postprocessing(400, 36) == FPNPostprocessing(size=400, longest=666, max_regions=36)
 
 
 def test_a_folder_of_pictures(tmp_path: Path, picture: np.ndarray):
@@ -95,10 +95,10 @@ def test_a_folder_of_pictures(tmp_path: Path, picture: np.ndarray):
     (tmp_path / "photos").mkdir()
     Image.fromarray(picture).save(tmp_path / "photos" / "coffee.png")
     Image.fromarray(picture[:20, :30]).save(tmp_path / "photos" / "small.png")
-    extract_regions(tmp_path / "photos", tmp_path / "store", str(FILE), size=224, most=8)
+    extract_regions(tmp_path / "photos", tmp_path / "store", str(FILE), size=224, max_regions=8)
     store = RegionStore(tmp_path / "store")
     assert list(store.counts) == [8, 8] and store.classes == fpn_of(PYRAMID[0]).config.classes
-    direct = load_extractor(ExtractorSource(str(FILE), size=224, most=8))(
+    direct = load_extractor(ExtractorSource(str(FILE), size=224, max_regions=8))(
         read_image(tmp_path / "photos" / "coffee.png")
     )
-    assert np.allclose(store.regions(list(store.ids).index("coffee")).features, direct.features, atol=1e-2)
+    assert np.allclose(store.read_regions(list(store.ids).index("coffee")).features, direct.features, atol=1e-2)

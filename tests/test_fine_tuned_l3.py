@@ -13,7 +13,7 @@ from comodal.media.image import encode_jpeg
 from comodal.recipes import avc_pretraining
 from comodal.tasks.audio import audio_classification
 from comodal.tasks.audio.audio_classification import evaluate_sound_classes
-from comodal.tasks.audio.audio_folders import evaluate_sounds
+from comodal.tasks.audio.audio_folders import evaluate_audio
 from comodal.tasks.image import image_classification
 from comodal.tasks.image.image_classification import evaluate_image_classes
 from comodal.tasks.image.linear_classification import evaluate_images
@@ -73,7 +73,13 @@ def test_few_labels_go_further_on_what_correspondence_has_taught(tmp_path: Path)
     write_pairs(tmp_path / "pairs" / "validation", 80, 1)
     write_labels(tmp_path, 8, 40)
     settings = {"data": tmp_path / "pairs", "variant": "small", "width": 8, "image_size": 28, "steps": 600}
-    settings |= {"batch_size": 32, "learning_rate": 2e-3, "warm_up_steps": 50, "final_fraction": 0.05, "mirror": False}
+    settings |= {
+        "batch_size": 32,
+        "learning_rate": 2e-3,
+        "warmup_steps": 50,
+        "min_lr_ratio": 0.05,
+        "horizontal_flip": False,
+    }
     assert (
         train(
             avc_pretraining.recipe, settings | {"validation_pairs": 512, "workers": 1}, tmp_path / "run", device="cpu"
@@ -83,14 +89,14 @@ def test_few_labels_go_further_on_what_correspondence_has_taught(tmp_path: Path)
     told = [line["accuracy"] for line in read_log(tmp_path / "run" / "metrics.jsonl") if line["split"] == "validation"]
     assert told[-1] > 0.8
     frozen = evaluate_images(tmp_path / "run", tmp_path / "pictures", workers=1)
-    frozen |= evaluate_sounds(tmp_path / "run", tmp_path / "sounds", workers=1)
+    frozen |= evaluate_audio(tmp_path / "run", tmp_path / "sounds", workers=1)
     tuned: dict[str, dict[str, float]] = {}
     for start in ("pretrained", "scratch"):
-        more = {"model": tmp_path / "run", "start": start, "batch_size": 8, "workers": 0}
+        more = {"model": tmp_path / "run", "start_from": start, "batch_size": 8, "workers": 0}
         pictures, sounds = (tmp_path / f"{start}_{modality}" for modality in ("pictures", "sounds"))
         train(
             image_classification.recipe,
-            {**more, "data": tmp_path / "pictures", "mirror": False},
+            {**more, "data": tmp_path / "pictures", "horizontal_flip": False},
             pictures,
             device="cpu",
         )
@@ -100,4 +106,4 @@ def test_few_labels_go_further_on_what_correspondence_has_taught(tmp_path: Path)
     assert frozen["vision.trained"] > frozen["vision.untrained"] + 0.3
     assert tuned["pretrained"]["vision.fine_tuned"] > tuned["scratch"]["vision.fine_tuned"]
     assert tuned["pretrained"]["vision.fine_tuned"] >= frozen["vision.trained"] - 0.04
-    assert tuned["pretrained"]["sound.fine_tuned"] >= max(frozen["sound.trained"], 0.95) - 0.04
+    assert tuned["pretrained"]["audio.fine_tuned"] >= max(frozen["audio.trained"], 0.95) - 0.04

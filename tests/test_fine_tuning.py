@@ -68,7 +68,7 @@ def setup(tmp_path: Path) -> Setup:
 
 
 def examples_of(setup: Setup, count: int = 40) -> FixedExamples:
-    words = setup.load().words
+    words = setup.load().tokenizer
     texts = (QUESTION, f"{QUESTION} one two")
     return FixedExamples([
         TaskExample(str(image), (tokenize_text(words, texts[image // 4 % 2], 36),), (image,), colour_of(image))
@@ -78,8 +78,8 @@ def examples_of(setup: Setup, count: int = 40) -> FixedExamples:
 
 def batches(setup: Setup, source: FixedExamples, seed: int | None = 0, **changed: object) -> TaskDataset:
     parts = setup.load()
-    given = {"max_regions": 5, "as_tokens": False, "blank": "nothing", "batch_size": 8, "seed": seed} | changed
-    return TaskDataset(source, parts.store, parts.words, **given)
+    given = {"max_regions": 5, "has_visual_tokens": False, "ablate": "none", "batch_size": 8, "seed": seed} | changed
+    return TaskDataset(source, parts.store, parts.tokenizer, **given)
 
 
 def with_targets(targets: torch.Tensor, attended: torch.Tensor | None = None) -> TaskBatch:
@@ -131,14 +131,14 @@ def test_one_class_is_cross_entropy():
 
 
 def test_an_image_stands_once_however_many_texts_meet_it(setup: Setup):
-    words = setup.load().words
+    words = setup.load().tokenizer
     texts = tuple(tokenize_text(words, text, 36) for text in ("one", "one two", "three four five", "two"))
     examples = [TaskExample("a", texts, (3, 3, 3, 7), 0), TaskExample("b", texts, (7, 7, 2, 2), 1)]
-    batch = batches(setup, FixedExamples(examples)).of(examples)
-    assert batch.images.tolist() == [1, 1, 1, 2, 2, 2, 0, 0]
-    assert len(batch.regions) == 3
-    assert batch.words_attended.sum(1).tolist() == [3, 4, 5, 3] * 2
-    assert_close(batch.regions[:, 0], batch.regions[:, 1:].mean(1))  # row 0 is the whole image
+    batch = batches(setup, FixedExamples(examples)).collate(examples)
+    assert batch.image_indices.tolist() == [1, 1, 1, 2, 2, 2, 0, 0]
+    assert len(batch.region_features) == 3
+    assert batch.token_mask.sum(1).tolist() == [3, 4, 5, 3] * 2
+    assert_close(batch.region_features[:, 0], batch.region_features[:, 1:].mean(1))  # row 0 is the whole image
 
 
 def test_every_example_comes_once_an_epoch_and_the_seed_decides_when(setup: Setup):
@@ -154,18 +154,18 @@ def test_every_example_comes_once_an_epoch_and_the_seed_decides_when(setup: Setu
 def test_the_controls_show_nothing_of_what_they_blank(setup: Setup):
     source = examples_of(setup)
     everything = [(0, index) for index in range(8)]
-    pictures = batches(setup, source, blank="picture").batch(everything)
-    assert not pictures.regions.any() and pictures.regions.shape[1] == 1
-    assert pictures.locations.unique(dim=0).tolist() == [[[0.0, 0.0, 1.0, 1.0, 1.0]]]
-    texts = batches(setup, source, blank="text").batch(everything)
-    words = setup.load().words
-    assert texts.words.unique(dim=0).tolist() == [[words.start, words.end]]
+    pictures = batches(setup, source, ablate="image").batch(everything)
+    assert not pictures.region_features.any() and pictures.region_features.shape[1] == 1
+    assert pictures.spatials.unique(dim=0).tolist() == [[[0.0, 0.0, 1.0, 1.0, 1.0]]]
+    texts = batches(setup, source, ablate="text").batch(everything)
+    words = setup.load().tokenizer
+    assert texts.token_ids.unique(dim=0).tolist() == [[words.cls_id, words.sep_id]]
 
 
 def test_answers_come_out_with_their_own_examples_whatever_the_batch(setup: Setup, tmp_path: Path):
     model = run_of(setup, tmp_path / "out", steps=1)
     asked, examples = (
-        load_fine_tuned_model(model, setup.regions, "nothing", 5, CPU, "colour"),
+        load_fine_tuned_model(model, setup.regions, "none", 5, CPU, "colour"),
         examples_of(setup).examples,
     )
     together = {answered.example.key: answered.scores for answered in score_examples(asked, "colour", examples)}
@@ -187,8 +187,8 @@ def run_of(setup: Setup, out: Path, steps: int | None = None) -> Path:
     return out
 
 
-def share_right(setup: Setup, model: Path, blank: str = "nothing") -> float:
-    asked = load_fine_tuned_model(model, setup.regions, blank, 5, CPU, "colour")
+def share_right(setup: Setup, model: Path, ablate: str = "none") -> float:
+    asked = load_fine_tuned_model(model, setup.regions, ablate, 5, CPU, "colour")
     found = list(score_examples(asked, "colour", examples_of(setup).examples))
     return float(np.mean([answered.scores.argmax() == answered.example.target for answered in found]))
 
@@ -196,9 +196,9 @@ def share_right(setup: Setup, model: Path, blank: str = "nothing") -> float:
 def test_it_learns_what_the_picture_says_and_nothing_without_it(setup: Setup, tmp_path: Path):
     model = run_of(setup, tmp_path / "out")
     assert share_right(setup, model) == 1.0
-    assert share_right(setup, model, blank="picture") <= 0.3  # four colours, ten pictures each
-    blind = run_of(setup.changed(blank="picture"), tmp_path / "blind")
-    assert share_right(setup, blind, blank="picture") <= 0.3
+    assert share_right(setup, model, ablate="image") <= 0.3  # four colours, ten pictures each
+    blind = run_of(setup.changed(ablate="image"), tmp_path / "blind")
+    assert share_right(setup, blind, ablate="image") <= 0.3
 
 
 def test_the_model_is_the_one_that_did_best_on_validation_however_often_it_was_stopped(setup: Setup, tmp_path: Path):
@@ -218,8 +218,8 @@ def test_the_model_is_the_one_that_did_best_on_validation_however_often_it_was_s
     lines = [line for line in read_log(whole / "metrics.jsonl") if line["split"] == "validation"]
     best = max(lines, key=lambda line: line["accuracy"])
     assert best["accuracy"] > lines[-1]["accuracy"] and best["step"] < 60
-    assert read_model_about(whole)["chosen"] == {"step": best["step"], "accuracy": best["accuracy"]}
-    asked = load_fine_tuned_model(whole, setup.regions, "nothing", 5, CPU, "colour")
+    assert read_model_about(whole)["best_checkpoint"] == {"step": best["step"], "accuracy": best["accuracy"]}
+    asked = load_fine_tuned_model(whole, setup.regions, "none", 5, CPU, "colour")
     right = [
         found.scores.argmax() == found.example.target for found in score_examples(asked, "colour", contrary.examples)
     ]
@@ -235,19 +235,19 @@ def test_the_pretrained_weights_are_where_it_begins_and_the_control_begins_elsew
     )
     begun = run.objective.get_submodule("model.vilbert").state_dict()
     assert all(torch.equal(begun[name], tensor) for name, tensor in pretrained.items())
-    scratch = setup.changed(start="scratch")
+    scratch = setup.changed(start_from="scratch")
     other = build_vilbert_run(
         scratch.load(), scratch.fine_tune, HEAD, compute_class_loss, examples_of(setup), None, "data", {}
     )
     changed = other.objective.get_submodule("model.vilbert").state_dict()
     assert not torch.equal(changed["text_pooler.0.weight"], pretrained["text_pooler.0.weight"])
-    rates = {group["share_of_rate"] for group in run.optimizer.param_groups}
+    rates = {group["lr_scale"] for group in run.optimizer.param_groups}
     assert rates == {1.0}  # this setup's rate is above the head's own
     slow = setup.changed(learning_rate=4e-5)
     groups = build_vilbert_run(
         slow.load(), slow.fine_tune, HEAD, compute_class_loss, examples_of(setup), None, "data", {}
     ).optimizer
-    assert {round(group["share_of_rate"], 6) for group in groups.param_groups} == {1.0, 0.4}
+    assert {round(group["lr_scale"], 6) for group in groups.param_groups} == {1.0, 0.4}
 
 
 def test_what_a_head_does_not_depend_on_is_not_trained(setup: Setup):
@@ -264,8 +264,8 @@ def test_what_a_head_does_not_depend_on_is_not_trained(setup: Setup):
 
 
 def test_a_model_without_heads_and_a_store_of_other_features_are_refused(setup: Setup, tmp_path: Path):
-    with pytest.raises(CheckpointError, match="a ViLBERT, which has no head for a task; fine-tune it with"):
-        load_fine_tuned_model(setup.model, setup.regions, "nothing", 5, CPU, "colour")
+    with pytest.raises(CheckpointError, match="a ViLBERT, which has no task head; fine-tune it with"):
+        load_fine_tuned_model(setup.model, setup.regions, "none", 5, CPU, "colour")
     with RegionWriter(tmp_path / "others", 5) as writer:
         writer.add("1", np.ones((1, 5), np.float32), np.array([[0, 0, 9, 9]], np.float32), 10, 10)
     with pytest.raises(DataError, match=r"has regions of .* features and .* reads 8"):
@@ -278,9 +278,12 @@ def test_the_options_of_a_run_are_written_and_read_under_their_own_names(tmp_pat
     assert (values["batch_size"], values["epochs"], values["learning_rate"], values["seed"]) == (64, 20.0, 1e-5, 3)
     write_run_config(tmp_path / "config.yaml", nlvr2.recipe, values)
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert written["learning_rate"] == 1e-5 and written["blank"] == "nothing" and "fine_tune" not in written
+    assert written["learning_rate"] == 1e-5 and written["ablate"] == "none" and "fine_tune" not in written
     page = build_recipe_page("nlvr2")
-    assert CommandParser(page.options, page.full).parse(["--config", str(tmp_path / "config.yaml")]).values == values
+    assert (
+        CommandParser(page.options, page.format_full).parse(["--config", str(tmp_path / "config.yaml")]).values
+        == values
+    )
     assert describe_changes(tmp_path / "config.yaml", {**values, "workers": 4}, {}) == ["workers 4 instead of auto"]
     with pytest.raises(RecipeError, match="learning_rate 2e-05 instead of 1e-05"):
         describe_changes(tmp_path / "config.yaml", {**values, "learning_rate": 2e-5}, {})

@@ -48,13 +48,13 @@ def stages(model: FPN, picture: torch.Tensor, rules: FPNPostprocessing) -> dict[
     scale = compute_resize_scale(*picture.shape[:2], rules.size, rules.longest)
     seen = compute_fpn_feature_maps(model, picture, rules)
     boxes, objectness = propose_fpn_boxes(model, seen, rules)
-    told = model.told(seen.maps, boxes)
+    told = model.predict(seen.maps, boxes)
     ours = {
         "im_scale": torch.tensor([scale], dtype=torch.float64),
         "scaled_bgr": resize_like_opencv(to_centered_bgr(picture), scale),
         "proposals": boxes,
         "objectness": objectness,
-        "pooled_first4": model.pooled(seen.maps, boxes[:4]),
+        "pooled_first4": model.pool(seen.maps, boxes[:4]),
         "fc6": told.fc6,
         "fc7": told.fc7,
         "scores": told.scores,
@@ -64,7 +64,7 @@ def stages(model: FPN, picture: torch.Tensor, rules: FPNPostprocessing) -> dict[
     for level in range(len(FPN_STRIDES)):
         feature_map = seen.maps[level]
         rows, columns = feature_map.shape[2:]
-        scores, deltas = model.proposed(feature_map)
+        scores, deltas = model.propose(feature_map)
         ours |= {
             f"p{level + 2}": feature_map,
             f"rpn_logits.{level}": scores.view(1, rows, columns, -1).permute(0, 3, 1, 2),
@@ -79,7 +79,7 @@ def compared(model: FPN, folder: Path, slack: float = 1) -> None:
     ours = stages(model, theirs["image_rgb"], rules)
     found = detect_fpn_regions(model, theirs["image_rgb"], rules)
     given = detect_fpn_regions(model, theirs["image_rgb"], rules, theirs["gt.boxes"])
-    assert torch.equal(found.kept, theirs["sel.keep"])
+    assert torch.equal(found.proposal_indices, theirs["sel.keep"])
     assert torch.equal(given.boxes, theirs["gt.boxes"])
     ours |= {"sel.bbox": found.boxes, "sel.features": found.features, "sel.cls_prob": found.classes}
     ours |= {"gt.fc6": given.features, "gt.class_probs": given.classes}

@@ -60,7 +60,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-WORLD = "--videos 2 --seconds 1 --sounds 0 --images 2 --scenes 2 --side 32 --sound_seconds 1 --workers 1"
+WORLD = "--videos 2 --seconds 1 --audio 0 --images 2 --scenes 2 --side 32 --audio-seconds 1 --workers 1"
 COMMANDS: dict[str, tuple[Callable[[Path, Path], list[str]], int, str]] = {
     "share": (lambda at, out: ["share", str(at / "model"), str(out)], 8_000, r"out/model\.safetensors"),
     "export": (

@@ -33,9 +33,9 @@ def pairs(count: int, seed: int = 0) -> AudioVisualBatch:
     generator = torch.Generator().manual_seed(seed)
     return AudioVisualBatch(
         image=torch.randint(0, 256, (count, 3, 64, 64), generator=generator, dtype=torch.uint8),
-        sound=0.1 * torch.randn(count, 48_000, generator=generator),
-        together=torch.arange(count) % 2 == 0,
-        sources=torch.arange(count),
+        audio=0.1 * torch.randn(count, 48_000, generator=generator),
+        is_match=torch.arange(count) % 2 == 0,
+        source_ids=torch.arange(count),
         keys=tuple(f"{seed} {i}" for i in range(count)),
     )
 
@@ -55,9 +55,9 @@ def test_vilbert_gives_what_it_gives_on_the_cpu():
 def test_embeddings_are_those_of_the_cpu(dtype: torch.dtype):
     torch.manual_seed(0)
     model, batch = L3Net(make_small_l3net_config(8, 64)).eval(), pairs(5)
-    wanted = make_fast_l3net(model).embed_image(batch.image), make_fast_l3net(model).embed_sound(batch.sound)
+    wanted = make_fast_l3net(model).embed_image(batch.image), make_fast_l3net(model).embed_audio(batch.audio)
     quick = make_fast_l3net(model.to("cuda"), dtype)
-    found = quick.embed_image(batch.image.cuda()).cpu(), quick.embed_sound(batch.sound.cuda()).cpu()
+    found = quick.embed_image(batch.image.cuda()).cpu(), quick.embed_audio(batch.audio.cuda()).cpu()
     for ours, theirs in zip(found, wanted, strict=True):
         assert F.cosine_similarity(ours, theirs).min() > (0.9999 if dtype == torch.float32 else 0.998)
 
@@ -73,7 +73,7 @@ def test_regions_are_those_of_the_cpu():
             Backbone("L3-Net", "", lambda x: compute_l3net_maps(network, x), 64, 8, device), 2, "all"
         )
         network.to(device)
-        found.append(source.batch([source.scaled(picture, boxes) for picture in pictures]))
+        found.append(source.extract_batch([source.scale_image(picture, boxes) for picture in pictures]))
     for ours, theirs in zip(*found, strict=True):
         assert np.corrcoef(ours.features.ravel(), theirs.features.ravel())[0, 1] > 0.9999
 
@@ -85,7 +85,7 @@ def test_no_step_waits_for_the_gpu():
     batches = [pairs(4, seed).pin_memory() for seed in range(6)]
     steps = train_steps(
         objective, iter(batches), make_adam(objective, 1e-3, 1e-5), lambda _: 1e-3, range(6), compute,
-        is_read=lambda step: allow(step == 6),
+        reads_metrics=lambda step: allow(step == 6),
     )  # fmt: skip
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -107,10 +107,10 @@ def test_a_loss_that_is_not_finite_is_found_late_and_names_its_samples():
     compute = resolve_compute("cuda", "fp32")
     objective = AudioVisualCorrespondence(L3Net(make_small_l3net_config(8, 64))).to(compute.device)
     batches = [pairs(4, seed) for seed in range(6)]
-    batches[2].sound[1, 5] = float("nan")
+    batches[2].audio[1, 5] = float("nan")
     steps = train_steps(
         objective, iter(batches), make_adam(objective, 1e-3, 1e-5), lambda _: 1e-3, range(6), compute,
-        is_read=lambda step: step == 6,
+        reads_metrics=lambda step: step == 6,
     )  # fmt: skip
     with pytest.raises(NotFiniteError, match="at step 2 ") as caught:
         list(steps)

@@ -72,12 +72,12 @@ def test_it_answers_by_looking_and_writes_what_the_server_takes(store: RegionSto
     found = evaluate_gqa(model, data, store.folder, out=out)
     assert found["gqa.accuracy"] == found["gqa.open"] == found["gqa.binary"] == found["gqa.semantic.attr"] == 1.0
     assert found["gqa.majority"] == 0.5  # yes, of four yes and four colours; the unbalanced no does not count
-    blind = evaluate_gqa(model, data, store.folder, blank="picture")
+    blind = evaluate_gqa(model, data, store.folder, ablate="image")
     assert (blind["gqa.structural.query"], blind["gqa.structural.verify"]) == (0.25, 1.0)
     submission = {one["questionId"]: one["prediction"] for one in json.loads((out / "submission.json").read_text())}
     assert submission["0361"] == COLOURS[colour_of(36)] and list(submission) == list(held_out)
     card = json.loads((out / "card.json").read_text())
-    assert card["counts"] == {"items": 8, "answered": 8, "not in the official score": 1}
+    assert card["counts"] == {"items": 8, "predicted": 8, "not in the official score": 1}
     assert card["settings"]["95 % interval"].startswith("Wilson, 8 items in 4 images")
     assert card["split"] == "testdev_balanced_questions" and card["scores"]["accuracy"]["value"] == 1.0
 
@@ -91,7 +91,7 @@ def test_the_test_gives_a_submission_that_answers_everything(store: RegionStore,
     submission = json.loads((tmp_path / "out" / "submission.json").read_text())
     assert [one["questionId"] for one in submission] == ["07", "08"]
     card = json.loads((tmp_path / "out" / "card.json").read_text())
-    assert card["scores"] == {} and card["counts"] == {"items": 2, "answered": 2}
+    assert card["scores"] == {} and card["counts"] == {"items": 2, "predicted": 2}
     write(data, test | {"09": entry("n999", QUESTION, None, "", "")})
     with pytest.raises(DataError, match=r"test_all_questions\.json: the images of 1 of 3 items .* 'n999'"):
         evaluate_gqa(model, data, store.folder)
@@ -112,11 +112,11 @@ def test_scores_worked_by_hand():
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ('{"1": {"question"', r"q\.json: not JSON .* is the file whole"),
-        ("[1]", r"q\.json: GQA's files have questions by their number"),
+        ('{"1": {"question"', r"q\.json: not JSON .*; the file may be truncated"),
+        ("[1]", r"q\.json: GQA's files map question ids to questions"),
         ('{"7": 3}', r"q\.json: question 7 is 3, not an object"),
         ('{"7": {"question": "x"}}', "question 7 has no 'question' or no 'imageId'"),
-        ('{"7": {"question": "x", "imageId": "1", "answer": 3}}', "or its 'answer' is no text"),
+        ('{"7": {"question": "x", "imageId": "1", "answer": 3}}', "or its 'answer' is not text"),
         ('{"7": {"question": "x", "imageId": "1"}}', "no question has an answer"),
         ('{"7": {"question": "x", "imageId": "n5", "answer": "a"}}', "none of its images is in"),
     ],

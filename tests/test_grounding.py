@@ -86,8 +86,8 @@ def test_it_points_at_what_is_meant_and_says_from_which_boxes(tmp_path: Path):
     out = tmp_path / "out"
     found = evaluate_grounding(tmp_path / "tuned", references, instances, store.folder, "testA", out=out)
     assert found["grounding.accuracy"] == 1.0 == found["grounding.oracle"]
-    assert found["grounding.chance"] == pytest.approx(1 / 5)  # four regions and the whole image
-    blind = evaluate_grounding(tmp_path / "tuned", references, instances, store.folder, "testA", blank="text")
+    assert found["grounding.chance_level"] == pytest.approx(1 / 5)  # four regions and the whole image
+    blind = evaluate_grounding(tmp_path / "tuned", references, instances, store.folder, "testA", ablate="text")
     assert blind["grounding.accuracy"] <= 0.6
     predictions = {entry["sent_id"]: entry for entry in json.loads((out / "predictions.json").read_text())}
     assert sorted(predictions) == list(range(72, 80))  # every expression by its own number
@@ -100,7 +100,7 @@ def test_it_points_at_what_is_meant_and_says_from_which_boxes(tmp_path: Path):
 def test_a_target_is_the_overlap_of_every_row_with_the_whole_image_first(tmp_path: Path):
     store, files = write_store(tmp_path / "regions", 1), write_references(tmp_path / "files", 1)
 
-    words = WordPieceTokenizer.of_texts(SENTENCES)
+    words = WordPieceTokenizer.from_texts(SENTENCES)
     gathered = build_grounding_examples(read_expressions(*files), "train", files[0], store, words, 20, 100)
     assert gathered.examples[0].target.tolist() == [0.0, 1.0, 0.0, 0.0, 0.0]
     whole = 10 * 51 / (101 * 101)  # the object's pixels among those of the image, both with their last pixel
@@ -129,7 +129,7 @@ def test_objects_and_detections_become_boxes_that_regions_are_made_of(tmp_path: 
         {"det_id": 2, "h5_id": 1, "box": [1, 2, 3, 4], "image_id": 1, "category_id": 1, "score": 0.1},
     ]
     (tmp_path / "dets.json").write_text(json.dumps(detections))
-    with pytest.raises(DataError, match=r"give --instances instances\.json"):
+    with pytest.raises(DataError, match=r"pass --instances instances\.json"):
         prepare_boxes(tmp_path / "dets.json", tmp_path / "boxes.jsonl")
     found = prepare_boxes(tmp_path / "dets.json", tmp_path / "boxes.jsonl", instances)
     assert found == {"boxes.images": 1, "boxes": 1}
@@ -140,7 +140,7 @@ def test_objects_and_detections_become_boxes_that_regions_are_made_of(tmp_path: 
     )
     for entry, sentence in (
         ({"box": [1, 2, 3, 4], "image_id": [1]}, "entry 0: no 'box', or of an image"),
-        ({"box": [1, 2, 3, 4], "image_id": 1, "score": "high"}, "entry 0: score 'high' is no number"),
+        ({"box": [1, 2, 3, 4], "image_id": 1, "score": "high"}, "entry 0: score 'high' is not a number"),
         ({"box": [1, 2], "image_id": 1}, r"box \[1, 2\] is not left, top, width, height"),
     ):
         (tmp_path / "dets.json").write_text(json.dumps([entry]))
@@ -178,10 +178,10 @@ def test_references_that_are_none_are_told_and_nothing_of_them_is_run(tmp_path: 
     twice[3]["sentences"][0]["sent_id"] = 1
     references.write_bytes(pickle.dumps(twice))
     instances.write_text(whole)
-    with pytest.raises(DataError, match=r"refs\(unc\)\.p, reference 3: sent_id 1 is in 1 already"):
+    with pytest.raises(DataError, match=r"refs\(unc\)\.p, reference 3: sent_id 1 is also in 1"):
         read_expressions(references, instances)
     instances.write_text('{"annotations": [{"id": "0", "bbox": [0, 0, 1, 1]}]}')
-    with pytest.raises(DataError, match=r"instances\.json: annotations\[0\] has id '0', which is no number"):
+    with pytest.raises(DataError, match=r"instances\.json: annotations\[0\] has id '0', which is not an integer"):
         read_expressions(references, instances)
 
 

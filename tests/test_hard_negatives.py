@@ -39,7 +39,7 @@ def captions_of(images: int, each: int = 1) -> list[tuple[Caption, int]]:
 
 def choices_of(store: RegionStore, captions: list[tuple[Caption, int]], seed: int = 0) -> FourWayDataset:
     return FourWayDataset(
-        captions, store, WordPieceTokenizer.of_texts(caption.caption for caption, _ in captions), 20, seed
+        captions, store, WordPieceTokenizer.from_texts(caption.caption for caption, _ in captions), 20, seed
     )
 
 
@@ -52,7 +52,7 @@ def test_near_images_are_those_that_scikit_learn_finds():
 
 def test_the_mean_feature_of_an_image_without_regions_is_nothing(store: RegionStore):
     means = compute_mean_features(store, np.array([3, 7]))
-    expected = store.regions(7).features.astype(np.float32).mean(0)
+    expected = store.read_regions(7).features.astype(np.float32).mean(0)
     np.testing.assert_allclose(means[1].numpy(), expected, rtol=1e-6)
 
 
@@ -61,12 +61,12 @@ def test_the_first_of_four_is_right_and_no_other_is(store: RegionStore):
     choices = choices_of(store, captions)
     said = [set[tuple]() for _ in range(20)]
     for text, (_, row) in zip(choices.texts, captions, strict=True):
-        said[row].add(tuple(text.words))
+        said[row].add(tuple(text.token_ids))
     sides: Counter[str] = Counter()
     for epoch in range(3):
         for index, (_, row) in enumerate(captions):
             example = choices.example(epoch, index)
-            words = [tuple(text.words) for text in example.texts]
+            words = [tuple(text.token_ids) for text in example.texts]
             assert example.target == 0
             assert (example.texts[0], example.rows[0]) == (choices.texts[index], row)
             belongs = [text in said[image] for text, image in zip(words, example.rows, strict=True)]
@@ -79,7 +79,7 @@ def test_the_first_of_four_is_right_and_no_other_is(store: RegionStore):
 
 def test_the_hard_one_is_near(store: RegionStore):
     choices = choices_of(store, captions_of(40, each=2))
-    choices.near = choices.near[:, :3]  # of ten pictures of a colour, the three nearest have that colour
+    choices.nearest = choices.nearest[:, :3]  # of ten pictures of a colour, the three nearest have that colour
     hard = [choices.example(0, index) for index in range(1, 80, 2)]  # those that are said of one picture alone
     of_images = [(example.rows[0], example.rows[3]) for example in hard if example.rows[3] != example.rows[0]]
     assert np.mean([colour_of(row) == colour_of(other) for row, other in of_images]) > 0.9  # by chance a quarter
@@ -93,7 +93,7 @@ def test_chance_is_the_epoch_and_the_seed(store: RegionStore):
 
 
 def test_one_image_alone_is_told(store: RegionStore):
-    with pytest.raises(DataError, match="captions of one image alone"):
+    with pytest.raises(DataError, match="all captions are of one image"):
         choices_of(store, captions_of(1, each=3))
 
 
@@ -126,5 +126,5 @@ def test_a_model_for_another_task_is_told(store: RegionStore, tmp_path: Path):
     config = TaskModelConfig(load_model(run).config, (Head("vqa", "answers", 3, 4),))
     save_model(TaskModel(config), tmp_path / "vqa", {})
     (tmp_path / "vqa" / "tokenizer.json").write_bytes((run / "model" / "tokenizer.json").read_bytes())
-    with pytest.raises(CheckpointError, match="is fine-tuned for vqa, not for retrieval; --zero-shot asks"):
+    with pytest.raises(CheckpointError, match="is fine-tuned for vqa, not for retrieval; use --zero-shot"):
         evaluate_retrieval(tmp_path / "vqa", write_captions(tmp_path / "captions.jsonl"), store.folder)

@@ -54,7 +54,7 @@ def test_a_window_is_centred_on_its_timestamp(folder: Path, model: HearModel):
     audio = noise(1, 1.5)
     vectors, timestamps = get_timestamp_embeddings(audio, model)
     with torch.inference_mode():  # around 0.7 s: from 0.2 to 1.2 s
-        expected = load_l3net(folder).embed_sound(audio[:, round(0.2 * RATE) : round(1.2 * RATE)])[0]
+        expected = load_l3net(folder).embed_audio(audio[:, round(0.2 * RATE) : round(1.2 * RATE)])[0]
     assert timestamps[0, 14] == 700
     assert torch.allclose(vectors[0, 14], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
@@ -72,7 +72,7 @@ def test_sounds_shorter_than_a_window_and_silence(model: HearModel):
 
 
 def test_where_silence_is_hidden_it_does_not_count_in_a_scene(tmp_path: Path):
-    about = {"representation": "linear", "front_end": "kapre014", "towers": ["sound"], "files": ["x"]}
+    about = {"representation": "linear", "frontend": "kapre014", "towers": ["audio"], "files": ["x"]}
     save_model(L3Net(dataclasses.replace(make_openl3_config("linear"), width=1)), tmp_path, {"openl3": about})
     model, sound = load_model(str(tmp_path)), noise(1, 1.0)
     followed = torch.cat([sound, torch.zeros(1, 4 * RATE)], 1)
@@ -82,15 +82,15 @@ def test_where_silence_is_hidden_it_does_not_count_in_a_scene(tmp_path: Path):
 
 
 def test_what_is_wrong_is_said(model: HearModel, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"sounds as \(sounds, samples\); these are \(48000,\)"):
+    with pytest.raises(ValueError, match=r"\(recordings, samples\); got \(48000,\)"):
         cut_centered_windows(torch.zeros(RATE), model, 2400)
-    with pytest.raises(ValueError, match=r"these are \(1, 0\)"):
+    with pytest.raises(ValueError, match=r"got \(1, 0\)"):
         get_scene_embeddings(torch.zeros(1, 0), model)
-    with pytest.raises(CheckpointError, match="no model here"):
+    with pytest.raises(CheckpointError, match="no model found"):
         load_model(str(tmp_path))
     with pytest.raises(CheckpointError, match="give the run folder"):
         load_model()
     slow = dataclasses.replace(make_small_l3net_config(1, 32).spectrogram, sample_rate=8_000)
     save_model(L3Net(dataclasses.replace(make_small_l3net_config(1, 32), spectrogram=slow)), tmp_path, {})
-    with pytest.raises(CheckpointError, match="hears 8000 Hz; HEAR has 16000"):
+    with pytest.raises(CheckpointError, match="takes audio at 8000 Hz; HEAR has 16000"):
         load_model(str(tmp_path))

@@ -61,13 +61,13 @@ def test_a_run_and_classes_with_brackets_go_through_training_evaluation_report_a
     out, results = world / "run[v2]", world / "results[v2]"
     small = "--variant small --width 2 --image_size 24 --batch_size 4 --validation_pairs 4 --workers 0 --device cpu"
     said = run(capsys, "train", "l3net", "--data", world / "shards", "--out", out, *small.split(), "--steps", 2)
-    assert f"{out}: 2 steps are done; the model is in {out / 'model'}" in said and f"wrote {out}\n" in said
+    assert f"{out}: 2 steps done; the model is in {out / 'model'}" in said and f"wrote {out}\n" in said
     load_model(out)
 
     esc = ["--data", world / "esc", "--windows", 2, "--workers", 1]
     said = run(capsys, "evaluate", "esc50", "--model", out, *esc, "--out", results / "esc")
     assert f"wrote {results / 'esc'}" in said
-    with (results / "esc" / "answers.csv").open(newline="") as file:
+    with (results / "esc" / "predictions.csv").open(newline="") as file:
         answers = list(csv.DictReader(file))
     assert len(answers) == 30 and {row["truth"] for row in answers} == set(CLASSES)
     card = json.loads((results / "esc" / "card.json").read_text())
@@ -102,7 +102,7 @@ def test_class_folders_with_brackets_are_classified_by_their_names(world: Path, 
     words = ["--model", world / "network[v2]", "--data", data, "--epochs", 2, "--batch_size", 8, "--workers", 0]
     run(capsys, "train", "image_classes", *words, "--out", out, "--device", "cpu")
     run(capsys, "evaluate", "image_classes", "--model", out, "--data", data, "--out", world / "scores[v2]")
-    with (world / "scores[v2]" / "answers.csv").open(newline="") as file:
+    with (world / "scores[v2]" / "predictions.csv").open(newline="") as file:
         answers = list(csv.DictReader(file))
     assert len(answers) == 8 and {row["truth"] for row in answers} == set(names)
     said = run(capsys, "report", out, world / "classes.html", "--results", world / "scores[v2]")
@@ -113,7 +113,7 @@ def test_class_folders_with_brackets_are_classified_by_their_names(world: Path, 
 
 def test_a_phrase_that_looks_like_mathematics_is_drawn():
     """`$x_{$` is no formula of matplotlib's."""
-    seen = EncodedImage(*([None] * (len(EncodedImage._fields))))._replace(picture=np.zeros((20, 30, 3), np.uint8))
+    seen = EncodedImage(*([None] * (len(EncodedImage._fields))))._replace(image=np.zeros((20, 30, 3), np.uint8))
     figure = draw_grounded_boxes(seen, [GroundedBox((1.0, 1.0, 9.0, 9.0), 0.5)], "the $x_{$ dog")
     figure.savefig(io.BytesIO(), format="png")
     assert figure.axes[0].get_title().replace("\\$", "$") == "the $x_{$ dog"

@@ -174,5 +174,5 @@ def test_shrinking_keeps_the_mean_of_fine_stripes():
 
 def test_the_centre_is_cut_out(picture: np.ndarray):
     assert np.array_equal(crop_image_center(picture, 20), picture[20:40, 30:50])
-    with pytest.raises(ValueError, match="cannot be cut"):
+    with pytest.raises(ValueError, match="cannot be cropped"):
         crop_image_center(picture, 61)

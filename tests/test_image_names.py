@@ -26,7 +26,7 @@ def store_of(folder: Path, *names: str) -> RegionStore:
 
 def test_numbers_of_two_data_sets_in_one_store_are_kept_apart(tmp_path: Path):
     store = store_of(tmp_path / "s", "coco/COCO_val2014_000000000042", "VG_100K/42", "VG_100K/7", "000000000009")
-    coco, genome, either = (ImageRows(store, numbers) for numbers in ("coco", "plain", None))
+    coco, genome, either = (ImageRows(store, numbers) for numbers in ("coco", "visual_genome", None))
     assert [coco.find(name) for name in ("42", "7", "9", "COCO_val2014_000000000042.jpg")] == [0, None, 3, 0]
     assert [genome.find(name) for name in ("42", "7", "9", "42.jpg")] == [1, 2, None, 1]
     assert [either.find(name) for name in ("42", "7", "9")] == [None, 2, 3]
@@ -60,15 +60,18 @@ def test_image_0_is_an_image(tmp_path: Path, name: str):
 
 def test_a_file_that_was_replaced_under_its_name_is_another(tmp_path: Path):
     Image.new("RGB", (20, 20), "red").save(tmp_path / "a.bmp")
-    before, listed = fingerprint_file(tmp_path / "a.bmp"), list_images(tmp_path).fingerprint(tmp_path)
+    before, listed = fingerprint_file(tmp_path / "a.bmp"), list_images(tmp_path).compute_fingerprint(tmp_path)
     Image.new("RGB", (20, 20), "red").save(tmp_path / "a.bmp")
-    assert (fingerprint_file(tmp_path / "a.bmp"), list_images(tmp_path).fingerprint(tmp_path)) == (before, listed)
+    assert (fingerprint_file(tmp_path / "a.bmp"), list_images(tmp_path).compute_fingerprint(tmp_path)) == (
+        before,
+        listed,
+    )
     Image.new("RGB", (20, 20), "blue").save(tmp_path / "a.bmp")  # as many bytes
     assert fingerprint_file(tmp_path / "a.bmp") != before
-    assert list_images(tmp_path).fingerprint(tmp_path) != listed
+    assert list_images(tmp_path).compute_fingerprint(tmp_path) != listed
 
 
-def test_a_result_is_done_for_the_file_that_it_was_made_from(tmp_path: Path):
+def test_a_result_is_done_for_the_file_that_it_was_provenance(tmp_path: Path):
     source, result = tmp_path / "a.wav", tmp_path / "a.npz"
     source.write_bytes(b"first")
     job = FileJob(source, (result,))
@@ -84,8 +87,8 @@ def test_a_result_is_done_for_the_file_that_it_was_made_from(tmp_path: Path):
 
 
 def test_very_long_texts_are_cut_before_they_are_read():
-    words = WordPieceTokenizer.of_texts(["a dog runs", "x."])
+    words = WordPieceTokenizer.from_texts(["a dog runs", "x."])
     assert words.encode("a dog " * 10**6, 12) == words.encode("a dog " * 10, 12)
-    assert words.encode("a" * 10**7) == [words.start, words.unknown, words.end]
+    assert words.encode("a" * 10**7) == [words.cls_id, words.unknown_id, words.sep_id]
     assert words.encode(" " * 20_000 + "dog", 12) == words.encode("dog", 12)
-    assert words.encode_all(["a dog " * 10**5], 12).truncated == 1
+    assert words.encode_all(["a dog " * 10**5], 12).num_truncated == 1

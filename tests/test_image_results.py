@@ -14,7 +14,7 @@ from comodal.tasks.image.image_results import ImageResults
 from comodal.tasks.image.imagenet_files import LabeledImages
 
 CLASSES = [f"n0000000{number}" for number in range(7)]
-PAPERS_WAY = {"layer": "conv4_2", "pooling": "max", "grid": 4, "crops": "middle", "classifier": "logistic"}
+PAPERS_WAY = {"layer": "conv4_2", "pooling": "max", "grid": 4, "crops": "center", "classifier": "logistic"}
 
 
 def results_of(folder: Path, settings: dict) -> ImageResults:
@@ -32,20 +32,20 @@ def results_of(folder: Path, settings: dict) -> ImageResults:
 
 
 def test_first_answers_and_the_first_five(tmp_path: Path):
-    numbers = results_of(tmp_path, PAPERS_WAY).numbers()
+    numbers = results_of(tmp_path, PAPERS_WAY).compute_metrics()
     assert numbers["vision.trained"] == 0.5  # pictures 0 and 2
     assert numbers["vision.trained.top5"] == 0.75  # picture 1 too: its class is the fifth answer
     assert numbers["vision.untrained"] == 0.0
     assert numbers["vision.untrained.top5"] == 0.25
-    assert numbers["vision.chance"] == 0.5
+    assert numbers["vision.chance_level"] == 0.5
 
 
 def test_the_table_of_classes_says_what_each_is_taken_for(tmp_path: Path):
     results = results_of(tmp_path, PAPERS_WAY)
-    rows = list(csv.DictReader(results.comparison().class_table().splitlines()))
+    rows = list(csv.DictReader(results.build_comparison().format_class_table().splitlines()))
     assert rows[1]["class"] == f"{CLASSES[1]} tench"
     assert (rows[1]["items"], rows[1]["trained recall"], rows[1]["trained precision"]) == ("2", "0.5000", "1.0000")
-    assert rows[1]["trained taken for"] == CLASSES[2]
+    assert rows[1]["trained confused with"] == CLASSES[2]
     assert rows[0]["trained precision"] == "0.5000"  # picture 3 was called class 0
     assert rows[5]["items"] == "0"
 
@@ -66,11 +66,11 @@ def test_the_papers_number_stands_beside_the_papers_cell_alone(
     for name, count in zip(("NUM_TRAINING_IMAGES", "NUM_VALIDATION_IMAGES", "NUM_CLASSES"), counts, strict=True):
         monkeypatch.setattr(imagenet_files, name, count)
     results = results_of(tmp_path, {**PAPERS_WAY, **changed})
-    write_card(results.card(results.numbers()), tmp_path / "out")
+    write_card(results.build_card(results.compute_metrics()), tmp_path / "out")
     card = read_card(tmp_path / "out" / "card.json")
     assert card["scores"]["top-1"]["paper"] == paper
     assert card["scores"]["top-1 untrained"]["paper"] == (0.129 if paper else None)
     assert card["scores"]["top-5"]["paper"] is None
-    assert card["counts"] == {"items": 4, "answered": 4, "fitted": 7, "label without a picture": 3}
+    assert card["counts"] == {"items": 4, "predicted": 4, "fitted": 7, "label without a picture": 3}
     assert (card["title"], card["split"]) == ("ImageNet", "val")
     assert card["settings"]["C trained"] == 0.01

@@ -46,16 +46,16 @@ def test_stripes_are_told_apart_by_convolutions_and_not_by_pixels(tmp_path: Path
     assert numbers["vision.untrained"] >= 0.9
     assert numbers["vision.pixels"] <= 0.8
     assert numbers["vision.items"] == 30
-    assert numbers["vision.chance"] == 0.5
+    assert numbers["vision.chance_level"] == 0.5
     assert (tmp_path / "out" / "results.json").is_file()
 
 
 def test_the_middle_of_a_folder_without_a_test_is_split_by_names(tmp_path: Path):
     write_images(tmp_path, 60, 0)
-    before = {item.name: item.test for item in list_labeled_files(tmp_path, IMAGENET_SUFFIXES)}
+    before = {item.name: item.is_test for item in list_labeled_files(tmp_path, IMAGENET_SUFFIXES)}
     assert 0.1 < np.mean(list(before.values())) < 0.3
     (tmp_path / "vertical" / "0.png").unlink()
-    after = {item.name: item.test for item in list_labeled_files(tmp_path, IMAGENET_SUFFIXES)}
+    after = {item.name: item.is_test for item in list_labeled_files(tmp_path, IMAGENET_SUFFIXES)}
     assert after == {name: test for name, test in before.items() if name != "vertical/0.png"}
 
 
@@ -63,7 +63,7 @@ def test_the_middle_of_a_folder_without_a_test_is_split_by_names(tmp_path: Path)
 def test_the_test_folder_may_have_several_names(tmp_path: Path, name: str):
     write_images(tmp_path / "train", 2, 0)
     write_images(tmp_path / name, 1, 1)
-    assert [item.test for item in list_labeled_files(tmp_path, IMAGENET_SUFFIXES)] == [False] * 4 + [True] * 2
+    assert [item.is_test for item in list_labeled_files(tmp_path, IMAGENET_SUFFIXES)] == [False] * 4 + [True] * 2
 
 
 def test_wrong_trees_are_told(tmp_path: Path):
@@ -107,10 +107,10 @@ def test_pictures_that_cannot_be_read_are_left_out_named_and_counted(
     kept = found.keys() - {"vision.seconds"}
     assert found["vision.items"] == 15 and {k: found[k] for k in kept} == {k: expected[k] for k in kept}
     said = capsys.readouterr().out
-    assert "files that cannot be read and are left out: 3" in said and all(Path(path).name in said for path in bad)
+    assert "files that cannot be read and are excluded: 3" in said and all(Path(path).name in said for path in bad)
     card = json.loads((tmp_path / "of damaged" / "card.json").read_text())
     assert card["counts"] == {
-        "items": 16, "answered": 15, "cannot be read, to test": 1, "fitted": 38, "cannot be read": 3,
+        "items": 16, "predicted": 15, "cannot be read, to test": 1, "fitted": 38, "cannot be read": 3,
     }  # fmt: skip
 
 
@@ -132,13 +132,13 @@ def test_mini_batches_views_and_crops_tell_the_stripes_apart_too(tmp_path: Path,
     numbers = evaluate_images(model, tmp_path / "tree", views=3, crops="ten", **asked)
     assert numbers["vision.trained"] >= 0.9
     assert len([path for path in (tmp_path / "cache" / "train").iterdir() if path.is_dir()]) == 3
-    numbers = evaluate_images(model, tmp_path / "tree", layer="conv1_2", pooling="mean", strength=0.01, **asked)
-    assert numbers["vision.trained.strength0"] == 0.01
+    numbers = evaluate_images(model, tmp_path / "tree", layer="conv1_2", pooling="mean", C=0.01, **asked)
+    assert numbers["vision.trained.C0"] == 0.01
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["settings"]["grid"] == 12
     assert "pixels" not in (tmp_path / "out" / "classes.csv").read_text()
 
 
 def test_wrong_numbers_are_a_callers_mistake(tmp_path: Path, model: Path):
-    with pytest.raises(ValueError, match="views, epochs, batch_size and grid are at least 1"):
+    with pytest.raises(ValueError, match="views, epochs, batch_size and grid must be at least 1"):
         evaluate_images(model, tmp_path, views=0)

@@ -23,7 +23,7 @@ from comodal.tasks.convert_vilbert_files import convert
 STREAM = StreamConfig(dim=16, layers=4, heads=2, intermediate=24)
 TINY = ViLBERTConfig(
     vocabulary=50, positions=12, text=STREAM, vision=StreamConfig(16, 2, 2, 24), joint_dim=16, joint_heads=2,
-    schedule=make_co_attention_schedule(4, 2), region_features=8, region_targets=8,
+    co_attention_layers=make_co_attention_schedule(4, 2), region_feature_dim=8, region_targets=8,
 )  # fmt: skip
 BERT = {
     "model_type": "bert", "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2,

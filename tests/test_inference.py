@@ -49,8 +49,8 @@ def both(config: L3NetConfig, dtype: torch.dtype) -> list[tuple[torch.Tensor, to
     with torch.inference_mode():
         return [
             (model.embed_image(image), quick.embed_image(image)),
-            (model.embed_sound(sound), quick.embed_sound(sound)),
-            (model.embed_sound(sound, grid=(1, 1)), quick.embed_sound(sound, grid=(1, 1))),
+            (model.embed_audio(sound), quick.embed_audio(sound)),
+            (model.embed_audio(sound, grid=(1, 1)), quick.embed_audio(sound, grid=(1, 1))),
         ]
 
 
@@ -67,10 +67,10 @@ def test_weights_are_laid_out_for_each_shape_and_only_the_latest_are_kept():
     for batch, side in shapes:
         image = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8)
         with torch.inference_mode():
-            plain = model.image_tower(model.normalised(image))
-        assert (plain - quick.image_map(image)).norm() / plain.norm() < 1e-5
+            plain = model.image_tower(model.normalize_image(image))
+        assert (plain - quick.compute_image_map(image)).norm() / plain.norm() < 1e-5
     for layer in quick._image_tower.layers.values():
-        assert len(layer.packings) == (fused_vgg.MAX_PACKED_SHAPES if layer.fused else 0)
+        assert len(layer.packed_weights) == (fused_vgg.MAX_PACKED_SHAPES if layer.fused else 0)
 
 
 @pytest.mark.parametrize("config", NARROW.values(), ids=NARROW)

@@ -83,28 +83,28 @@ def test_every_file_is_in_the_shards_or_refused_with_its_reason(videos, prepared
     )
     refused = {line["path"]: line["reason"] for line in lines if line["status"] == "refused"}
     assert refused == {
-        "silent.mp4": "silent", "deaf.mp4": "no sound", "blind.mp4": "no picture", "short.mp4": "too short",
+        "silent.mp4": "silent", "deaf.mp4": "no audio stream", "blind.mp4": "no video stream", "short.mp4": "too short",
         "notes.json": "not a video",
     }  # fmt: skip
     kept = {key for shards in shards_of(prepared) for key in shards.keys}
-    assert kept == {line["key"] for line in lines if line["status"] == "taken"}
+    assert kept == {line["key"] for line in lines if line["status"] == "accepted"}
 
 
 def test_a_clip_holds_its_frames_its_sound_and_their_times(prepared):
     for shards in shards_of(prepared):
         for i in range(len(shards)):
-            record = shards.record(i)
+            record = shards.read_record(i)
             assert record["key"] == shards.keys[i]
             assert record["group"] == shards.groups[i]
             assert record["label"] == record["source"].split("/")[0]
-            sound, rate = decode_flac(shards.read(i, "flac"))
+            sound, rate = decode_flac(shards.read_member(i, "flac"))
             assert rate == record["sample_rate"] == 16000
             assert len(sound) == pytest.approx(record["seconds"] * 16000, abs=1)
             assert record["seconds"] == pytest.approx(1.5, abs=0.15)
             assert record["frame_seconds"] == [0.0, 0.5, 1.0]
-            assert shards.members(i) == [*record["frames"], "flac", "json"]
+            assert shards.list_members(i) == [*record["frames"], "flac", "json"]
             for name in record["frames"]:
-                frame = simplejpeg.decode_jpeg(shards.read(i, name))
+                frame = simplejpeg.decode_jpeg(shards.read_member(i, name))
                 assert frame.shape == (record["height"], record["width"], 3) == (32, 32, 3)
 
 
@@ -176,15 +176,17 @@ def test_workers_end_with_a_killed_command(videos, tmp_path):
 
 
 def test_other_options_or_files_on_the_same_folder_are_refused(videos, prepared, tmp_path):
-    with pytest.raises(DataError, match=r"begun otherwise: seconds was 10\.0 and is 5\.0; quality was 85 and is 90"):
+    with pytest.raises(
+        DataError, match=r"started with other options: seconds was 10\.0 and is 5\.0; quality was 85 and is 90"
+    ):
         prepare_videos(videos, prepared, **SMALL, seconds=5.0, quality=90)
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "a.mp4").symlink_to(videos / "silent.mp4")
-    with pytest.raises(DataError, match="files that it is made from are not the same"):
+    with pytest.raises(DataError, match="the source files have changed"):
         prepare_videos(tmp_path / "one", prepared, **SMALL)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("")
-    with pytest.raises(DataError, match="not empty and was not made by"):
+    with pytest.raises(DataError, match="not empty and was not created by"):
         prepare_videos(videos, tmp_path / "mine", **SMALL)
 
 
@@ -260,7 +262,7 @@ def test_keys_are_fit_for_tar_and_unique():
     assert [source.key for source in make_unique_keys(sources[:1])] == ["a_b_c"]
 
 
-OPTIONS = {"limit": None, "split": "own", "validation": 0.0, "test": 0.0, "videos_per_shard": 2}
+OPTIONS = {"limit": None, "split": "own", "validation_fraction": 0.0, "test_fraction": 0.0, "videos_per_shard": 2}
 
 
 def test_what_needs_no_opening_is_refused_in_the_plan():
@@ -290,9 +292,15 @@ def test_the_classes_of_kinetics_sounds_are_a_filter(tmp_path, capsys):
         make_video(tmp_path / "videos" / label / "a.mp4", seconds=1.2)
     out = tmp_path / "out"
     prepare_videos(
-        tmp_path / "videos", out, classes=["kinetics-sounds"], **SMALL, test=0.0, validation=0.0, backend="sequential"
+        tmp_path / "videos",
+        out,
+        classes=["kinetics-sounds"],
+        **SMALL,
+        test_fraction=0.0,
+        validation_fraction=0.0,
+        backend="sequential",
     )
-    assert sorted(shards.record(i)["label"] for shards in shards_of(out) for i in range(len(shards))) == [
+    assert sorted(shards.read_record(i)["label"] for shards in shards_of(out) for i in range(len(shards))) == [
         "mowing lawn",
         "playing_violin",
     ]
@@ -317,13 +325,13 @@ def test_of_a_whole_video_under_the_bare_id_the_part_is_taken_that_the_list_mean
         ("aaaaaaaaaaa.mp4", None), ("bbbbbbbbbbb.mp4", None),
         ("ccccccccccc.mp4", "too short"), ("ccccccccccc.mp4", "too short"),
     ]  # fmt: skip
-    taken = [line["seconds"] for line in lines if line["status"] == "taken"]
+    taken = [line["seconds"] for line in lines if line["status"] == "accepted"]
     assert taken == pytest.approx([1.2, 1.2], abs=0.05)
     whole = read_clip(tmp_path / "bbbbbbbbbbb.mp4", frames_per_second=5.0, short_side=64, sample_rate=16000)
     shards = next(shards for shards in shards_of(tmp_path / "out") if len(shards))
-    part = next(i for i in range(len(shards)) if shards.record(i)["source"].startswith("b"))
-    sound, _ = decode_flac(shards.read(part, "flac"))
-    np.testing.assert_allclose(sound[:16000], whole.sound[16000:32000], atol=2e-3)
+    part = next(i for i in range(len(shards)) if shards.read_record(i)["source"].startswith("b"))
+    sound, _ = decode_flac(shards.read_member(part, "flac"))
+    np.testing.assert_allclose(sound[:16000], whole.audio[16000:32000], atol=2e-3)
 
 
 def test_shards_are_described(prepared):
@@ -337,7 +345,7 @@ def test_shards_are_described(prepared):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"validation": 0.6, "test": 0.5}, {"limit": 0}, {"videos_per_shard": 0}, {"workers": 0}]
+    "wrong", [{"validation_fraction": 0.6, "test_fraction": 0.5}, {"limit": 0}, {"videos_per_shard": 0}, {"workers": 0}]
 )
 def test_impossible_numbers_are_refused(videos, tmp_path, wrong):
     with pytest.raises(ValueError, match=r"must|is a number|are parts"):
@@ -356,5 +364,5 @@ def test_the_sound_begins_at_time_zero_when_that_of_the_file_begins_late():
 def test_workers_that_keep_dying_are_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(making, "is_crashing_item", lambda *_: False)
     plan = RunPlan("things", {}, plan_shards({"train": [Thing("t", "kills")]}, 4), ())
-    with pytest.raises(DataError, match="workers keep dying"):
+    with pytest.raises(DataError, match="workers keep crashing"):
         make_shards(plan, read_or_die, tmp_path / "out", WorkerOptions(1))

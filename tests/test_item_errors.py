@@ -105,12 +105,12 @@ def test_prepare_videos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     for number in range(3):
         make_video(tmp_path / "videos" / f"{number}.mp4", seconds=1.2, seed=number)
     words = ["prepare", "videos", str(tmp_path / "videos"), str(tmp_path / "out"), "--backend", "sequential"]
-    words += ["--short-side", "32", "--validation", "0", "--test", "0", "--videos-per-shard", "2"]
+    words += ["--short-side", "32", "--validation-fraction", "0", "--test-fraction", "0", "--videos-per-shard", "2"]
     monkeypatch.setattr(ingest, "read_clip", raising(ingest.read_clip, "1.mp4"))
     assert main(words) == 0
     assert report(tmp_path / "out") == {"1.mp4": "RuntimeError: boom"}
     about = json.loads((tmp_path / "out" / "about.json").read_text())
-    assert (about["taken"]["train"], about["refused"]) == (2, {"unexpected error": 1})
+    assert (about["accepted"]["train"], about["refused"]) == (2, {"unexpected error": 1})
     capsys.readouterr()
     assert main(words) == 0
     assert "nothing to do" in capsys.readouterr().out
@@ -127,7 +127,7 @@ def test_prepare_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert main([*words, "--backend", "sequential", "--short-side", "32"]) == 0
     ((path, detail),) = report(tmp_path / "out").items()
     assert path.startswith("train/a/1.jpg + train/a/") and detail == "RuntimeError: boom"
-    assert json.loads((tmp_path / "out" / "about.json").read_text())["taken"]["train"] == 2
+    assert json.loads((tmp_path / "out" / "about.json").read_text())["accepted"]["train"] == 2
 
 
 def test_extract(network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -145,14 +145,17 @@ def test_extract_in_batches(network: str, tmp_path: Path, monkeypatch: pytest.Mo
     extractor = extract.load_extractor(extract.ExtractorSource(network, grid=2))
     (folder / "broken.jpg").write_bytes(b"")
     todo = extract.list_images(folder).images
-    plain, batch = [extract.extract_image_regions(image, folder, extractor) for image in todo], PooledRegions.batch
+    plain, batch = (
+        [extract.extract_image_regions(image, folder, extractor) for image in todo],
+        PooledRegions.extract_batch,
+    )
 
     def spoiled(self: PooledRegions, pictures: list) -> list:
-        if any(picture.picture.mean() < 4 for picture in pictures):
+        if any(picture.image.mean() < 4 for picture in pictures):
             raise RuntimeError("boom")
         return batch(self, pictures)
 
-    monkeypatch.setattr(PooledRegions, "batch", spoiled)
+    monkeypatch.setattr(PooledRegions, "extract_batch", spoiled)
     made = list(extract.extract_batch_regions(todo, folder, extractor, extractor.network, 3))
     assert [one.image for one in made] == [image.image for image in todo]
     refused = {one.image: (one.reason, one.detail) for one in made if one.regions is None}
@@ -176,7 +179,7 @@ def test_embed_images_in_batches(network: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(embed_files, "embed_image_batches", spoiled)
     planned = embed_files.plan_file_jobs([folder], {".jpg", ".png"}, None, ("",))
     outcomes = embed_files.write_images(planned.jobs, Path(network), embed_files.EmbedderOptions())
-    assert [(one.job.source.name, one.problem) for one in outcomes if one.problem] == [
+    assert [(one.job.source.name, one.error_message) for one in outcomes if one.error_message] == [
         ("bad.png", "unexpected error: RuntimeError: boom")
     ]
     assert sorted(path.stem for path in folder.glob("*.npz")) == ["0", "1", "2", "3"]
@@ -217,8 +220,8 @@ def test_a_container_costs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     opened = archive_examples.open_container_file
 
     class Odd(TarShard):
-        def examples(self):
-            yield next(super().examples())
+        def iterate_examples(self):
+            yield next(super().iterate_examples())
             raise RuntimeError("boom")
 
     monkeypatch.setattr(
@@ -240,19 +243,19 @@ def test_evaluate_audio_and_images(
                 make_tone(path, 1.0, 16000, (200 if category == "low" else 2000) * rng.uniform(0.9, 1.1))
                 path.with_suffix(".jpg").write_bytes(jpeg(number))
     (path := tmp_path / "data" / "test" / "high" / "2.jpg").unlink()
-    path.symlink_to(tmp_path / "nowhere")  # evaluate sounds refuses a data set that misses files
+    path.symlink_to(tmp_path / "nowhere")  # evaluate audio refuses a data set that misses files
     bad = "test/low/1."
     monkeypatch.setattr(image_features, "render_view", raising(image_features.render_view, bad))
     monkeypatch.setattr(audio_features, "read_audio", raising(audio_features.read_audio, bad))
     words = ["--model", network, "--data", str(tmp_path / "data"), "--workers", "1", "--out"]
-    for task, ending, lost in (("sounds", "wav", 1), ("images", "jpg", 2)):
-        out, more = tmp_path / task, [] if task == "sounds" else ["--cache", str(tmp_path / "cache")]
+    for task, ending, lost in (("audio", "wav", 1), ("images", "jpg", 2)):
+        out, more = tmp_path / task, [] if task == "audio" else ["--cache", str(tmp_path / "cache")]
         assert main(["evaluate", task, *words, str(out), *more]) == 0
         said = capsys.readouterr().out
-        assert f"left out: {lost}" in said and f"low/1.{ending}" in said and "RuntimeError: boom" in said
-        assert task == "sounds" or "high/2.jpg" in said
+        assert f"excluded: {lost}" in said and f"low/1.{ending}" in said and "RuntimeError: boom" in said
+        assert task == "audio" or "high/2.jpg" in said
         counts = json.loads((out / "card.json").read_text())["counts"]
-        assert counts["answered"] == 6 - lost and counts["cannot be read"] == lost
+        assert counts["predicted"] == 6 - lost and counts["cannot be read"] == lost
 
 
 @pytest.mark.parametrize(("name", "expected"), [("OutOfMemoryError", MemoryError), ("AcceleratorError", RuntimeError)])

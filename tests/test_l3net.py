@@ -50,8 +50,8 @@ def test_embeddings_have_the_published_sizes(config: L3NetConfig):
     model, (image, sound) = L3Net(dataclasses.replace(config, width=4)).eval(), pair(224, 1)
     with torch.inference_mode():
         assert model.embed_image(image).shape == (1, 8192 // 16)
-        assert model.embed_sound(sound).shape == (1, 6144 // 16)
-        assert model.embed_sound(sound, grid=(1, 1)).shape == (1, 512 // 16)
+        assert model.embed_audio(sound).shape == (1, 6144 // 16)
+        assert model.embed_audio(sound, grid=(1, 1)).shape == (1, 512 // 16)
 
 
 @pytest.mark.parametrize("image_size", [28, 32, 64])
@@ -60,10 +60,10 @@ def test_small_pictures_have_grids_no_finer_than_their_map(image_size: int):
     rows = image_size // 8
     with torch.inference_mode():
         output = model(image, sound)
-        assert model.image_map(image).shape == (2, 32, rows, rows)
+        assert model.compute_image_map(image).shape == (2, 32, rows, rows)
         assert model.embed_image(image).shape == (2, 32 * min(4, rows) ** 2)
     assert output.logits.shape == (2, 2)
-    assert output.image.shape == output.sound.shape == (2, 32)
+    assert output.image_features.shape == output.audio_features.shape == (2, 32)
 
 
 def test_features_are_pooled_in_the_order_row_column_channel():
@@ -76,8 +76,8 @@ def test_the_whole_map_is_the_features_that_fusion_sees():
     model, (image, sound) = L3Net(make_small_l3net_config(4, 32)).eval(), pair(32)
     with torch.inference_mode():
         output = model(image, sound)
-        assert torch.equal(output.image, model.embed_image(image, grid=(1, 1)))
-        assert torch.equal(output.sound, model.embed_sound(sound, grid=(1, 1)))
+        assert torch.equal(output.image_features, model.embed_image(image, grid=(1, 1)))
+        assert torch.equal(output.audio_features, model.embed_audio(sound, grid=(1, 1)))
 
 
 def test_openl3s_embeddings_can_be_negative_and_the_papers_cannot():
@@ -85,14 +85,14 @@ def test_openl3s_embeddings_can_be_negative_and_the_papers_cannot():
     for config, negative in ((PAPER_L3NET_CONFIG, False), (make_openl3_config("mel128"), True)):
         model = L3Net(dataclasses.replace(config, width=width)).eval()
         with torch.inference_mode():
-            assert bool((model.image_map(image) < 0).any()) == negative
-            assert bool((model.sound_map(sound) < 0).any()) == negative
+            assert bool((model.compute_image_map(image) < 0).any()) == negative
+            assert bool((model.compute_audio_map(sound) < 0).any()) == negative
 
 
 def test_bytes_become_minus_one_to_one():
     model = L3Net(make_small_l3net_config(4, 32))
     image = torch.tensor([0, 51, 255], dtype=torch.uint8).view(1, 3, 1, 1)
-    assert_close(model.normalised(image).flatten(), torch.tensor([-1.0, -0.6, 1.0]))
+    assert_close(model.normalize_image(image).flatten(), torch.tensor([-1.0, -0.6, 1.0]))
 
 
 def test_a_pairs_scores_do_not_depend_on_the_rest_of_the_batch():
@@ -119,7 +119,7 @@ def test_it_fits_pairs_of_bright_and_loud():
 
 
 def test_a_layer_that_does_not_exist_is_refused():
-    with pytest.raises(ValueError, match=r"relu_before_norm names \['conv9_9'\]"):
+    with pytest.raises(ValueError, match=r"unknown layers in relu_before_norm: \['conv9_9'\]"):
         L3Net(L3NetConfig(relu_before_norm=("conv9_9",)))
 
 
@@ -154,7 +154,7 @@ def test_images_that_are_not_bytes_are_refused():
 def test_audio_of_another_length_is_refused(train: bool):
     model, (image, sound) = L3Net(make_small_l3net_config(4)).train(train), pair(64)
     for wrong in (sound[:, :-1], sound.repeat(1, 2)):
-        for take in (lambda wrong=wrong: model(image, wrong), lambda wrong=wrong: model.embed_sound(wrong)):
+        for take in (lambda wrong=wrong: model(image, wrong), lambda wrong=wrong: model.embed_audio(wrong)):
             with pytest.raises(ValueError, match="this model takes 48,000, 1 s at 48,000 Hz"):
                 take()
 
@@ -164,7 +164,7 @@ def test_audio_that_is_not_finite_is_refused(value: float):
     """In training the loss is checked, which names the samples."""
     model, (image, sound) = L3Net(make_small_l3net_config(4)).eval(), pair(64)
     sound[1, 7] = value
-    for take in (lambda: model(image, sound), lambda: model.embed_sound(sound)):
+    for take in (lambda: model(image, sound), lambda: model.embed_audio(sound)):
         with pytest.raises(ValueError, match="not finite"):
             take()
     model.train()(image, sound)

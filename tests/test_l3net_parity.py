@@ -73,7 +73,7 @@ def correspondence() -> tuple[L3Net, dict[str, np.ndarray]]:
     model, theirs = L3Net(make_openl3_config("mel128")).eval(), reference("avc_mel128")
     for tower, modality, tail in (
         (model.image_tower, "image", "bn_vision_tail"),
-        (model.sound_tower, "audio", "bn_audio_tail"),
+        (model.audio_tower, "audio", "bn_audio_tail"),
     ):
         put_weights(tower, modality)
         put_norm(tower.layers["conv4_2"].norm, theirs[tail])
@@ -88,23 +88,23 @@ def correspondence_pairs() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.stack([images[0], images[1], images[0].flip(1), images[1].flip(2)]), sounds
 
 
-@pytest.mark.parametrize(("representation", "front_end"), FRONT_ENDS)
-def test_sound_embeddings_are_openl3s(representation: str, front_end: str):
-    model, theirs = L3Net(make_openl3_config(representation, front_end)).eval(), reference("audio_embeddings")
-    put_weights(model.sound_tower, "audio")
+@pytest.mark.parametrize(("representation", "frontend"), FRONT_ENDS)
+def test_sound_embeddings_are_openl3s(representation: str, frontend: str):
+    model, theirs = L3Net(make_openl3_config(representation, frontend)).eval(), reference("audio_embeddings")
+    put_weights(model.audio_tower, "audio")
     with torch.inference_mode():
-        feature_map = model.sound_map(inputs()[1])
+        feature_map = model.compute_audio_map(inputs()[1])
     for size, grid in ((512, (1, 1)), (6144, (4, 3))):
-        ours, wanted = max_pool_to_grid(feature_map, grid), theirs[f"{representation}_{size}_{THEIR_NAME[front_end]}"]
+        ours, wanted = max_pool_to_grid(feature_map, grid), theirs[f"{representation}_{size}_{THEIR_NAME[frontend]}"]
         assert relative(ours[EXACT], wanted[EXACT]) < 1e-5
         assert relative(ours[ROUNDED], wanted[ROUNDED]) < 3e-2
 
 
-@pytest.mark.parametrize(("representation", "front_end"), [*FRONT_ENDS, ("linear", "kapre03"), ("linear", "librosa")])
-def test_spectrograms_are_openl3s(representation: str, front_end: str):
+@pytest.mark.parametrize(("representation", "frontend"), [*FRONT_ENDS, ("linear", "kapre03"), ("linear", "librosa")])
+def test_spectrograms_are_openl3s(representation: str, frontend: str):
     """In decibels, every fifth frame; the mean shows that rounding touches few bins of the tone and the chirp."""
-    theirs = reference("frontends_sub")[f"{representation}_{THEIR_NAME[front_end]}"]
-    ours = L3Net(make_openl3_config(representation, front_end)).spectrogram(inputs()[1])[:, 0, :, ::5].numpy()
+    theirs = reference("frontends_sub")[f"{representation}_{THEIR_NAME[frontend]}"]
+    ours = L3Net(make_openl3_config(representation, frontend)).spectrogram(inputs()[1])[:, 0, :, ::5].numpy()
     assert np.abs(ours - theirs)[EXACT].max() < 2e-3
     assert np.abs(ours - theirs)[ROUNDED].mean() < 0.3
 
@@ -113,7 +113,7 @@ def test_image_embeddings_are_openl3s():
     model, theirs = L3Net(make_openl3_config("linear")).eval(), reference("image_embeddings")
     put_weights(model.image_tower, "image")
     with torch.inference_mode():
-        feature_map = model.image_map(inputs()[0])
+        feature_map = model.compute_image_map(inputs()[0])
     assert relative(max_pool_to_grid(feature_map, (1, 1)), theirs["img224_512"]) < 1e-5
     assert relative(max_pool_to_grid(feature_map, (4, 4)), theirs["img224_8192"]) < 1e-5
 
@@ -123,10 +123,10 @@ def test_the_correspondence_network_is_l3embeddings():
     (model, theirs), (images, sounds) = correspondence(), correspondence_pairs()
     with torch.inference_mode():
         output = model(images, sounds)
-        hidden = F.relu(model.fc1(torch.cat([output.image, output.sound], 1)))
-    assert relative(output.image, theirs["feat_v"]) < 1e-5
-    assert relative(output.sound[EXACT], theirs["feat_a"][EXACT]) < 1e-5
-    for ours, wanted in ((output.sound, "feat_a"), (hidden, "fc1_out0"), (output.logits, "logits0")):
+        hidden = F.relu(model.fc1(torch.cat([output.image_features, output.audio_features], 1)))
+    assert relative(output.image_features, theirs["feat_v"]) < 1e-5
+    assert relative(output.audio_features[EXACT], theirs["feat_a"][EXACT]) < 1e-5
+    for ours, wanted in ((output.audio_features, "feat_a"), (hidden, "fc1_out0"), (output.logits, "logits0")):
         assert relative(ours, theirs[wanted]) < 1e-3
     assert_close(output.logits.softmax(1), torch.from_numpy(theirs["probs0"]), atol=1e-4, rtol=0)
 

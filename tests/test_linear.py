@@ -40,7 +40,7 @@ def test_logistic_regression_is_scikit_learns(strength: float):
     rows = StandardScaler().fit_transform(features[:, 0].numpy().astype(np.float64))
     model = LogisticRegression(C=strength, tol=1e-8, max_iter=5000).fit(rows, target.numpy())
     assert np.allclose(probe.weight.numpy(), model.coef_, atol=5e-3 * np.abs(model.coef_).max())
-    assert np.allclose(probe.scores(features).numpy(), model.predict_proba(rows), atol=2e-3)
+    assert np.allclose(probe.compute_scores(features).numpy(), model.predict_proba(rows), atol=2e-3)
 
 
 @pytest.mark.parametrize("strength", [1e-3, 1e-1])
@@ -69,8 +69,8 @@ def test_a_score_is_the_mean_over_the_windows():
     features, target = made_up()
     probe = LinearProbeProblem(features, target, CLASSES, "svm").fit(0.01, 200)
     two = torch.stack([features[:50, 0], features[50:100, 0]], dim=1)
-    expected = (probe.scores(features[:50]) + probe.scores(features[50:100])) / 2
-    assert torch.allclose(probe.scores(two), expected, atol=1e-5)
+    expected = (probe.compute_scores(features[:50]) + probe.compute_scores(features[50:100])) / 2
+    assert torch.allclose(probe.compute_scores(two), expected, atol=1e-5)
 
 
 def test_a_window_trains_as_if_by_itself():
@@ -86,14 +86,14 @@ def test_scale_and_place_of_a_feature_do_not_matter(classifier: str):
     changed = features * torch.logspace(-3, 3, FEATURES) + torch.linspace(-1, 1, FEATURES)
     plain = LinearProbeProblem(features, target, CLASSES, classifier).fit(0.01, 300)
     other = LinearProbeProblem(changed, target, CLASSES, classifier).fit(0.01, 300)
-    assert torch.allclose(plain.scores(features), other.scores(changed), atol=5e-3)
+    assert torch.allclose(plain.compute_scores(features), other.compute_scores(changed), atol=5e-3)
 
 
 def test_a_dead_feature_is_ignored():
     features, target = made_up()
     dead = torch.cat([features, torch.full((ITEMS, 1, 3), 7.0)], dim=2)
     probe = LinearProbeProblem(dead, target, CLASSES, "svm").fit(0.01, 200)
-    assert torch.isfinite(probe.scores(dead)).all()
+    assert torch.isfinite(probe.compute_scores(dead)).all()
     assert probe.weight[:, -3:].abs().max() < 1e-4
 
 
@@ -123,7 +123,7 @@ def test_the_same_probe_again():
     features, target = made_up()
     folds = np.arange(ITEMS) % 3
     first, again = (fit_probe(features, target, folds, [0, 1, 2], CLASSES, "svm") for _ in range(2))
-    assert first.strength == again.strength
+    assert first.C == again.C
     assert torch.equal(first.weight, again.weight)
 
 
@@ -139,7 +139,9 @@ def test_more_features_than_items_is_scikit_learns_too():
     np.testing.assert_allclose(found.weight.numpy(), theirs.coef_, atol=2e-4)
     unseen = rng.normal(size=(50, 300)).astype(np.float32)
     probabilities = theirs.predict_proba(scaler.transform(unseen))
-    np.testing.assert_allclose(found.scores(torch.from_numpy(unseen)[:, None]).numpy(), probabilities, atol=1e-3)
+    np.testing.assert_allclose(
+        found.compute_scores(torch.from_numpy(unseen)[:, None]).numpy(), probabilities, atol=1e-3
+    )
 
 
 def test_a_fold_that_holds_nothing_is_said():

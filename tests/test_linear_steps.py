@@ -35,7 +35,7 @@ def test_logistic_regression_is_scikit_learns(solver: str):
     rows = StandardScaler().fit_transform(features[:, 0].astype(np.float64))
     model = LogisticRegression(C=0.01, tol=1e-8, max_iter=5000).fit(rows, target)
     assert np.allclose(probe.weight.numpy(), model.coef_, atol=0.03 * np.abs(model.coef_).max())
-    scores = probe.scores(torch.from_numpy(features.astype(np.float32))).numpy()
+    scores = probe.compute_scores(torch.from_numpy(features.astype(np.float32))).numpy()
     assert np.allclose(scores, model.predict_proba(rows), atol=0.01)
 
 
@@ -70,12 +70,12 @@ def test_the_standardisation_is_that_of_all_chosen_rows_of_all_views(monkeypatch
     features, target = made_up(250)
     features[:, 0, 3] = 7.0
     chosen = np.arange(250) % 3 > 0
-    mean, scale = FeatureRows([features, features * 2], target, chosen).standardisation
+    mean, scale = FeatureRows([features, features * 2], target, chosen).standardization
     every = np.concatenate([features[chosen, 0], features[chosen, 0] * 2]).astype(np.float64)
     scaler = StandardScaler().fit(every)
     assert np.allclose(mean, scaler.mean_, rtol=1e-5, atol=1e-5)
     assert np.allclose(scale, scaler.scale_, rtol=1e-5)
-    assert float(FeatureRows([features], target, chosen).standardisation[1][3]) == 1.0
+    assert float(FeatureRows([features], target, chosen).standardization[1][3]) == 1.0
 
 
 def test_epochs_read_the_views_in_turn():

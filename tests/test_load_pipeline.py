@@ -50,7 +50,7 @@ def test_audio_embeddings_are_pooled_maps_of_the_network(pipeline: AudioVisualPi
     np.testing.assert_allclose(seconds, [0.0, 0.5, 1.0])
     model = pipeline.model
     with torch.no_grad():
-        maps = model.sound_tower(model.spectrogram(torch.from_numpy(AUDIO[None, 24_000:72_000])))
+        maps = model.audio_tower(model.spectrogram(torch.from_numpy(AUDIO[None, 24_000:72_000])))
     channels = maps.shape[1]
     by_cell = vectors[1].reshape(-1, channels) if vectors.shape[1] % channels == 0 else None
     assert by_cell is not None
@@ -65,9 +65,11 @@ def test_match_is_the_probability_of_the_network(pipeline: AudioVisualPipeline) 
     assert place.ndim == 2 and np.isfinite(place).all()
     model = pipeline.model
     with torch.no_grad():
-        image_features = model.image_features(images)
-        logits = model.fuse_all(image_features, model.sound_features(torch.from_numpy(AUDIO[None, :48_000])))[0]
-    assert found.moments[0].together == pytest.approx(float(logits.softmax(-1)[0, 1]), abs=1e-4)
+        image_features = model.compute_image_features(images)
+        logits = model.fuse_all_pairs(
+            image_features, model.compute_audio_features(torch.from_numpy(AUDIO[None, :48_000]))
+        )[0]
+    assert found.moments[0].probability == pytest.approx(float(logits.softmax(-1)[0, 1]), abs=1e-4)
 
 
 def test_a_video_has_two_streams_of_embeddings(pipeline: AudioVisualPipeline, tmp_path: Path) -> None:

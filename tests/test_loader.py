@@ -46,7 +46,7 @@ class Numbers:
 
 
 def keys(loader: Loader, samples_done: int = 0, batches: int | None = None, parts: int = 1) -> list[tuple[str, ...]]:
-    return [batch.keys for batch in islice(loader.batches(samples_done, parts), batches)]
+    return [batch.keys for batch in islice(loader.iterate_batches(samples_done, parts), batches)]
 
 
 def test_samples_are_counted_through_the_epochs():

@@ -42,12 +42,12 @@ def test_with_the_originals_draws_its_decisions_are_made(sample):
         if 0.8 <= draws[place] / 0.15 < 0.9:
             replacements[place] = numbers.randint(SIZE)
     hidden = mask_tokens(words, maskable, draws, replacements, MASK)
-    assert np.array_equal(hidden.words, seen)
-    assert np.array_equal(hidden.chosen, labels >= 0)
+    assert np.array_equal(hidden.token_ids, seen)
+    assert np.array_equal(hidden.is_chosen, labels >= 0)
     regions = mask_regions(np.array([next(uniform) for _ in BOXES]))
-    assert np.array_equal(regions.chosen, np.array(sample["image_label"]) == 1)
-    assert np.flatnonzero(regions.hidden).tolist() == sample["zeroed_regions"]
-    assert np.flatnonzero(find_overlapping_boxes(BOXES, regions.chosen)).tolist() == sample["masked_label_iou04"]
+    assert np.array_equal(regions.is_chosen, np.array(sample["image_label"]) == 1)
+    assert np.flatnonzero(regions.is_zeroed).tolist() == sample["zeroed_regions"]
+    assert np.flatnonzero(find_overlapping_boxes(BOXES, regions.is_chosen)).tolist() == sample["masked_label_iou04"]
 
 
 def test_iou_is_the_originals():
@@ -78,32 +78,32 @@ def test_shares_of_words_are_those_of_the_paper():
     rng = np.random.default_rng(5)
     words, replacements = np.full(n, 2000), np.full(n, 3000)
     hidden = mask_tokens(words, np.ones(n, bool), rng.random(n), replacements, MASK)
-    chosen = hidden.chosen.sum()
+    chosen = hidden.is_chosen.sum()
     assert chosen / n == pytest.approx(0.15, abs=4 * (0.15 * 0.85 / n) ** 0.5)
     for word, share in ((MASK, 0.8), (3000, 0.1), (2000, 0.1)):
         spread = (share * (1 - share) / chosen) ** 0.5
-        assert (hidden.words[hidden.chosen] == word).sum() / chosen == pytest.approx(share, abs=4 * spread)
-    assert (hidden.words[~hidden.chosen] == 2000).all()
+        assert (hidden.token_ids[hidden.is_chosen] == word).sum() / chosen == pytest.approx(share, abs=4 * spread)
+    assert (hidden.token_ids[~hidden.is_chosen] == 2000).all()
 
 
 def test_shares_of_regions_are_those_of_the_paper():
     n = 200_000
     regions = mask_regions(np.random.default_rng(6).random(n))
-    assert regions.chosen.mean() == pytest.approx(0.15, abs=4 * (0.15 * 0.85 / n) ** 0.5)
-    assert regions.hidden.sum() / regions.chosen.sum() == pytest.approx(0.9, abs=4 * (0.09 / 30_000) ** 0.5)
-    assert not (regions.hidden & ~regions.chosen).any()
+    assert regions.is_chosen.mean() == pytest.approx(0.15, abs=4 * (0.15 * 0.85 / n) ** 0.5)
+    assert regions.is_zeroed.sum() / regions.is_chosen.sum() == pytest.approx(0.9, abs=4 * (0.09 / 30_000) ** 0.5)
+    assert not (regions.is_zeroed & ~regions.is_chosen).any()
 
 
 def test_what_may_not_be_masked_is_not():
     words, draws = np.array([START, 2000, END, PADDING]), np.zeros(4)
     hidden = mask_tokens(words, np.array([False, True, False, False]), draws, np.zeros(4, np.int64), MASK)
-    assert hidden.words.tolist() == [START, MASK, END, PADDING]
-    assert hidden.chosen.tolist() == [False, True, False, False]
+    assert hidden.token_ids.tolist() == [START, MASK, END, PADDING]
+    assert hidden.is_chosen.tolist() == [False, True, False, False]
 
 
 def test_a_share_of_nothing_hides_nothing_and_of_everything_all():
     words, everything = np.full(50, 2000), np.ones(50, bool)
     draws = np.random.default_rng(7).random(50)
-    assert not mask_tokens(words, everything, draws, words, MASK, 0.0).chosen.any()
-    assert mask_tokens(words, everything, draws, words, MASK, 1.0).chosen.all()
-    assert not mask_regions(draws, 0.0).chosen.any() and mask_regions(draws, 1.0).chosen.all()
+    assert not mask_tokens(words, everything, draws, words, MASK, 0.0).is_chosen.any()
+    assert mask_tokens(words, everything, draws, words, MASK, 1.0).is_chosen.all()
+    assert not mask_regions(draws, 0.0).is_chosen.any() and mask_regions(draws, 1.0).is_chosen.all()

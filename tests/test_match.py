@@ -39,7 +39,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real mp4 as the synthetic writes it."""
     world = make_world(0, Purpose.VIDEO, 3, seconds=SECONDS)
     painter, path = Painter(world, SIDE), tmp_path_factory.mktemp("video") / "bell.mp4"
-    frames = (painter.frame(number / 10) for number in range(int(10 * SECONDS)))
+    frames = (painter.paint_frame(number / 10) for number in range(int(10 * SECONDS)))
     write_synthetic_video(path, frames, 10.0, render_world_audio(world, RATE), RATE, SIDE)
     return path
 
@@ -63,7 +63,7 @@ def test_images_and_audio_in_memory_are_matched_as_their_files(run: Path, tmp_pa
     for image in (str(tmp_path / "a.png"), Image.fromarray(pixels), pixels, torch.from_numpy(pixels).permute(2, 0, 1)):
         for sound, rate in ((str(tmp_path / "a.wav"), None), (stereo, RATE), (tensor, RATE)):
             found = match_files(model, image, sound, sample_rate=rate)
-            assert found.together == pytest.approx(wanted.together, abs=1e-5)
+            assert found.probability == pytest.approx(wanted.probability, abs=1e-5)
             assert len(found.moments) == len(wanted.moments) == 2
     with pytest.raises(TypeError, match="got NoneType for an image"):
         match_files(model, None, stereo, sample_rate=RATE)
@@ -81,13 +81,13 @@ def test_a_video_is_matched_with_its_own_sound_second_by_second(run: Path, video
         heard = torch.from_numpy(sound[second * RATE : (second + 1) * RATE].copy())[None]
         with torch.inference_mode():
             expected.append(float(model(image, heard).logits.softmax(-1)[0, 1]))
-        assert moment.together == pytest.approx(expected[-1], abs=0.01)
-    assert found.together == pytest.approx(np.mean(expected), abs=0.01)
+        assert moment.probability == pytest.approx(expected[-1], abs=0.01)
+    assert found.probability == pytest.approx(np.mean(expected), abs=0.01)
 
 
 def test_the_place_is_the_highest_point_of_the_map(run: Path, video: Path):
     moment = match_files(load_l3net(run), video).moments[0]
-    row, column = divmod(int(resize_maps(torch.from_numpy(moment.places)[None], (SIDE, SIDE)).argmax()), SIDE)
+    row, column = divmod(int(resize_maps(torch.from_numpy(moment.position_margins)[None], (SIDE, SIDE)).argmax()), SIDE)
     assert (moment.x, moment.y) == (
         pytest.approx((column + 0.5) / SIDE, abs=1e-4),
         pytest.approx((row + 0.5) / SIDE, abs=1e-4),
@@ -98,8 +98,8 @@ def test_another_hop_gives_other_moments_and_the_same_where_they_meet(run: Path,
     model = load_l3net(run)
     third, whole = match_files(model, video, hop_seconds=1 / 3), match_files(model, video)
     assert [round(moment.seconds, 3) for moment in third.moments] == [0.167, 0.5, 0.833, 1.167, 1.5, 1.833]
-    assert third.moments[1].together == whole.moments[0].together
-    assert third.moments[4].together == whole.moments[1].together
+    assert third.moments[1].probability == whole.moments[0].probability
+    assert third.moments[4].probability == whole.moments[1].probability
 
 
 def test_a_picture_is_matched_with_each_second_of_a_sound(run: Path, video: Path, tmp_path: Path):
@@ -110,16 +110,16 @@ def test_a_picture_is_matched_with_each_second_of_a_sound(run: Path, video: Path
     still = match_files(model, tmp_path / "bell.png", tmp_path / "bell.wav")
     moving = match_files(model, video)
     assert [moment.seconds for moment in still.moments] == [0.5, 1.5]
-    assert still.moments[0].together == pytest.approx(moving.moments[0].together, abs=1e-3)
+    assert still.moments[0].probability == pytest.approx(moving.moments[0].probability, abs=1e-3)
     own = match_files(model, video, video)
-    assert [moment.together for moment in own.moments] == [moment.together for moment in moving.moments]
+    assert [moment.probability for moment in own.moments] == [moment.probability for moment in moving.moments]
 
 
 def test_the_command_prints_a_table_or_json(run: Path, video: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["match", str(video), "--model", str(run), "--precision", "fp32", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told == match_files(load_l3net(run), video).as_json()
-    assert set(told["moments"][0]) == {"seconds", "together", "x", "y"}
+    assert set(told["moments"][0]) == {"seconds", "probability", "x", "y"}
     assert main(["match", str(video), str(video), "--model", str(run), "--hop-seconds", "0.5"]) == 0
     shown = capsys.readouterr().out
     assert "bell.mp4 and its own audio: probability of correspondence 0." in shown
@@ -133,8 +133,8 @@ def test_drawings_are_a_picture_or_a_page_that_stands_alone(run: Path, video: Pa
     found = match([video], run, hop_seconds=0.5, out=tmp_path / "where.html")
     page = check_page((tmp_path / "where.html").read_text())
     assert page.tags.count("img") == 1
-    assert [row[:2] for row in page.rows()] == [[f"{m.seconds:.2f}", f"{m.together:.3f}"] for m in found.moments]
-    with pytest.raises(ValueError, match=r"where.svg: a drawing is a .png or a .html"):
+    assert [row[:2] for row in page.rows()] == [[f"{m.seconds:.2f}", f"{m.probability:.3f}"] for m in found.moments]
+    with pytest.raises(ValueError, match=r"where\.svg: give a \.png or a \.html file"):
         match([video], run, out=tmp_path / "where.svg")
 
 
@@ -143,10 +143,10 @@ def test_silence_is_no_verdict(run: Path, tmp_path: Path, video: Path):
     soundfile.write(tmp_path / "half.wav", loud, RATE)
     found = match([video, tmp_path / "half.wav"], run, out=tmp_path / "half.html")
     assert found.moments[0][1:5] == (None, None, None, None)
-    assert found.together == found.moments[1].together
+    assert found.probability == found.moments[1].probability
     assert check_page((tmp_path / "half.html").read_text()).rows()[0][1] == "silent"
     soundfile.write(tmp_path / "none.wav", 0 * loud, RATE)
-    with pytest.raises(MediaError, match=r"none.wav: silent: nothing in it is louder than -60 dB"):
+    with pytest.raises(MediaError, match=r"none.wav: silent: the audio never exceeds -60 dB"):
         match([video, tmp_path / "none.wav"], run)
 
 
@@ -157,16 +157,16 @@ def test_odd_media_end_in_a_sentence(run: Path, tmp_path: Path, video: Path, cap
     (tmp_path / "notes.txt").write_text("hello")
     write_video(tmp_path / "mute.mp4")
     told = {
-        ("p.png",): "p.png: a picture has no sound; give a sound as the second file",
-        ("mute.mp4",): "mute.mp4: no sound: no audio stream in the file; give a sound as the second file",
-        ("short.wav", "p.png"): "short.wav: a sound; a picture or a video comes first, then the sound",
-        ("p.png", "short.wav"): "short.wav: too short: a verdict needs 1 s of sound",
-        ("p.png", "mute.mp4"): "mute.mp4: no sound: no audio stream in the file",
+        ("p.png",): "p.png: an image has no audio; give an audio file as the second file",
+        ("mute.mp4",): "mute.mp4: no audio stream: no audio stream in the file; give an audio file as the second file",
+        ("short.wav", "p.png"): "short.wav: an audio file; give the image or video first, then the audio",
+        ("p.png", "short.wav"): "short.wav: too short: a prediction needs 1 s of audio",
+        ("p.png", "mute.mp4"): "mute.mp4: no audio stream: no audio stream in the file",
         ("thin.png", str(video)): "thin.png: too large: 80 x 4 pixels are narrower than 1 : 16",
         ("notes.txt",): "notes.txt: ",
         ("nowhere.mp4",): "nowhere.mp4 does not exist",
         ("p.png", "nowhere.wav"): "nowhere.wav does not exist",
-        ("p.png", "p.png", "p.png"): "3 files; match takes a picture or a video, and a sound",
+        ("p.png", "p.png", "p.png"): "3 files; match takes an image or a video, and audio",
     }
     for files, sentence in told.items():
         status = main(["match", *(str(tmp_path / name) for name in files), "--model", str(run)])
@@ -175,7 +175,7 @@ def test_odd_media_end_in_a_sentence(run: Path, tmp_path: Path, video: Path, cap
         assert sentence in said, said
     with pytest.raises(ValueError, match="hop_seconds"):
         match_files(load_l3net(run), video, hop_seconds=0.0)
-    with pytest.raises(DataError, match="a picture has no sound"):
+    with pytest.raises(DataError, match="an image has no audio"):
         match([tmp_path / "p.png"], run)
 
 

@@ -114,9 +114,9 @@ def test_what_is_not_finite_is_no_score():
 def test_an_interval_says_how_it_came_about():
     assert describe_interval(np.arange(40), "images") == "Wilson, 40 independent items"
     assert "200 items in 40 images" in describe_interval(np.arange(200) % 40, "images")
-    assert describe_interval(np.arange(200) % 40, "images", graded=True) == "bootstrap, 40 images resampled"
+    assert describe_interval(np.arange(200) % 40, "images", is_graded=True) == "bootstrap, 40 images resampled"
 
 
 def test_nothing_has_no_accuracy():
-    with pytest.raises(ValueError, match="no items"):
+    with pytest.raises(ValueError, match="needs at least one item"):
         compute_accuracy(np.array([], dtype=int), np.array([], dtype=int))

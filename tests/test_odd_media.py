@@ -47,13 +47,13 @@ def test_a_tone_is_the_same_tone_however_it_is_stored(tmp_path: Path, rate: int,
 @pytest.mark.parametrize(
     ("name", "samples", "rate", "sentence"),
     [
-        ("nan", [0.1, np.nan, 0.1], RATE, "nan, infinite or beyond all measure"),
-        ("infinite", [0.1, -np.inf, 0.1], 44_100, "nan, infinite or beyond all measure"),
-        ("beyond", [0.1, 1e30, 0.1], RATE, "nan, infinite or beyond all measure"),
-        ("double", [0.1, 1e300, 0.1], RATE, "nan, infinite or beyond all measure"),
-        ("slow", [0.1] * 9, 1, "audio of 1 samples a second"),
-        ("fast", [0.1] * 9, 2_000_000, "audio of 2000000 samples a second"),
-        ("nothing", [], RATE, "not one sample of sound"),
+        ("nan", [0.1, np.nan, 0.1], RATE, "samples that are NaN, infinite or implausibly large"),
+        ("infinite", [0.1, -np.inf, 0.1], 44_100, "samples that are NaN, infinite or implausibly large"),
+        ("beyond", [0.1, 1e30, 0.1], RATE, "samples that are NaN, infinite or implausibly large"),
+        ("double", [0.1, 1e300, 0.1], RATE, "samples that are NaN, infinite or implausibly large"),
+        ("slow", [0.1] * 9, 1, "audio of 1 Hz"),
+        ("fast", [0.1] * 9, 2_000_000, "audio of 2000000 Hz"),
+        ("none", [], RATE, "no sample in the audio stream"),
     ],
 )
 def test_what_is_no_sound_gives_no_vector(

@@ -69,15 +69,15 @@ def fill(folder: Path, suffix: str, data: bytes) -> Path:
 
 def test_prepare_videos(tmp_path: Path, clip: bytes, capsys: pytest.CaptureFixture[str]):
     folder, out = fill(tmp_path / "videos", ".mp4", clip), tmp_path / "out"
-    words = ["prepare", "videos", folder, out, "--short-side", 32, "--validation", 0, "--test", 0]
+    words = ["prepare", "videos", folder, out, "--short-side", 32, "--validation-fraction", 0, "--test-fraction", 0]
     words += ["--backend", "sequential", "--videos-per-shard", 3]
     assert run(capsys, *words)[0] == 0
     lines = {line["path"].removesuffix(".mp4"): line for line in report(out)}
     assert lines.keys() == {*STEMS}
-    assert {stem for stem, line in lines.items() if line["status"] == "taken"} == {*TEXT_STEMS}
+    assert {stem for stem, line in lines.items() if line["status"] == "accepted"} == {*TEXT_STEMS}
     assert "not UTF-8" in lines[NOT_TEXT]["detail"]
     shards = ShardReader(out / "train")
-    records = [shards.record(i) for i in range(len(shards))]
+    records = [shards.read_record(i) for i in range(len(shards))]
     assert {record["source"].removesuffix(".mp4") for record in records} == {*TEXT_STEMS}
     code, said = run(capsys, *words)
     assert code == 0 and "nothing to do" in said
@@ -93,12 +93,12 @@ def test_prepare_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         fill(tmp_path / "images" / stem, ".jpg", jpeg(number))
         fill(tmp_path / "sounds" / stem, ".wav", tone)
     words = ["prepare", "pairs", tmp_path / "images", tmp_path / "sounds", tmp_path / "out"]
-    words += ["--backend", "sequential", "--short-side", 32, "--validation", 0, "--test", 0]
+    words += ["--backend", "sequential", "--short-side", 32, "--validation-fraction", 0, "--test-fraction", 0]
     assert run(capsys, *words)[0] == 0
     lines = report(tmp_path / "out")
     assert len(lines) == 3 * len(STEMS)
-    taken = [line for line in lines if line["status"] == "taken"]
-    assert taken and all(line["status"] == "taken" or NOT_TEXT in line["path"] for line in lines)
+    taken = [line for line in lines if line["status"] == "accepted"]
+    assert taken and all(line["status"] == "accepted" or NOT_TEXT in line["path"] for line in lines)
     assert not any(NOT_TEXT in line["path"] for line in taken)
     assert "nothing to do" in run(capsys, *words)[1]
 
@@ -140,7 +140,7 @@ def test_embed(tmp_path: Path, network: str, clip: bytes, kind: str, suffix: str
     assert all(np.isfinite(np.load(path)["embedding"]).all() for path in made)
     (folder / f"{NOT_TEXT}{suffix}").unlink()
     code, said = run(capsys, *words)
-    assert code == 0 and f"0 written, {len(TEXT_STEMS)} were there already" in said
+    assert code == 0 and f"0 written, {len(TEXT_STEMS)} existed already" in said
 
 
 def test_evaluate(tmp_path: Path, network: str, capsys: pytest.CaptureFixture[str]):
@@ -148,15 +148,15 @@ def test_evaluate(tmp_path: Path, network: str, capsys: pytest.CaptureFixture[st
         tone = make_tone(tmp_path / "tone.wav", 1.0, hertz=300.0 * (number + 1)).read_bytes()
         for side in ("train", "test"):
             fill(tmp_path / "images" / side / category, ".jpg", jpeg(number))
-            fill(tmp_path / "sounds" / side / category, ".wav", tone)
-    for task in ("sounds", "images"):
+            fill(tmp_path / "audio" / side / category, ".wav", tone)
+    for task in ("audio", "images"):
         out, more = tmp_path / f"of {task}", ["--cache", tmp_path / "cache"] if task == "images" else []
         words = ["evaluate", task, "--model", network, "--data", tmp_path / task, "--out", out, "--workers", 1]
         for _ in range(2 if task == "images" else 1):
             code, said = run(capsys, *words, *more)
-            assert code == 0 and "left out: 4" in said and "not UTF-8" in said
-        assert json.loads((out / "card.json").read_text())["counts"]["answered"] == 2 * len(TEXT_STEMS)
-        with (out / "answers.csv").open(newline="") as file:
+            assert code == 0 and "excluded: 4" in said and "not UTF-8" in said
+        assert json.loads((out / "card.json").read_text())["counts"]["predicted"] == 2 * len(TEXT_STEMS)
+        with (out / "predictions.csv").open(newline="") as file:
             answers = list(csv.DictReader(file))
         assert {Path(row["item"]).name.rpartition(".")[0] for row in answers} == {
             Path(stem).name for stem in TEXT_STEMS
@@ -169,11 +169,11 @@ def test_search_resumes(
     (tmp_path / "known").mkdir()
     (tmp_path / "known" / "a.jpg").write_bytes(jpeg(0))
     extract.extract_regions(tmp_path / "known", tmp_path / "store", network, grid=2, workers=1)
-    store, words = RegionStore(tmp_path / "store"), WordPieceTokenizer.of_texts(["a red dog"])
+    store, words = RegionStore(tmp_path / "store"), WordPieceTokenizer.from_texts(["a red dog"])
     model = tmp_path / "run" / "model"
-    save_model(ViLBERT(replace(config(words.size), region_features=store.dim)), model, {})
+    save_model(ViLBERT(replace(config(words.size), region_feature_dim=store.dim)), model, {})
     words.save(model)
-    (model / "regions.json").write_bytes(store.described())
+    (model / "regions.json").write_bytes(store.encode_provenance())
     folder, add, read = fill(tmp_path / "photos", ".jpg", jpeg(1)), search_index.add_extraction_result, []
 
     def interrupted(*values: object) -> object:

@@ -62,7 +62,7 @@ class Narrow:
         torch.manual_seed(0)
         found = load_openl3(layouts.published("audio"), representation="mel128")
         config = L3NetConfig(**{**vars(found.model.config), "width": 2})
-        about = {"representation": "mel128", "front_end": "kapre014", "towers": ["sound", "image"], "files": ["narrow"]}
+        about = {"representation": "mel128", "frontend": "kapre014", "towers": ["audio", "image"], "files": ["narrow"]}
         network = L3Net(config)
         for name, parameter in network.named_parameters():
             if name.endswith("bias"):
@@ -72,7 +72,7 @@ class Narrow:
 
     def model(self, modality: str, **choice: object) -> EmbeddingModel:
         embedder = load_embedder(self.folder, EmbedderOptions(**{"precision": "fp32", **choice}))
-        return EmbeddingModel(embedder, modality, "kapre" if modality == "sound" else "")
+        return EmbeddingModel(embedder, modality, "kapre" if modality == "audio" else "")
 
 
 @pytest.fixture(scope="module")
@@ -211,9 +211,9 @@ def test_names_of_results():
 def test_an_import_is_all_that_changes(narrow: Narrow, tmp_path: Path):
     """A file gives what the arrays give, and what `comodal embed` writes."""
     soundfile.write(tmp_path / "s.wav", noise(1.3, 44_100), 44_100, subtype="FLOAT")
-    openl3.process_audio_file(str(tmp_path / "s.wav"), model=narrow.model("sound"), verbose=False, hop_size=0.4)
+    openl3.process_audio_file(str(tmp_path / "s.wav"), model=narrow.model("audio"), verbose=False, hop_size=0.4)
     sound, rate = soundfile.read(tmp_path / "s.wav")
-    vectors, times = openl3.get_audio_embedding(sound, rate, model=narrow.model("sound"), hop_size=0.4)
+    vectors, times = openl3.get_audio_embedding(sound, rate, model=narrow.model("audio"), hop_size=0.4)
     embed_audio([tmp_path / "s.wav"], narrow.folder, tmp_path / "out", hop_seconds=0.4, precision="fp32", workers=1)
     with np.load(tmp_path / "s.npz") as found, np.load(tmp_path / "out" / "s.npz") as same:
         assert np.array_equal(found["embedding"], vectors)
@@ -229,7 +229,7 @@ def test_an_import_is_all_that_changes(narrow: Narrow, tmp_path: Path):
         ({"audio": np.zeros((2, 2, 2))}, "1 or 2 dimensions"),
         ({"audio": "sound"}, "must be type"),
         ({"sr": -1}, "Invalid sample rate"),
-        ({"sr": [1, 2]}, "1 sounds and 2 sample rates"),
+        ({"sr": [1, 2]}, "1 audio arrays and 2 sample rates"),
         ({"hop_size": 0}, "Invalid hop size"),
         ({"center": "yes"}, "Invalid center"),
         ({"embedding_size": 42}, "Invalid embedding size"),
@@ -252,7 +252,7 @@ def test_what_openl3_refuses_is_refused(arguments: dict, sentence: str):
         (np.zeros((224, 224)), "3 or 4 dimensions"),
         (np.zeros((300, 300, 4)), "Need 3 channel"),
         (np.zeros((100, 300, 3)), "at least 224x224"),
-        (np.full((300, 300, 3), 1000.0), "floats from 1000 to 1000"),
+        (np.full((300, 300, 3), 1000.0), "image values from 1000 to 1000"),
     ],
 )
 def test_pictures_that_openl3_refuses_are_refused(picture: np.ndarray, sentence: str, narrow: Narrow):
@@ -272,7 +272,7 @@ def test_bug_resuming_loses_nothing(narrow: Narrow, tmp_path: Path):
         out, files = tmp_path / kind, [str(tmp_path / f"{name}.{kind}") for name in "abc"]
         out.mkdir()
         (out / "c.npz").write_bytes(b"done")
-        model = narrow.model("sound" if kind == "wav" else "image")
+        model = narrow.model("audio" if kind == "wav" else "image")
         process(files, output_dir=str(out), model=model, verbose=False)
         assert sorted(path.name for path in out.iterdir()) == ["a.npz", "b.npz", "c.npz"]
         assert (out / "c.npz").read_bytes() == b"done"
@@ -293,17 +293,19 @@ def test_bug_range_of_pictures():
 @pytest.mark.parametrize("rate", [8000, 16_000, 96_000, 192_000])
 def test_bug_batches_are_of_the_size_asked_for_at_any_rate(narrow: Narrow, rate: int, monkeypatch: pytest.MonkeyPatch):
     """OpenL3 estimates 0.11 times the windows at 16 kHz and 4 times at 96 kHz, and stacks those of all sounds."""
-    model, sizes = narrow.model("sound"), []
-    plain = Embedder.sound
-    monkeypatch.setattr(Embedder, "sound", lambda self, windows: (sizes.append(len(windows)), plain(self, windows))[1])
+    model, sizes = narrow.model("audio"), []
+    plain = Embedder.embed_audio
+    monkeypatch.setattr(
+        Embedder, "embed_audio", lambda self, windows: (sizes.append(len(windows)), plain(self, windows))[1]
+    )
     vectors, _ = openl3.get_audio_embedding([noise(1.2, rate)] * 2, rate, model=model, batch_size=4)
     assert [len(v) for v in vectors] == [8, 8]  # ceil((0.5 + 1.2 - 1) / 0.1) + 1
     assert max(sizes) <= 4
 
 
 def test_bug_pictures_keep_to_the_batch_size(narrow: Narrow, monkeypatch: pytest.MonkeyPatch):
-    sizes, plain = [], Embedder.pixels
-    monkeypatch.setattr(Embedder, "pixels", lambda self, x: (sizes.append(len(x)), plain(self, x))[1])
+    sizes, plain = [], Embedder.embed_pixels
+    monkeypatch.setattr(Embedder, "embed_pixels", lambda self, x: (sizes.append(len(x)), plain(self, x))[1])
     pictures = np.random.default_rng(0).integers(0, 256, (5, 224, 224, 3), dtype=np.uint8)
     many = openl3.get_image_embedding(pictures, model=narrow.model("image"), batch_size=2)
     assert sizes == [2, 2, 1]
@@ -315,7 +317,7 @@ def test_bug_video_is_not_held_squashed_or_slowed(narrow: Narrow, tmp_path: Path
     """29.97 frames a second are not 29, a wide picture keeps its shape, and frames come one by one."""
     moments = tuple(k * 1001 / 30_000 for k in range(30))
     path = write_video(tmp_path / "v.mp4", picture_seconds=moments, sound=tone(1.0, RATE), size=(480, 256))
-    sound, sees = narrow.model("sound"), narrow.model("image")
+    sound, sees = narrow.model("audio"), narrow.model("image")
     openl3.process_video_file(
         str(path), suffix="x", audio_model=sound, image_model=sees, audio_hop_size=0.5, verbose=False
     )
@@ -346,16 +348,16 @@ def test_bug_models_are_read_once():
 def test_bug_silence_is_not_the_loudest_noise(narrow: Narrow, tmp_path: Path):
     """All zeros are 0 dB everywhere under their own maximum; here the vectors are zero, and the file says so."""
     sound = np.concatenate([noise(1.0), np.zeros(3 * RATE)])
-    vectors, _ = openl3.get_audio_embedding(sound, RATE, model=narrow.model("sound"), hop_size=1.0, center=False)
+    vectors, _ = openl3.get_audio_embedding(sound, RATE, model=narrow.model("audio"), hop_size=1.0, center=False)
     assert [bool(row.any()) for row in vectors] == [True, False, False, False]
     soundfile.write(tmp_path / "s.wav", sound, RATE)
-    embed_audio([tmp_path / "s.wav"], narrow.folder, hop_seconds=1.0, centre=False, workers=1)
+    embed_audio([tmp_path / "s.wav"], narrow.folder, hop_seconds=1.0, center=False, workers=1)
     embed_audio(
         [tmp_path / "s.wav"],
         narrow.folder,
         tmp_path / "own",
         hop_seconds=1.0,
-        centre=False,
+        center=False,
         workers=1,
         as_openl3="0.4.2",
     )
@@ -364,7 +366,7 @@ def test_bug_silence_is_not_the_loudest_noise(narrow: Narrow, tmp_path: Path):
         assert sorted(own) == ["embedding", "timestamps"]
         assert own["embedding"][1].any()
     with pytest.warns(openl3.OpenL3Warning, match="all zeros"):
-        openl3.get_audio_embedding(np.zeros(RATE), RATE, model=narrow.model("sound"))
+        openl3.get_audio_embedding(np.zeros(RATE), RATE, model=narrow.model("audio"))
 
 
 def test_bug_every_format_is_read(narrow: Narrow, tmp_path: Path):
@@ -376,7 +378,7 @@ def test_bug_every_format_is_read(narrow: Narrow, tmp_path: Path):
     }
     for name, (sound, rate, subtype) in files.items():
         soundfile.write(tmp_path / name, sound, rate, subtype=subtype)
-    openl3.process_audio_file([str(tmp_path / name) for name in files], model=narrow.model("sound"), verbose=False)
+    openl3.process_audio_file([str(tmp_path / name) for name in files], model=narrow.model("audio"), verbose=False)
     assert [len(np.load(tmp_path / f"{name}.npz")["embedding"]) for name in "abc"] == [6, 1, 1]
     Image.fromarray(np.full((300, 250), 80, np.uint8)).save(tmp_path / "grey.png")
     Image.fromarray(np.full((300, 250, 4), 255, np.uint8)).save(tmp_path / "alpha.png")
@@ -390,7 +392,7 @@ def test_a_bad_file_costs_no_other_and_is_named(narrow: Narrow, tmp_path: Path):
     (tmp_path / "bad.wav").write_bytes(b"RIFF" + bytes(60))
     files = [str(tmp_path / name) for name in ("missing.wav", "bad.wav", "good.wav")]
     with pytest.raises(openl3.OpenL3Error, match=r"missing\.wav.*and 1 more"):
-        openl3.process_audio_file(files, model=narrow.model("sound"), verbose=False)
+        openl3.process_audio_file(files, model=narrow.model("audio"), verbose=False)
     assert (tmp_path / "good.npz").is_file()
 
 
@@ -399,16 +401,16 @@ def test_a_bad_file_costs_no_other_and_is_named(narrow: Narrow, tmp_path: Path):
 
 def test_embedding_refuses_a_network_that_is_not_there(narrow: Narrow, folder: Path, tmp_path: Path):
     Image.fromarray(np.full((230, 230, 3), 90, np.uint8)).save(tmp_path / "p.png")
-    with pytest.raises(CheckpointError, match=r"mel128_music.*holds the network of the sound, not of the image"):
+    with pytest.raises(CheckpointError, match=r"mel128_music.*holds the network of the audio, not of the image"):
         embed_image([tmp_path / "p.png"], folder / "openl3_audio_mel128_music-v0_4_0.h5.gz")
     with pytest.raises(ValueError, match="size is 100; this network has 16 or 256"):
         embed_image([tmp_path / "p.png"], narrow.folder, size=100)
     small = L3NetConfig(width=1, image_size=24)
     save_model(L3Net(small), tmp_path / "own", {})
-    with pytest.raises(ValueError, match="as_openl3 and front_end are for weights of OpenL3"):
+    with pytest.raises(ValueError, match="as_openl3 and frontend apply to OpenL3 weights"):
         embed_image([tmp_path / "p.png"], tmp_path / "own", as_openl3="0.4.2")
     Image.fromarray(np.full((100, 230, 3), 90, np.uint8)).save(tmp_path / "small.png")
-    with pytest.raises(DataError, match="OpenL3 takes pictures of at least 224 x 224"):
+    with pytest.raises(DataError, match="OpenL3 requires images of at least 224 x 224"):
         embed_image([tmp_path / "small.png"], narrow.folder, as_openl3="0.4.2", workers=1)
 
 
@@ -423,13 +425,13 @@ def test_an_hour_of_sound_takes_less_than_a_gigabyte(folder: Path, tmp_path: Pat
     code = (
         "import resource\nfrom pathlib import Path\nimport numpy as np, torch\ntorch.set_num_threads(1)\n"
         "from comodal.inference import embed_files as embed\nfrom comodal.inference.embedder import Embedder\n"
-        "plain, calls = Embedder.sound, []\n"
+        "plain, calls = Embedder.embed_audio, []\n"
         "def sound(self, windows):\n"  # every 200th batch through the network, the others with its last answer
         "    if len(calls) % 200 == 0 or len(windows) != len(calls[-1][0]):\n"
         "        calls.append(plain(self, windows))\n"
         "    else:\n        calls.append(calls[-1])\n"
         "    return calls[-1]\n"
-        "Embedder.sound = sound\n"
+        "Embedder.embed_audio = sound\n"
         f"embed.embed_audio([Path({str(path)!r})], Path({str(weights)!r}), Path({str(tmp_path)!r}), workers=1)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     )

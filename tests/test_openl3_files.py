@@ -20,7 +20,7 @@ from test_l3net_parity import correspondence, put_weights
 
 
 def tower(model: L3Net, modality: str) -> dict[str, torch.Tensor]:
-    part = model.image_tower if modality == "image" else model.sound_tower
+    part = model.image_tower if modality == "image" else model.audio_tower
     tensors = {name: tensor for name, tensor in part.state_dict().items() if "num_batches" not in name}
     return {name: tensor for name, tensor in tensors.items() if "conv4_2.norm" not in name}
 
@@ -28,7 +28,7 @@ def tower(model: L3Net, modality: str) -> dict[str, torch.Tensor]:
 @cache
 def expected_tower(modality: str) -> dict[str, torch.Tensor]:
     expected = L3Net(openl3_config("mel128"))
-    put_weights(expected.image_tower if modality == "image" else expected.sound_tower, modality)
+    put_weights(expected.image_tower if modality == "image" else expected.audio_tower, modality)
     return tower(expected, modality)
 
 
@@ -68,9 +68,9 @@ def test_version_04_has_no_front_end(modality: str, tmp_path: Path):
     path = shutil.copy(layouts.published(modality), tmp_path / f"openl3_{modality}_mel256_music-v0_4_0.h5.gz")
     found = load_openl3(path)
     assert_is_the_fixture(found.model, modality)
-    assert found.towers == ("sound" if modality == "audio" else "image",)
+    assert found.towers == (modality,)
     assert (found.about["representation"], found.about["content"]) == ("mel256", "music")
-    assert not found.filled.unused
+    assert not found.load_report.unused
 
 
 @pytest.mark.parametrize("representation", ["linear", "mel128", "mel256"])
@@ -81,7 +81,7 @@ def test_versions_02_and_03_begin_with_the_front_end(representation: str, tmp_pa
     assert_is_the_fixture(found.model, "audio")
     assert found.about["representation"] == representation
     assert found.model.config.spectrogram == openl3_config(representation, "kapre014").spectrogram
-    assert all("spectrogram" in name for name in found.filled.unused)
+    assert all("spectrogram" in name for name in found.load_report.unused)
 
 
 def test_a_whole_model_that_keras_saved(tmp_path: Path):
@@ -94,18 +94,18 @@ def test_a_whole_model_that_keras_saved(tmp_path: Path):
 def test_networks_within_networks(write, tmp_path: Path):
     """l3embedding's checkpoints: what is trained comes first, on several GPUs one level deeper."""
     found = load_openl3(write(tmp_path / "model_best.h5"))
-    assert found.towers == ("image", "sound")
+    assert found.towers == ("image", "audio")
     assert found.about["representation"] == "mel128"
     assert_is_the_fixture(found.model, "image")
     assert_is_the_fixture(found.model, "audio")
     expected = expected_network()
-    for name in ("image_tower", "sound_tower"):
+    for name in ("image_tower", "audio_tower"):
         ours, wanted = (m.get_submodule(f"{name}.layers.conv4_2.norm").state_dict() for m in (found.model, expected))
         assert all(torch.equal(ours[k], wanted[k]) for k in ("weight", "bias", "running_mean", "running_var"))
     assert torch.equal(found.model.fc1.weight, expected.fc1.weight)
     assert torch.equal(found.model.fc2.weight, expected.fc2.weight)
     assert torch.allclose(found.model.fc1.bias, torch.linspace(-1, 1, 128))
-    assert not found.filled.new
+    assert not found.load_report.new
 
 
 def test_l3embeddings_first_models_have_no_norm_of_the_input(tmp_path: Path):
@@ -146,7 +146,7 @@ def test_a_conversion_names_every_tensor_and_loads_again(tmp_path: Path, capsys:
     assert counts == {"convert.filled": 96.0, "convert.new": 12.0, "convert.unused": 3.0}  # 2 x (16 + 32); 2 x 4 + 4
     assert len(lines) == 1 + 96 + 12 + 3
     assert "not used: melspectrogram_1/melspectrogram_1/real_kernels:0" in lines
-    assert read_model_about(tmp_path / "model")["openl3"]["towers"] == ["sound", "image"]
+    assert read_model_about(tmp_path / "model")["openl3"]["towers"] == ["audio", "image"]
     convert_openl3(sound, tmp_path / "half")
     assert "no weights of the image" in capsys.readouterr().out
     assert not load_model(tmp_path / "half").image_tower.layers["conv1_1"].convolution.weight.any()
@@ -173,7 +173,7 @@ def damaged(path: Path, kind: str) -> Path:
         ("cut.h5", "damaged or truncated HDF5 file"),
         ("empty.h5", "not a readable file of weights"),
         ("text.h5", "refused, it holds more than tensors|not a readable file of weights"),
-        ("text.h5.gz", "what it unpacks to is not HDF5"),
+        ("text.h5.gz", "the unpacked content is not HDF5"),
     ],
 )
 def test_damaged_files_are_one_sentence(kind: str, sentence: str, tmp_path: Path):
@@ -197,9 +197,9 @@ def test_foreign_and_incomplete_networks_are_one_sentence(tmp_path: Path):
 
     refused([convolution("a", 5, 5, 1, 10)], "not the weights of OpenL3")
     refused([convolution("a", 3, 3, 4, 64)], "not the weights of OpenL3")
-    refused([("dense", [("kernel", np.zeros((5, 2), np.float32))])], "it holds no convolution")
+    refused([("dense", [("kernel", np.zeros((5, 2), np.float32))])], "it has no convolution")
     whole = parts("audio")
-    refused(whole[:-3], "a tensor is missing: the sound's conv4_2 has no kernel|a tensor is missing")
+    refused(whole[:-3], "a tensor is missing: the audio's conv4_2 has no kernel|a tensor is missing")
     refused([(name, layer[:1] if name == "conv2d_9" else layer) for name, layer in whole], "missing|has the shape")
     lacking = [(name, layer[:3] if name == "batch_normalization_17" else layer) for name, layer in whole]
     refused(lacking, "a tensor is missing: the variance of norm 8")
@@ -237,7 +237,7 @@ def test_what_does_not_say_its_spectrogram_is_asked_for_it(tmp_path: Path):
         load_openl3(layouts.published("audio"))
     assert load_openl3(layouts.published("audio"), representation="mel128").about["representation"] == "mel128"
     path = layouts.write_flat(tmp_path / "weights.h5", parts("audio", "mel256"))
-    with pytest.raises(CheckpointError, match="its front end makes mel256, not linear"):
+    with pytest.raises(CheckpointError, match="its frontend computes mel256, not linear"):
         load_openl3(path, representation="linear")
     with pytest.raises(CheckpointError, match="which the other file has as well"):
         load_openl3(path, path)
@@ -251,13 +251,13 @@ def test_published_files_are_looked_for_and_their_absence_says_what_to_do(
     with pytest.raises(
         CheckpointError, match=r"get https://\S+openl3_audio_mel256_music-v0_4_0\.h5\.gz .*COMODAL_OPENL3"
     ):
-        find_published_weights("sound", "mel256", "music")
+        find_published_weights("audio", "mel256", "music")
     (tmp_path / "mine").mkdir()
     (tmp_path / "comodal" / "openl3").mkdir(parents=True)
     cached = tmp_path / "comodal" / "openl3" / "openl3_audio_mel256_music.h5"
     cached.touch()
-    assert find_published_weights("sound", "mel256", "music") == cached
+    assert find_published_weights("audio", "mel256", "music") == cached
     (tmp_path / "mine" / "torchopenl3_mel256_music_512.pth.tar").touch()
-    assert find_published_weights("sound", "mel256", "music").name == "torchopenl3_mel256_music_512.pth.tar"
+    assert find_published_weights("audio", "mel256", "music").name == "torchopenl3_mel256_music_512.pth.tar"
     (tmp_path / "mine" / "openl3_audio_mel256_music-v0_2_0.h5.gz").touch()
-    assert find_published_weights("sound", "mel256", "music").name == "openl3_audio_mel256_music-v0_2_0.h5.gz"
+    assert find_published_weights("audio", "mel256", "music").name == "openl3_audio_mel256_music-v0_2_0.h5.gz"

@@ -53,7 +53,7 @@ def test_the_paper_keeps_the_learning_rate():
 
 
 def test_a_rise_and_half_a_cosine():
-    rate = make_cosine_schedule(1.0, 14, warm_up_steps=4, final_fraction=0.2)
+    rate = make_cosine_schedule(1.0, 14, warmup_steps=4, min_lr_ratio=0.2)
     assert [rate(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
     assert rate(4) == 1.0
     assert rate(9) == pytest.approx(0.6)  # the middle of the fall lies half way between 1 and 0.2
@@ -61,8 +61,8 @@ def test_a_rise_and_half_a_cosine():
 
 
 def test_a_rise_longer_than_the_run_is_refused():
-    with pytest.raises(ValueError, match=r"warm_up_steps \(11\) must lie between 0 and steps \(10\)"):
-        make_cosine_schedule(1.0, 10, warm_up_steps=11)
+    with pytest.raises(ValueError, match=r"warmup_steps \(11\) must lie between 0 and steps \(10\)"):
+        make_cosine_schedule(1.0, 10, warmup_steps=11)
 
 
 def test_pretrained_weights_move_a_tenth_as_far_wrapped_or_not():
@@ -94,7 +94,9 @@ def test_pretrained_weights_move_a_tenth_as_far_wrapped_or_not():
         objective = Loss()
         before = {name: value.clone() for name, value in objective.state_dict().items()}
         wrapped = wrap(objective)
-        optimizer = make_adamw(wrapped, 1e-2, 0.0, pretrained=list(objective.known.parameters()), pretrained_share=0.1)
+        optimizer = make_adamw(
+            wrapped, 1e-2, 0.0, pretrained=list(objective.known.parameters()), pretrained_lr_scale=0.1
+        )
         list(
             train_steps(
                 wrapped,
@@ -118,6 +120,6 @@ def test_what_has_one_dimension_does_not_decay():
 
 
 def test_a_rise_and_a_straight_fall_worked_by_hand():
-    rate = make_linear_schedule(1.0, 10, warm_up_steps=2)
+    rate = make_linear_schedule(1.0, 10, warmup_steps=2)
     assert [rate(step) for step in (0, 1, 2, 6, 9)] == pytest.approx([0.5, 1.0, 1.0, 0.5, 0.125])
     assert rate(10) == 0

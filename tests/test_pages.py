@@ -225,7 +225,7 @@ def test_matches_searches_retrieval_and_tasks_escape_texts_and_file_names(tmp_pa
 
         (tmp_path / name).mkdir()
         recalls = {f"{prefix}.{direction}.r{cut}": 0.5
-                   for prefix in ("retrieval", "retrieval.untrained", "retrieval.chance")
+                   for prefix in ("retrieval", "retrieval.untrained", "retrieval.chance_level")
                    for direction in ("text_to_image", "image_to_text") for cut in (1, 5, 10)}  # fmt: skip
         counts = {"retrieval.images": 5, "retrieval.captions": 25}
         (tmp_path / name / "results.json").write_text(json.dumps(recalls | counts))
@@ -236,7 +236,7 @@ def test_matches_searches_retrieval_and_tasks_escape_texts_and_file_names(tmp_pa
         save_model(TaskModel(TaskModelConfig(config(20), (Head("r", "regions", 1),))), run / "model", {"recipe": text})
         line = {"step": 1, "split": "validation", "loss": 1.0, "accuracy": 0.5}
         (run / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-        (run / "config.yaml").write_text(json.dumps({"model": name, "start": "pretrained", "blank": text}))
+        (run / "config.yaml").write_text(json.dumps({"model": name, "start_from": "pretrained", "ablate": text}))
         page = check_page(render_page("task", build_task_parts(run, None, Compute(torch.device("cpu")))))
         assert page.texts_of("h2")[0] == f"ViLBERT: {text}"
         assert f"from the weights of {name}, without the {text}." in page.text

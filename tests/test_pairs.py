@@ -24,7 +24,7 @@ class World:
     def groups(self) -> list[str]:
         return [group for group, _, _ in self.clips]
 
-    def record(self, clip: int, /) -> dict:
+    def read_record(self, clip: int, /) -> dict:
         group, frames, seconds = self.clips[clip]
         times = [seconds * frame / frames for frame in range(frames)]
         return {"key": f"clip{clip}", "group": group, "frame_seconds": times, "seconds": seconds}
@@ -38,11 +38,11 @@ worlds = st.lists(clip_of_a_group, min_size=2, max_size=12).filter(lambda clips:
 def test_what_is_together_overlaps_and_what_is_apart_comes_from_two_sources(clips, seed, epoch, index):
     world = World(clips)
     pair = PairSampler(world, seed)(epoch, index)
-    assert pair.together == ((epoch * len(world) + index) % 2 == 0)
-    assert pair.together == (pair.image_clip == pair.sound_clip)
-    picture, sound = world.record(pair.image_clip), world.record(pair.sound_clip)
+    assert pair.is_match == ((epoch * len(world) + index) % 2 == 0)
+    assert pair.is_match == (pair.image_clip == pair.audio_clip)
+    picture, sound = world.read_record(pair.image_clip), world.read_record(pair.audio_clip)
     assert 0 <= pair.start_seconds <= sound["seconds"] - 1
-    if pair.together:
+    if pair.is_match:
         moment = picture["frame_seconds"][pair.frame]
         assert pair.start_seconds <= moment <= pair.start_seconds + 1 + 1e-9
     else:
@@ -67,7 +67,7 @@ def test_seeds_and_epochs_give_other_pairs():
 @pytest.mark.parametrize("clips", [2, 3, 5, 9, 31, 93])
 def test_exactly_half_of_the_pairs_go_together_for_any_number_of_clips(clips: int):
     pairs = PairSampler(World([(str(clip), 10, 10.0) for clip in range(clips)]), 0)
-    kinds = [pairs(*divmod(number, clips)).together for number in range(20 * clips)]
+    kinds = [pairs(*divmod(number, clips)).is_match for number in range(20 * clips)]
     assert sum(kinds) == 10 * clips
     assert all(sum(kinds[start : start + 8]) == 4 for start in range(0, len(kinds) - 8, 8))  # of a batch of 8
 
@@ -95,10 +95,10 @@ def test_neither_picture_nor_sound_alone_tells_the_two_kinds_apart():
     kinds = {True: [], False: []}
     for index in range(draws):
         pair = pairs(0, index)
-        kinds[pair.together].append(pair)
+        kinds[pair.is_match].append(pair)
     for view in (
         lambda pair: (pair.image_clip, pair.frame // 10),
-        lambda pair: (pair.sound_clip, int(pair.start_seconds * 2)),
+        lambda pair: (pair.audio_clip, int(pair.start_seconds * 2)),
         lambda pair: int(pair.start_seconds * 25) / 25 == pair.start_seconds,
     ):
         together, apart = (Counter(view(pair) for pair in kinds[kind]) for kind in (True, False))
@@ -119,7 +119,7 @@ def test_a_clip_is_drawn_in_proportion_to_its_possible_partners():
 
 def test_the_second_of_sound_begins_anywhere_up_to_a_second_before_the_frame():
     world = World([("a", 1, 2.0), ("b", 1, 2.0)])
-    world.record = lambda clip: {"key": str(clip), "group": clip, "frame_seconds": [5.0], "seconds": 10.0}
+    world.read_record = lambda clip: {"key": str(clip), "group": clip, "frame_seconds": [5.0], "seconds": 10.0}
     starts = np.sort([PairSampler(world, 0)(0, index).start_seconds for index in range(4000)])
     uniform = 4 + np.arange(1, 4001) / 4000
     assert np.abs(starts - uniform).max() < 1.95 / 4000**0.5  # Kolmogorov-Smirnov, one in a thousand
@@ -130,7 +130,7 @@ def test_the_second_of_sound_begins_anywhere_up_to_a_second_before_the_frame():
     [
         ([("a", 5, 5.0)] * 4, "4 clips of one source"),
         ([], "0 clips of one source"),
-        ([("a", 5, 0.9), ("b", 5, 0.9)], r"5 frames in 0.9 s; a pair needs a frame and 1.0 s of sound"),
+        ([("a", 5, 0.9), ("b", 5, 0.9)], r"5 frames in 0.9 s; a pair needs a frame and 1.0 s of audio"),
     ],
 )
 def test_what_cannot_be_paired_is_said(clips, message):

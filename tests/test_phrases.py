@@ -92,13 +92,13 @@ def test_what_cannot_be_found_is_left_out_and_counted(tmp_path: Path):
     )
     sentences, annotations, images = write(tmp_path, {"7": f"A dog .\n\n{CAPTION}"}, {"7": xml}, {"val": ["7"]})
     found = read_entity_phrases(images, sentences, annotations)
-    assert found.left_out == Counter({REASON_NOT_VISUAL: 1, REASON_WHOLE_SCENE: 1, REASON_ENTITY_NO_BOX: 1})
+    assert found.excluded == Counter({REASON_NOT_VISUAL: 1, REASON_WHOLE_SCENE: 1, REASON_ENTITY_NO_BOX: 1})
     assert [(one.sentence, one.text, one.split) for one in found.expressions] == [
         ("7#1.0", "Two men", "val"),
         ("7#1.1", "blue , worn coats", "val"),
     ]
     without = read_entity_phrases(images, sentences, None)
-    assert [one.box for one in without.expressions] == [None] * 4 and without.left_out == Counter(
+    assert [one.box for one in without.expressions] == [None] * 4 and without.excluded == Counter(
         {REASON_NOT_VISUAL: 1}
     )
 
@@ -113,7 +113,7 @@ def test_scores_are_those_worked_by_hand():
     )
     assert found["phrases.accuracy"] == pytest.approx(1 / 3)
     assert found["phrases.oracle"] == pytest.approx(2 / 3)
-    assert found["phrases.chance"] == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
+    assert found["phrases.chance_level"] == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)
     assert found["phrases.type.people"] == 0.5 == found["phrases.type.other"]
 
 
@@ -127,10 +127,10 @@ HOSTILE = {
     "<html/>": "its root is html",
     "<a>" * 50_000 + "</a>" * 50_000: "its root is a",
     "<annotation>" + " " * (1 << 20) + "</annotation>": "more than 1,048,576 bytes",
-    annotated(an_object((), (1, 1, 2, 2))): "object 0: it has no name",
-    annotated(an_object(("1",), (5, 1, 2, 2))): "xmin 5, ymin 1, xmax 2, ymax 2 is no box",
+    annotated(an_object((), (1, 1, 2, 2))): "object 0: it has no entity name",
+    annotated(an_object(("1",), (5, 1, 2, 2))): "xmin 5, ymin 1, xmax 2, ymax 2 is not a valid box",
     annotated(an_object(("1",))).replace(">1</nobndbox>", ">0</nobndbox>"): "neither a bndbox, nor nobndbox",
-    annotated(an_object(("1",), (1, 1, 2, 2))).replace("<xmin>1<", "<xmin>left<"): "xmin 'left'.* are not numbers",
+    annotated(an_object(("1",), (1, 1, 2, 2))).replace("<xmin>1<", "<xmin>left<"): "xmin 'left'.* are not integers",
 }
 
 
@@ -160,10 +160,10 @@ def test_files_that_are_missing_or_something_else_are_named(tmp_path: Path):
         (
             r"6\.txt: No such file",
             r"8\.txt, line 1: a phrase is not marked like",
-            r"three\.txt: there is no phrase to find",
-            r"four\.txt: '7' is there twice",
-            r"five\.txt: '\.\./7' is not the number of an image",
-            r"six\.txt: a list of images has one in each line",
+            r"three\.txt: no phrase to ground in",
+            r"four\.txt: '7' is a duplicate",
+            r"five\.txt: '\.\./7' is not an image id",
+            r"six\.txt: the list of images is empty",
         ),
         strict=False,
     ):
@@ -171,7 +171,9 @@ def test_files_that_are_missing_or_something_else_are_named(tmp_path: Path):
             read_entity_phrases(path, sentences, None)
     with pytest.raises(DataError, match=r"7\.xml: No such file"):
         read_entity_phrases(images[-1], sentences, annotations)
-    with pytest.raises(DataError, match="nowhere: no folder of annotations; evaluated without it, phrases are found"):
+    with pytest.raises(
+        DataError, match="nowhere: not a folder of annotations; omit it to predict boxes without scores"
+    ):
         read_entity_phrases(images[-1], sentences, tmp_path / "nowhere")
 
 
@@ -211,11 +213,11 @@ def test_it_points_at_what_is_meant_and_without_boxes_only_says_where(tmp_path: 
     out = tmp_path / "out"
     found = evaluate_phrases(tmp_path / "tuned", test, sentences, store.folder, annotations, out=out)
     assert found["phrases.accuracy"] == 1.0 == found["phrases.oracle"] == found["phrases.type.other"]
-    assert found["phrases.chance"] == pytest.approx(1 / 5)  # four regions and the whole image
-    blind = evaluate_phrases(tmp_path / "tuned", test, sentences, store.folder, annotations, blank="text")
+    assert found["phrases.chance_level"] == pytest.approx(1 / 5)  # four regions and the whole image
+    blind = evaluate_phrases(tmp_path / "tuned", test, sentences, store.folder, annotations, ablate="text")
     assert blind["phrases.accuracy"] <= 0.6
     card = json.loads((out / "card.json").read_text())
-    assert card["counts"] == {"items": 8, "answered": 8, REASON_NOT_VISUAL: 4} and card["split"] == "test"
+    assert card["counts"] == {"items": 8, "predicted": 8, REASON_NOT_VISUAL: 4} and card["split"] == "test"
     first = json.loads((out / "predictions.json").read_text())
     named = {entry["sent_id"]: entry for entry in first}
     assert named["36#0.0"]["ref_id"] == "1" and named["36#0.0"]["box"] == [0.0, 0.0, 9.0, 50.0]

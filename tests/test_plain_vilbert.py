@@ -17,7 +17,10 @@ def test_the_objective_gives_the_plain_losses_and_gradients(wide: int, monkeypat
     folder = FIXTURES / "pretrain_vt0"
     model, inputs = model_of(folder), tensors(folder, "inputs")
     batch = batch_of(inputs, "classes")
-    assert len(batch.attended_words) < batch.words.numel() and len(batch.attended_regions) < batch.tokens.numel()
+    assert (
+        len(batch.unpadded_token_indices) < batch.token_ids.numel()
+        and len(batch.unpadded_region_indices) < batch.visual_tokens.numel()
+    )
     found = []
     for losses in (ViLBERTPretraining(model)(batch), plain_losses(model, batch, words=14, rows=11)):
         gradients = torch.autograd.grad(losses["loss"], list(model.parameters()), allow_unused=True)
@@ -35,6 +38,6 @@ def test_the_plain_losses_are_the_originals():
     folder = FIXTURES / "pretrain_vt0"
     outputs, inputs = tensors(folder, "outputs"), tensors(folder, "inputs")
     losses = plain_losses(model_of(folder), batch_of(inputs, "classes"), words=14, rows=11)
-    named = {"word_loss": "masked_lm_loss", "region_loss": "masked_img_loss", "alignment_loss": "next_sentence_loss"}
+    named = {"token_loss": "masked_lm_loss", "region_loss": "masked_img_loss", "alignment_loss": "next_sentence_loss"}
     for ours, theirs in named.items():
         assert_close(losses[ours], outputs[theirs].squeeze(), atol=1e-5, rtol=1e-5)

@@ -64,12 +64,12 @@ def test_a_unit_that_knows_a_class_is_told_from_noise():
     noise = rng.normal(size=(60, 3))
     known = np.stack([np.where(target == 0, 5.0, 0.0) + 0.1 * rng.random(60), *noise.T], 1)
     found = measure_layer_selectivity(known, target, seed=0)
-    assert (found.units, found.preferring, found.preferred) == (4, 1, 1)
+    assert (found.num_units, found.num_selective_units, found.num_preferred_classes) == (4, 1, 1)
     # for one of four equal classes: I = H(on) = 0.5623, H(classes) = log 4 = 1.3863, their mean 0.9743
     assert found.best_nmi == pytest.approx(0.5623 / 0.9743, abs=1e-3)
     blobs = measure_layer_selectivity(np.eye(4)[target] * 10 + 0.1 * noise[:, :1], target, seed=0)
     assert blobs.clusters_nmi == pytest.approx(1.0)
-    assert blobs.preferred == 4
+    assert blobs.num_preferred_classes == 4
 
 
 def test_the_study_has_all_layers_of_both_towers_beside_both_baselines():
@@ -80,14 +80,14 @@ def test_the_study_has_all_layers_of_both_towers_beside_both_baselines():
     sound = 0.1 * torch.randn(size, 48_000, generator=rng)
     moments = ClipMoments(image, sound, tuple("abcdef"), ("x", "y", "x", "y", "x", "y"))
     found = study_units(model, moments)
-    assert set(found) == {"picture", "sound"}
+    assert set(found) == {"image", "audio"}
     for study in found.values():
         assert (study.moments, study.classes) == (6, ("x", "y"))
         assert tuple(study.systems) == SELECTIVITY_SYSTEMS
         assert all(tuple(layers) == VGG_LAYER_NAMES for layers in study.systems.values())
-        assert study.systems["trained"]["conv4_2"].units == 8
+        assert study.systems["trained"]["conv4_2"].num_units == 8
     assert found == study_units(model, moments)
-    with pytest.raises(ValueError, match="labels of two classes or more; 0 came"):
+    with pytest.raises(ValueError, match="labels of all moments and two or more classes; got 0"):
         study_units(model, ClipMoments(image, sound, tuple("abcdef"), ()))
 
 

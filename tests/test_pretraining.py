@@ -32,8 +32,8 @@ CONFIG = ViLBERTConfig(
     vision=StreamConfig(12, 1, 3, 20),
     joint_dim=20,
     joint_heads=5,
-    schedule=((0, 1),),
-    region_features=FEATURES,
+    co_attention_layers=((0, 1),),
+    region_feature_dim=FEATURES,
     region_targets=CLASSES,
 )
 SINGLE = SingleStreamConfig(WORDS, 20, 0, 2, StreamConfig(16, 2, 2, 24), TOKENS + len(TokenInput), TOKENS, 20)
@@ -46,23 +46,23 @@ def batch(
     generator = torch.Generator().manual_seed(len(words_hidden))
     places, count = torch.tensor(regions_hidden, dtype=torch.int64), len(regions_hidden)
     return CaptionBatch(
-        words=torch.randint(1, WORDS, (pairs, 7), generator=generator),
-        segments=torch.zeros(pairs, 7, dtype=torch.int64),
-        words_attended=torch.ones(pairs, 7, dtype=torch.bool),
-        regions=torch.randn(pairs, 4, FEATURES, generator=generator),
-        locations=torch.rand(pairs, 4, 5, generator=generator),
-        regions_attended=torch.ones(pairs, 4, dtype=torch.bool),
-        images=torch.arange(pairs),
-        mismatched=torch.arange(pairs) % 2 == 1,
-        masked_words=torch.tensor(words_hidden, dtype=torch.int64),
-        word_targets=torch.randint(1, WORDS, (len(words_hidden),), generator=generator),
-        masked_regions=places,
-        region_features=torch.randn(count, FEATURES, generator=generator),
-        region_classes=torch.randn(count, CLASSES, generator=generator).softmax(1),
-        region_tokens=torch.randint(TOKENS, (count,), generator=generator),
-        tokens=torch.randint(TOKENS + len(TokenInput), (pairs, 4), generator=generator),
-        attended_words=torch.arange(7 * pairs),
-        attended_regions=torch.arange(4 * pairs),
+        token_ids=torch.randint(1, WORDS, (pairs, 7), generator=generator),
+        token_types=torch.zeros(pairs, 7, dtype=torch.int64),
+        token_mask=torch.ones(pairs, 7, dtype=torch.bool),
+        region_features=torch.randn(pairs, 4, FEATURES, generator=generator),
+        spatials=torch.rand(pairs, 4, 5, generator=generator),
+        region_mask=torch.ones(pairs, 4, dtype=torch.bool),
+        image_rows=torch.arange(pairs),
+        is_mismatch=torch.arange(pairs) % 2 == 1,
+        masked_token_indices=torch.tensor(words_hidden, dtype=torch.int64),
+        token_targets=torch.randint(1, WORDS, (len(words_hidden),), generator=generator),
+        masked_region_indices=places,
+        feature_targets=torch.randn(count, FEATURES, generator=generator),
+        class_targets=torch.randn(count, CLASSES, generator=generator).softmax(1),
+        visual_token_targets=torch.randint(TOKENS, (count,), generator=generator),
+        visual_tokens=torch.randint(TOKENS + len(TokenInput), (pairs, 4), generator=generator),
+        unpadded_token_indices=torch.arange(7 * pairs),
+        unpadded_region_indices=torch.arange(4 * pairs),
         keys=tuple(f"caption {i}, image {i}" for i in range(pairs)),
     )
 
@@ -122,7 +122,7 @@ def test_negatives_are_every_other_region_and_no_other():
     across, inside = negatives.rows[:, :700], negatives.rows[:, 700:]
     assert [set(row.tolist()) for row in across] == [{5, 6, 7, 9}, {1, 2, 9}, {1, 2, 5, 6, 7}]
     assert [set(row.tolist()) for row in inside[:2]] == [{2}, {5, 7}]
-    assert negatives.exist.tolist() == [[True] * 1000, [True] * 1000, [True] * 700 + [False] * 300]
+    assert negatives.exists.tolist() == [[True] * 1000, [True] * 1000, [True] * 700 + [False] * 300]
     counts = across[0].bincount(minlength=10)[[5, 6, 7, 9]]
     assert ((counts - 175).abs() < 60).all(), "equal odds: 175 of each, five deviations are 57"
     assert torch.equal(negatives.rows, drawn(candidates, [1, 6, 9], 1000).rows)
@@ -131,10 +131,10 @@ def test_negatives_are_every_other_region_and_no_other():
 
 def test_a_batch_of_one_image_has_negatives_from_itself():
     negatives = drawn(torch.tensor([[False, True, True, True]]), [2])
-    assert not negatives.exist[:, :70].any()
-    assert set(negatives.rows[negatives.exist].tolist()) == {1, 3}
+    assert not negatives.exists[:, :70].any()
+    assert set(negatives.rows[negatives.exists].tolist()) == {1, 3}
     alone = drawn(torch.tensor([[False, True]]), [1])
-    assert not alone.exist.any()
+    assert not alone.exists.any()
     found = compute_masked_contrastive_loss(torch.ones(1, 2), torch.ones(2, 2), torch.tensor([1]), alone)
     assert found.loss == 0
 
@@ -150,23 +150,23 @@ def test_contrast_is_computed_with_what_was_hidden(monkeypatch: pytest.MonkeyPat
     rows = torch.tensor([[1, 7], [2, 3]])
     fixed = RegionNegatives(rows, torch.ones_like(rows, dtype=torch.bool))
     monkeypatch.setattr("comodal.objectives.pretraining.draw_region_negatives", lambda *_: fixed)
-    shown = given.regions.flatten(0, 1).clone()
-    shown[2], shown[7] = given.region_features
+    shown = given.region_features.flatten(0, 1).clone()
+    shown[2], shown[7] = given.feature_targets
     model = pretraining.model
     output = model(*arguments(given))
-    predicted = model.region_head(output.regions.flatten(0, 1)[[2, 7]])
+    predicted = model.region_head(output.region_states.flatten(0, 1)[[2, 7]])
     expected = [originals_contrast(predicted[0], shown, 2, [1, 7]), originals_contrast(predicted[1], shown, 7, [2, 3])]
     assert_close(pretraining(given)["region_loss"], torch.stack(expected).mean())
 
 
 def arguments(given: CaptionBatch) -> tuple[Tensor, ...]:
     return (
-        given.words,
-        given.segments,
-        given.words_attended,
-        given.regions,
-        given.locations,
-        given.regions_attended,
+        given.token_ids,
+        given.token_types,
+        given.token_mask,
+        given.region_features,
+        given.spatials,
+        given.region_mask,
     )
 
 
@@ -185,9 +185,9 @@ def test_whatever_is_hidden_everything_is_finite_and_every_parameter_has_a_gradi
     for name, parameter in pretraining.named_parameters():
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
-    if not len(given.masked_words):
-        assert metrics["word_loss"] == 0
-    if not len(given.masked_regions):
+    if not len(given.masked_token_indices):
+        assert metrics["token_loss"] == 0
+    if not len(given.masked_region_indices):
         assert metrics["region_loss"] == 0
 
 
@@ -220,24 +220,26 @@ def test_the_loss_is_the_weighted_sum():
     pretraining, given = objective("classes"), batch()
     pretraining.weights = torch.tensor([0.5, 2.0, 3.0])
     metrics = pretraining(given)
-    parts = [0.5 * metrics["word_loss"], 2 * metrics["region_loss"], 3 * metrics["alignment_loss"]]
+    parts = [0.5 * metrics["token_loss"], 2 * metrics["region_loss"], 3 * metrics["alignment_loss"]]
     assert_close(metrics["loss"], sum(parts))
 
 
 def test_what_stands_at_hidden_places_of_the_targets_alone_matters():
     """The order of the places is free, and another target changes its own loss alone."""
     pretraining, given = objective("classes"), batch((1, 9, 12), (2, 7))
-    turned = replace(given, masked_words=given.masked_words.flip(0), word_targets=given.word_targets.flip(0))
+    turned = replace(
+        given, masked_token_indices=given.masked_token_indices.flip(0), token_targets=given.token_targets.flip(0)
+    )
     assert_close(pretraining(turned)["loss"], pretraining(given)["loss"])
-    other = pretraining(replace(given, word_targets=given.word_targets % (WORDS - 1) + 1))
-    assert other["word_loss"] != pretraining(given)["word_loss"]
+    other = pretraining(replace(given, token_targets=given.token_targets % (WORDS - 1) + 1))
+    assert other["token_loss"] != pretraining(given)["token_loss"]
     assert other["region_loss"] == pretraining(given)["region_loss"]
 
 
 @pytest.mark.parametrize("kind", ["two streams", "one stream"])
 def test_a_model_of_visual_tokens_learns_a_batch_by_heart(kind: str):
     torch.manual_seed(0)
-    two = replace(CONFIG, region_tokens=TOKENS + len(TokenInput), region_targets=TOKENS)
+    two = replace(CONFIG, num_visual_tokens=TOKENS + len(TokenInput), region_targets=TOKENS)
     model = ViLBERT(two) if kind == "two streams" else SingleStream(SINGLE)
     pretraining, given = ViLBERTPretraining(model, ("tokens",)).eval(), batch()
     optimizer = torch.optim.Adam(pretraining.parameters(), 3e-3)
@@ -246,10 +248,10 @@ def test_a_model_of_visual_tokens_learns_a_batch_by_heart(kind: str):
         optimizer.zero_grad()
         metrics["loss"].backward()
         optimizer.step()
-    accuracies = [pretraining(given)[f"{what}_accuracy"] for what in ("word", "region", "alignment")]
+    accuracies = [pretraining(given)[f"{what}_accuracy"] for what in ("token", "region", "alignment")]
     assert accuracies == [1.0, 1.0, 1.0]
     assert all(parameter.grad is not None for parameter in pretraining.parameters())
-    changed = replace(given, regions=torch.randn_like(given.regions))
+    changed = replace(given, region_features=torch.randn_like(given.region_features))
     assert pretraining(changed)["loss"] == pretraining(given)["loss"], "features are not read"
 
 
@@ -262,14 +264,14 @@ def test_the_same_batch_has_the_same_negatives_and_another_seed_others():
 
 
 def test_targets_that_cannot_be():
-    with pytest.raises(ValueError, match="name one or more, each once"):
+    with pytest.raises(ValueError, match=r"region targets \[.*\]: one or more distinct targets are required"):
         objective()
-    with pytest.raises(ValueError, match="name one or more, each once"):
+    with pytest.raises(ValueError, match=r"region targets \[.*\]: one or more distinct targets are required"):
         objective("tokens", "tokens")
-    with pytest.raises(ValueError, match=r"the region head gives 5 numbers, which cannot be .'features': 6."):
+    with pytest.raises(ValueError, match=r"the region head has 5 outputs, which cannot be .'features': 6."):
         ViLBERTPretraining(ViLBERT(CONFIG), ("features",))(batch())
-    none = replace(batch(), region_classes=torch.zeros(2, 0))
-    with pytest.raises(ValueError, match="0 is what the region store lacks"):
+    none = replace(batch(), class_targets=torch.zeros(2, 0))
+    with pytest.raises(ValueError, match="0 means that the region store has none"):
         objective("classes")(none)
     with pytest.raises(ValueError, match="the regions have no visual tokens"):
-        objective("tokens")(replace(batch(), region_tokens=torch.zeros(0, dtype=torch.int64)))
+        objective("tokens")(replace(batch(), visual_token_targets=torch.zeros(0, dtype=torch.int64)))

@@ -32,9 +32,13 @@ def test_how_long_it_takes_yet(clock: SimpleNamespace, total: float, before: int
     shown = Progress("clips", total, before)
     shown.show(done)
     clock.now += seconds
-    assert shown.line() == line
+    assert shown.format_line() == line
     shown.show(done, "loss 0.5")
-    assert shown.line() == line.replace(", ", ", loss 0.5, ", 1) if total != 1234 else "loss 0.5" in shown.line()
+    assert (
+        shown.format_line() == line.replace(", ", ", loss 0.5, ", 1)
+        if total != 1234
+        else "loss 0.5" in shown.format_line()
+    )
 
 
 def test_a_line_appears_although_no_item_is_done(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
@@ -69,7 +73,7 @@ def test_what_is_polled_is_shown_at_the_end(capsys: pytest.CaptureFixture):
 def test_nothing_is_said_by_the_other_processes_or_without_items(capsys: pytest.CaptureFixture):
     with Progress("step", 10, is_shown=False) as silent:
         silent.show(10, "loss 0.25")
-        silent.say("done")
+        silent.print_message("done")
     with Progress("step", 0):
         pass
     assert capsys.readouterr().err == ""

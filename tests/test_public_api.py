@@ -111,7 +111,7 @@ def test_a_model_is_loaded_by_its_name_on_the_hub(model: L3Net, tmp_path: Path):
 def test_a_mistyped_folder_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
-    with pytest.raises(CheckpointError, match="runs/l3nte: no model here"):
+    with pytest.raises(CheckpointError, match="runs/l3nte: no model found"):
         comodal.load("runs/l3nte")
 
 

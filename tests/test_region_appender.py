@@ -42,14 +42,14 @@ def append(folder: Path, images: range) -> RegionStore:
 
 def same(grown: RegionStore, plain: RegionStore) -> None:
     assert list(grown.ids) == list(plain.ids)
-    assert grown.ids.rows_of(["none", *plain.ids]).tolist() == [-1, *range(len(plain))]
+    assert grown.ids.find_rows(["none", *plain.ids]).tolist() == [-1, *range(len(plain))]
     assert [grown.find(image) for image in plain.ids] == list(range(len(plain)))
     assert grown.find("none") is None
     for row in range(len(plain)):
-        for ours, theirs in zip(grown.regions(row), plain.regions(row), strict=True):
+        for ours, theirs in zip(grown.read_regions(row), plain.read_regions(row), strict=True):
             np.testing.assert_array_equal(ours, theirs)
     assert (grown.about["images"], grown.about["regions"]) == (plain.about["images"], plain.about["regions"])
-    assert grown.about["made_from"] == plain.about["made_from"]
+    assert grown.about["provenance"] == plain.about["provenance"]
 
 
 @pytest.mark.parametrize("first", [0, 1, 30])
@@ -69,7 +69,7 @@ def test_ids_of_one_hash_are_told_apart(tmp_path: Path):
     store = write(tmp_path / "store", range(9))
     store.ids.hashes[:] = store.ids.hashes[4]
     image = store.ids[int(store.ids.order[4])]
-    assert store.ids.rows_of([image, "none"]).tolist() == [store.find(image), -1]
+    assert store.ids.find_rows([image, "none"]).tolist() == [store.find(image), -1]
 
 
 class Killed(BaseException):

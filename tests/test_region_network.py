@@ -48,12 +48,14 @@ def network(folder: Path, seed: int) -> Path:
 
 def aligned(run: Path, images: Path) -> list[tuple[str, float]]:
     answerer = load_vision_language(run)
-    return [tuple(guess) for guess in answerer.align(answerer.see(images / "5.png"), ["a red dog", "a blue dog"])]
+    return [
+        tuple(guess) for guess in answerer.score(answerer.encode_image(images / "5.png"), ["a red dog", "a blue dog"])
+    ]
 
 
 def answered(run: Path, images: Path) -> list[tuple[str, float]]:
     answerer = load_vision_language(run)
-    return [tuple(guess) for guess in answerer.ask(answerer.see(images / "5.png"), "what colour is the dog?")]
+    return [tuple(guess) for guess in answerer.ask(answerer.encode_image(images / "5.png"), "what colour is the dog?")]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> Moved:
     common = ["--batch_size", "4", "--workers", "0", "--precision", "fp32"]
     words = ["--data", store, "--captions", captions(folder), "--variant", "small", "--steps", "2"]
     assert main([*map(str, ["train", "vilbert", *words, "--validation_pairs", "0", "--out", first]), *common]) == 0
-    words = ["--model", first, "--regions", store, *questions(folder), "--epochs", "1", "--least_questions", "1"]
+    words = ["--model", first, "--regions", store, *questions(folder), "--epochs", "1", "--min-answer-count", "1"]
     assert main([*map(str, ["train", "vqa", *words, "--out", second]), *common]) == 0
     said = aligned(first, images), answered(second, images)
     shutil.rmtree(folder / "l3net")
@@ -115,7 +117,7 @@ def test_moved_and_with_all_that_made_it_deleted_a_run_answers_with_the_same_bit
 def test_shared_and_got_back_it_answers_with_the_same_bits(moved: Moved, tmp_path: Path):
     share_model(moved.fine_tuned, tmp_path / "shared")
     card = (tmp_path / "shared" / "README.md").read_text()
-    assert "goes along in `regions_network/`" in card and "comodal ask photo.jpg" in card
+    assert "is included in `regions_network/`" in card and "comodal ask photo.jpg" in card
     assert answered(tmp_path / "shared", moved.images) == moved.answered
     with served() as (address, files):
         commands = ("push", moved.fine_tuned, "me/small"), ("pull", "me/small", tmp_path / "got")
@@ -133,7 +135,7 @@ def test_regions_are_made_and_fine_tuning_goes_on_where_only_the_run_is_left(mov
     assert all(torch.equal(made[name], kept[name]) for name in kept)
     shutil.rmtree(tmp_path / "store" / "network")
     words = ["--model", moved.pretrained, "--regions", tmp_path / "store", *questions(tmp_path), "--epochs", "1"]
-    words += ["--least_questions", "1", "--batch_size", "4", "--workers", "0", "--out", tmp_path / "run"]
+    words += ["--min-answer-count", "1", "--batch_size", "4", "--workers", "0", "--out", tmp_path / "run"]
     assert main([*map(str, ["train", "vqa", *words])]) == 0
     assert len(answered(tmp_path / "run", moved.images)) == len(COLOURS)
     assert {path.name for path in (tmp_path / "run" / "model" / "regions_network").iterdir()} == set(KEPT)
@@ -231,7 +233,7 @@ def test_a_packed_run_is_told_to_be_unpacked(
     packed = shutil.make_archive(str(tmp_path / "run"), "zip", moved.fine_tuned)
     places = {"IMAGE": moved.images / "5.png", "IMAGES": moved.images, "STORE": tmp_path / "out", "SOUND": packed}
     assert main([str(places.get(word, packed if word == "RUN" else word)) for word in words]) == 1
-    assert f"{packed} is packed: unpack it" in capsys.readouterr().err.replace("\n", "")
+    assert f"{packed} is a packed run: unpack it" in capsys.readouterr().err.replace("\n", "")
     assert not (tmp_path / "out").exists()
 
 
@@ -248,9 +250,9 @@ def test_a_converted_detector_is_kept_and_a_published_file_is_not(moved: Moved, 
     shutil.copyfile(moved.images / "5.png", tmp_path / "photos" / "5.png")
     for number, detector in enumerate((file, tmp_path / "vg")):
         store = tmp_path / f"store{number}"
-        extract_regions(tmp_path / "photos", store, str(detector), size=96, most=4, workers=1)
+        extract_regions(tmp_path / "photos", store, str(detector), size=96, max_regions=4, workers=1)
         kept = [path.name for path in sorted(store.glob("network/*"))]
         assert kept == ([] if detector == file else sorted(KEPT))
-    made = RegionStore(tmp_path / "store1").about["made_from"]
+    made = RegionStore(tmp_path / "store1").about["provenance"]
     there = load_extractor_like(made, str(tmp_path / "store1" / "network"))
-    assert there.network.fingerprint == RegionStore(tmp_path / "store0").about["made_from"]["fingerprint"]
+    assert there.network.fingerprint == RegionStore(tmp_path / "store0").about["provenance"]["fingerprint"]

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comodal.data.regions.region_store import RegionStore, RegionWriter, compute_locations
+from comodal.data.regions.region_store import RegionStore, RegionWriter, compute_spatials
 from comodal.errors import DataError
 from small_regions import some_images, write_store
 
@@ -31,14 +31,14 @@ def test_every_id_finds_its_regions(tmp_path_factory, ids, data):
     assert store.counts.tolist() == counts
     for number, image in enumerate(ids):
         assert store.find(image) == number
-        found = store.regions(number)
+        found = store.read_regions(number)
         assert found.features.tolist() == [[number, number]] * counts[number]
         assert (found.width, found.height) == (number + 1, 5)
     assert store.find("not there at all") is None
 
 
 def test_locations_worked_by_hand():
-    found = compute_locations(np.float32([[10, 20, 60, 70]]), 100, 200)
+    found = compute_spatials(np.float32([[10, 20, 60, 70]]), 100, 200)
     np.testing.assert_allclose(found, [[0.1, 0.1, 0.6, 0.35, 50 * 50 / 20_000]], rtol=1e-6)
 
 
@@ -53,13 +53,13 @@ def test_a_batch_holds_the_features_of_its_images(tmp_path: Path, dtype: str):
     store = pickle.loads(pickle.dumps(RegionStore(tmp_path)))
     rows = [3, 1, 0, 2, 3]
     batch = torch.full((len(rows), 1 + 4, 7), 99.0)
-    store.fill(rows, batch[:, 1:])
+    store.fill_features(rows, batch[:, 1:])
     assert (batch[:, 0] == 99).all()  # what was not given is left alone
     for found, row in zip(batch[:, 1:].numpy(), rows, strict=True):
         count = min(counts[row], 4)
-        np.testing.assert_array_equal(found[:count], store.regions(row).features[:count].astype(np.float32))
+        np.testing.assert_array_equal(found[:count], store.read_regions(row).features[:count].astype(np.float32))
         assert not found[count:].any()
-    RegionStore(tmp_path).fill([], torch.empty(0, 4, 7))
+    RegionStore(tmp_path).fill_features([], torch.empty(0, 4, 7))
 
 
 def test_numbers_are_kept_as_numpy_rounds_them(tmp_path: Path):
@@ -69,12 +69,12 @@ def test_numbers_are_kept_as_numpy_rounds_them(tmp_path: Path):
     features = np.concatenate([halves, (halves[1:] + halves[:-1]) / 2])[:, None]
     with RegionWriter(tmp_path, 1) as writer:
         writer.add("a", features, np.zeros((len(features), 4)), 9, 9)
-    kept = RegionStore(tmp_path).regions(0).features
+    kept = RegionStore(tmp_path).read_regions(0).features
     np.testing.assert_array_equal(kept.view(np.uint16), features.astype(np.float16).view(np.uint16))
 
 
 def first_features(folder: str, row: int, queue) -> None:
-    queue.put(RegionStore(Path(folder)).regions(row).features.tolist())
+    queue.put(RegionStore(Path(folder)).read_regions(row).features.tolist())
 
 
 def test_a_spawned_process_reads_the_same(tmp_path: Path):
@@ -83,7 +83,7 @@ def test_a_spawned_process_reads_the_same(tmp_path: Path):
     queue = context.Queue()
     process = context.Process(target=first_features, args=(str(store.folder), 1, queue))
     process.start()
-    assert queue.get(timeout=60) == store.regions(1).features.tolist()
+    assert queue.get(timeout=60) == store.read_regions(1).features.tolist()
     process.join()
 
 
@@ -94,18 +94,18 @@ def test_what_was_not_finished_is_no_store_and_goes_on(tmp_path: Path):
         raise RuntimeError("the power goes")
     with pytest.raises(DataError, match="not finished: run the same command again"):
         RegionStore(tmp_path)
-    with pytest.raises(DataError, match="begun otherwise"), RegionWriter(tmp_path, 3):
+    with pytest.raises(DataError, match="started with other settings"), RegionWriter(tmp_path, 3):
         pass
     with (tmp_path / ".features.bin.part").open("ab") as file:
         file.write(b"half a row")
     with (tmp_path / ".journal.part").open("ab") as file:
         file.write(b'["b", 1')
     with RegionWriter(tmp_path, 2) as writer:
-        assert writer.known == {"a"}
+        assert writer.written_ids == {"a"}
         writer.add("b", np.full((1, 2), 2.0), boxes, 3, 3)
     store = RegionStore(tmp_path)
-    assert [store.regions(row).features.tolist() for row in range(2)] == [[[1, 1]], [[2, 2]]]
-    with pytest.raises(DataError, match="finished already"), RegionWriter(tmp_path, 2):
+    assert [store.read_regions(row).features.tolist() for row in range(2)] == [[[1, 1]], [[2, 2]]]
+    with pytest.raises(DataError, match="already finished"), RegionWriter(tmp_path, 2):
         pass
 
 
@@ -119,7 +119,7 @@ def test_what_was_not_finished_is_no_store_and_goes_on(tmp_path: Path):
         ({"classes": np.ones((2, 9))}, "class probabilities"),
         ({"width": 0}, "0 x 5"),
         ({"width": 10**12}, "'b' of 1000000000000 x 5 pixels"),
-        ({"image": "\ud800"}, r"image '\\ud800' of 5 x 5 pixels: no id"),
+        ({"image": "\ud800"}, r"image '\\ud800' of 5 x 5 pixels: not a valid image id"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, wrong: dict, match: str):

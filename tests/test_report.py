@@ -30,8 +30,8 @@ def scores(folder: Path) -> Path:
     answers = {"trained": truth, "untrained": np.array([0, 1, 1, 0]), "spectrogram": np.array([0, 1, 0, 0])}
     strengths = {system: {0: 0.1} for system in answers}
     items, folds = ("a", "b", "c", "d"), np.zeros(4, dtype=int)
-    compared = Comparison("sound", "", items, ("x & y", "z"), truth, folds, answers, strengths)
-    compared.write(folder, compared.numbers())
+    compared = Comparison("audio", "", items, ("x & y", "z"), truth, folds, answers, strengths)
+    compared.write_files(folder, compared.compute_metrics())
     return folder
 
 
@@ -60,7 +60,7 @@ def test_every_score_names_its_task_data_network_and_measure(tmp_path: Path):
     values = {f"vision.{name}": 0.5 for name in ("trained", "untrained", "pixels", "trained.top5", "pixels.top5")}
     limits = {f"{name}.{end}": value for name, value in values.items() for end in ("low", "high")}
     (tmp_path / "pets").mkdir()
-    (tmp_path / "pets" / "results.json").write_text(json.dumps(values | limits | {"vision.chance": 0.1}))
+    (tmp_path / "pets" / "results.json").write_text(json.dumps(values | limits | {"vision.chance_level": 0.1}))
     page = check_page(render_page("page", [build_scores_part([tmp_path / "pets"])]))
     assert [row[:4] for row in page.rows()] == [
         ["image classification", "pets", "trained network", "top-1 accuracy"],
@@ -105,10 +105,10 @@ def test_verdicts_are_the_models_own(tmp_path: Path):
     torch.manual_seed(0)
     model = L3Net(L3NetConfig(width=1, image_size=24)).eval()
     found = predict_pairs(model, write_world(tmp_path / "w", 6), 10, seed=3)
-    assert found.pairs.together.tolist() == [True, False] * 5
+    assert found.pairs.is_match.tolist() == [True, False] * 5
     with torch.inference_mode():
-        expected = model(found.pairs.image, found.pairs.sound).logits.softmax(-1)[:, 1]
-    assert np.allclose(found.together, expected.numpy(), atol=1e-5)
+        expected = model(found.pairs.image, found.pairs.audio).logits.softmax(-1)[:, 1]
+    assert np.allclose(found.probabilities, expected.numpy(), atol=1e-5)
     right = [(p > 0.5) == t for p, t in zip(expected.tolist(), [True, False] * 5, strict=True)]
     assert found.accuracy == pytest.approx(np.mean(right))
     figure = draw_pair_predictions(model, found, columns=4)

@@ -11,12 +11,12 @@ from container_files import jpeg, write_tar
 from make_media import make_tone, make_video
 from synthetic_media import tone, write_video
 
-SMALL = {"short_side": 32, "sample_rate": 16000, "validation": 0.0, "test": 0.0}
+SMALL = {"short_side": 32, "sample_rate": 16000, "validation_fraction": 0.0, "test_fraction": 0.0}
 
 
 def notes(out: Path) -> dict[str, list[str]]:
     lines = [json.loads(line) for line in (out / "report.jsonl").read_text().splitlines()]
-    assert all(line["status"] == "taken" for line in lines)
+    assert all(line["status"] == "accepted" for line in lines)
     return {line["path"]: line.get("notes", []) for line in lines}
 
 
@@ -74,4 +74,4 @@ def test_separate_audio_of_a_video_that_is_truncated(tmp_path: Path, ending: str
     prepare_videos(tmp_path / "in", tmp_path / "out", **SMALL, backend="sequential")
     found = notes(tmp_path / "out")
     assert found["0.tar/whole.mp4"] == []
-    assert any("truncated" in note and "promises 4.0" in note for note in found["0.tar/cut.mp4"])
+    assert any("truncated" in note and "declares 4.0" in note for note in found["0.tar/cut.mp4"])

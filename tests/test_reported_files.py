@@ -65,9 +65,9 @@ def test_numbered_frames_agree_with_the_noise(name: str, count: int, seconds: fl
     path = FIXTURES / name
     assert [block_number(frame) for _, frame in iterate_all_frames(path)] == list(range(count))
     clip = read_clip(path, seconds=20.0, sample_rate=RATE)
-    lead = np.zeros(round(clip.sound_start_seconds * RATE), np.float32)
+    lead = np.zeros(round(clip.audio_start_seconds * RATE), np.float32)
     read = sync_errors(
-        clip.frame_seconds, [decode_jpeg(jpeg) for jpeg in clip.frames], np.concatenate([lead, clip.sound])
+        clip.frame_seconds, [decode_jpeg(jpeg) for jpeg in clip.frames], np.concatenate([lead, clip.audio])
     )
     times, frames = zip(*iterate_frames(path, 5.0), strict=True)
     for errors in (read, sync_errors(list(times), list(frames), read_audio(path, RATE))):

@@ -161,15 +161,15 @@ def test_npy_files_of_numbers_and_of_dictionaries(tmp_path: Path):
     np.save(tmp_path / "harm.npy", np.array([Harmful(os.system, f"touch {tmp_path}/run")], object), allow_pickle=True)
     assert load_npy(tmp_path / "numbers.npy").tolist() == np.eye(3).tolist()
     assert load_npy(tmp_path / "record.npy")["features"].tolist() == [[1, 0], [0, 1]]
-    with pytest.raises(RefusedPickleError, match=r"harm.npy: refused: it asks for .*system"):
+    with pytest.raises(RefusedPickleError, match=r"harm.npy: refused: it references .*system"):
         load_npy(tmp_path / "harm.npy")
     assert not (tmp_path / "run").exists()
     (tmp_path / "half.npy").write_bytes((tmp_path / "record.npy").read_bytes()[:-20])
-    with pytest.raises(DataError, match="not a whole"):
+    with pytest.raises(DataError, match=r"an incomplete or damaged \.npy file"):
         load_npy(tmp_path / "half.npy")
     header = b"(" * 117 + b"\n"
     (tmp_path / "header.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
-    with pytest.raises(DataError, match="not a whole"):
+    with pytest.raises(DataError, match=r"an incomplete or damaged \.npy file"):
         load_npy(tmp_path / "header.npy")
     with pytest.raises(DataError, match="No such file"):
         load_npy(tmp_path / "none.npy")

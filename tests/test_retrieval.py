@@ -65,8 +65,8 @@ CONFIG = ViLBERTConfig(
     vision=StreamConfig(24, 2, 2, 40),
     joint_dim=16,
     joint_heads=2,
-    schedule=((0, 1), (1, 2)),
-    region_features=DIM,
+    co_attention_layers=((0, 1), (1, 2)),
+    region_feature_dim=DIM,
     region_targets=5,
 )
 
@@ -96,7 +96,7 @@ def store(tmp_path: Path) -> RegionStore:
 
 @pytest.fixture
 def gallery(store: RegionStore) -> Gallery:
-    return Gallery(captions_of(SENTENCES, IMAGES), store, WordPieceTokenizer.of_texts(SENTENCES), 16, 5)
+    return Gallery(captions_of(SENTENCES, IMAGES), store, WordPieceTokenizer.from_texts(SENTENCES), 16, 5)
 
 
 # Metrics
@@ -185,16 +185,19 @@ def all_pairs(gallery: Gallery) -> tuple[np.ndarray, np.ndarray]:
 def plain_scores(model: torch.nn.Module, gallery: Gallery) -> torch.Tensor:
     texts, images = all_pairs(gallery)
     return plain_logits(
-        model, [gallery.text(i) for i in texts.tolist()], [gallery.image(i) for i in images.tolist()], words=14
+        model,
+        [gallery.get_token_ids(i) for i in texts.tolist()],
+        [gallery.get_image(i) for i in images.tolist()],
+        words=14,
     )
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("schedule", [((0, 1), (1, 2)), ((1, 0),), ()])
 def test_cached_scores_are_the_plain_ones(gallery: Gallery, schedule: tuple, dynamic: bool):
-    model = lively(ViLBERT(replace(CONFIG, schedule=schedule, dynamic_attention=dynamic)))
+    model = lively(ViLBERT(replace(CONFIG, co_attention_layers=schedule, dynamic_attention=dynamic)))
     logits = plain_scores(model, gallery)
-    fast = torch.from_numpy(PairScorer(model, gallery, batch_size=4).pairs(*all_pairs(gallery)))
+    fast = torch.from_numpy(PairScorer(model, gallery, batch_size=4).score_pairs(*all_pairs(gallery)))
     assert logits[:, 0].std() > 0.05 or not schedule
     torch.testing.assert_close(fast, logits[:, 0] - logits[:, 1], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(fast.sigmoid(), logits.softmax(1)[:, 0], atol=1e-6, rtol=0)
@@ -206,18 +209,18 @@ SINGLE = single_stream.SingleStreamConfig(80, 16, 0, 2, CONFIG.text, TOKENS + 3,
 @pytest.mark.parametrize(
     "of_tokens",
     [
-        partial(ViLBERT, replace(CONFIG, region_tokens=TOKENS + 3)),
+        partial(ViLBERT, replace(CONFIG, num_visual_tokens=TOKENS + 3)),
         partial(SingleStream, SINGLE),
         partial(SingleStream, replace(SINGLE, text=replace(CONFIG.text, layers=1))),
     ],
     ids=["two streams", "one stream", "one layer"],
 )
 def test_cached_scores_are_the_plain_ones_of_visual_tokens(store: RegionStore, of_tokens: Callable):
-    words = WordPieceTokenizer.of_texts(SENTENCES)
-    gallery = Gallery(captions_of(SENTENCES, IMAGES), store, words, 16, 5, as_tokens=True)
+    words = WordPieceTokenizer.from_texts(SENTENCES)
+    gallery = Gallery(captions_of(SENTENCES, IMAGES), store, words, 16, 5, has_visual_tokens=True)
     model = lively(of_tokens())
     logits = plain_scores(model, gallery)
-    fast = torch.from_numpy(PairScorer(model, gallery).pairs(*all_pairs(gallery)))
+    fast = torch.from_numpy(PairScorer(model, gallery).score_pairs(*all_pairs(gallery)))
     torch.testing.assert_close(fast, logits[:, 0] - logits[:, 1], atol=1e-5, rtol=1e-5)
 
 
@@ -226,10 +229,10 @@ def test_the_original_scores_one_caption_and_many_images_alike():
     folder = FIXTURES / "fast_mode_1caption_4images"
     model, inputs = model_of(folder), tensors(folder, "inputs")
     with torch.no_grad():
-        text = model.text_prefix(*text_inputs(inputs))
-        vision = model.vision_prefix(*vision_inputs(inputs))
-        once = text.take(torch.zeros(len(vision.tokens), dtype=torch.int64))
-        logits = model.alignment_head(*model.join_pooled(once, vision))
+        text = model.encode_text(*text_inputs(inputs))
+        vision = model.encode_image(*vision_inputs(inputs))
+        once = text.select_rows(torch.zeros(len(vision.hidden_states), dtype=torch.int64))
+        logits = model.alignment_head(*model.fuse_pooled(once, vision))
     expected = tensors(folder, "outputs")["zero_shot_score"].flatten()
     torch.testing.assert_close((logits[:, 0] - logits[:, 1]).sigmoid(), expected, atol=1e-6, rtol=1e-6)
 
@@ -238,37 +241,37 @@ def test_an_image_is_what_the_model_saw_of_it_in_training(gallery: Gallery, stor
     captions = CaptionDataset(
         captions_of(SENTENCES, IMAGES),
         store,
-        WordPieceTokenizer.of_texts(SENTENCES),
+        WordPieceTokenizer.from_texts(SENTENCES),
         0,
         1,
         16,
         5,
-        MaskingConfig(words=0.0, regions=0.0),
+        MaskingConfig(token_probability=0.0, region_probability=0.0),
     )
     for index in range(len(captions)):
         batch = captions.batch([(0, index)])
         image = int(batch.keys[0].split(",")[0].removeprefix("image image"))
-        seen = gallery.image(image)
-        torch.testing.assert_close(seen.regions, batch.regions[0])
-        torch.testing.assert_close(seen.locations, batch.locations[0])
+        seen = gallery.get_image(image)
+        torch.testing.assert_close(seen.features, batch.region_features[0])
+        torch.testing.assert_close(seen.spatials, batch.spatials[0])
 
 
 def test_scores_do_not_depend_on_what_is_kept_or_how_much_goes_together(
     gallery: Gallery, monkeypatch: pytest.MonkeyPatch
 ):
     model = lively(ViLBERT(CONFIG))
-    matrix = PairScorer(model, gallery).matrix()
+    matrix = PairScorer(model, gallery).score_all_pairs()
     monkeypatch.setattr(pair_scores, "MAX_CACHE_BYTES", 1000)
     monkeypatch.setattr(pair_scores, "TILE_SIDE", 2)
     scorer = PairScorer(model, gallery, batch_size=1)
-    np.testing.assert_allclose(scorer.matrix(), matrix, atol=1e-5)
-    assert 0 < len(scorer.images.kept) < 5  # some are there, others were computed again
+    np.testing.assert_allclose(scorer.score_all_pairs(), matrix, atol=1e-5)
+    assert 0 < len(scorer.images.cached) < 5  # some are there, others were computed again
 
 
 def test_bf16_orders_pairs_nearly_as_fp32(gallery: Gallery):
     model = lively(ViLBERT(CONFIG))
     exact, half = (
-        PairScorer(model, gallery, Compute(torch.device("cpu"), precision)).matrix().ravel()
+        PairScorer(model, gallery, Compute(torch.device("cpu"), precision)).score_all_pairs().ravel()
         for precision in ("fp32", "bf16")
     )
     assert np.abs(half - exact).max() < 0.2 * exact.std()
@@ -305,10 +308,10 @@ class OneNumber(EncodingProjection):
 
 def test_with_everything_kept_two_stages_are_the_exact_ranks(gallery: Gallery):
     scorer = PairScorer(lively(ViLBERT(CONFIG)), gallery)
-    exact = rank_score_matrix(scorer.matrix(), gallery)
+    exact = rank_score_matrix(scorer.score_all_pairs(), gallery)
     search = TwoStageSearch(scorer, EncodingProjections(OneNumber(1.0), OneNumber(1.0)))
-    by_text = search.of_texts(np.arange(6), list_text_answers(gallery), keep=99)
-    by_image = search.of_images(np.arange(5), list_image_answers(gallery), keep=99)
+    by_text = search.rank_images_for_texts(np.arange(6), list_text_answers(gallery), top_k=99)
+    by_image = search.rank_texts_for_images(np.arange(5), list_image_answers(gallery), top_k=99)
     assert reorder_by_caption(by_text.reranked, gallery).tolist() == exact.text_to_image.tolist()
     assert by_image.reranked.tolist() == exact.image_to_text.tolist()
 
@@ -317,10 +320,10 @@ def test_what_the_first_stage_misses_keeps_its_rank_there(gallery: Gallery):
     search = TwoStageSearch(
         PairScorer(lively(ViLBERT(CONFIG)), gallery), EncodingProjections(OneNumber(1.0), OneNumber(1.0))
     )
-    found = search.of_texts(np.arange(6), list_text_answers(gallery), keep=2)
-    missed = found.first >= 2
+    found = search.rank_images_for_texts(np.arange(6), list_text_answers(gallery), top_k=2)
+    missed = found.first_stage >= 2
     assert missed.any() and not missed.all()
-    assert (found.reranked[missed] == found.first[missed]).all()
+    assert (found.reranked[missed] == found.first_stage[missed]).all()
     assert (found.reranked[~missed] < 2).all()
 
 
@@ -328,9 +331,9 @@ def test_what_the_first_stage_misses_keeps_its_rank_there(gallery: Gallery):
 
 
 def a_run(folder: Path, config: ViLBERTConfig = CONFIG, sentences: list[str] = SENTENCES) -> Path:
-    words = WordPieceTokenizer.of_texts(sentences)
+    words = WordPieceTokenizer.from_texts(sentences)
     torch.manual_seed(0)
-    save_model(ViLBERT(config), folder / "model", {"parameters": {"validation_share": 0.5}})
+    save_model(ViLBERT(config), folder / "model", {"parameters": {"validation_fraction": 0.5}})
     words.save(folder / "model")
     return folder
 
@@ -354,7 +357,7 @@ def test_it_writes_every_number_beside_its_baselines(tmp_path: Path, store: Regi
     numbers = json.loads((out / "results.json").read_text())
     assert numbers == returned
     assert (numbers["retrieval.captions"], numbers["retrieval.images"], numbers["retrieval.texts"]) == (6, 4, 5)
-    assert numbers["retrieval.chance.r1"] == pytest.approx(1 / 4)
+    assert numbers["retrieval.chance_level.r1"] == pytest.approx(1 / 4)
     for system in ("retrieval", "retrieval.untrained"):
         for direction in ("text_to_image", "image_to_text"):
             recalls = [numbers[f"{system}.{direction}.r{cut}"] for cut in (1, 5, 10)]
@@ -384,28 +387,28 @@ def test_captions_that_are_left_out_are_told(tmp_path: Path, store: RegionStore,
     captions.write_text("\n".join([captions.read_text(), *map(json.dumps, others)]))
     found = evaluate_retrieval(a_run(tmp_path / "run"), captions, store.folder, out=tmp_path / "out")
     said = capsys.readouterr().out
-    assert "7 captions; 1 not taken: caption is empty; 3 not taken: image is not in the store" in said
+    assert "7 captions; 1 skipped: caption is empty; 3 skipped: image is not in the store" in said
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     counts, settings = card["counts"], card["settings"]
     assert counts["caption is empty (all splits)"] == 1
-    assert (counts["items"], counts["answered"], counts["images"]) == (8, 6, 5)
+    assert (counts["items"], counts["predicted"], counts["images"]) == (8, 6, 5)
     for cut in (1, 5, 10):  # a caption whose image is missing finds nothing, and so does the image
         for direction, answered, every in (("text_to_image", 6, 8), ("image_to_text", 4, 5)):
             key = f"retrieval.{direction}.r{cut}"
-            assert found[key] == pytest.approx(found[f"{key}.answered"] * answered / every)
-    assert found["retrieval.chance.r10"] == pytest.approx(6 / 8)
+            assert found[key] == pytest.approx(found[f"{key}.predicted"] * answered / every)
+    assert found["retrieval.chance_level.r10"] == pytest.approx(6 / 8)
     assert settings["95 % interval"].startswith("text to image: Wilson, 8 items in 5 images")
 
 
 def test_the_controls_tell_nothing_apart(tmp_path: Path, store: RegionStore):
     """Without pictures one is like another, and without texts: what is right ranks behind all that is wrong."""
     captions, run = a_caption_file(tmp_path / "captions.jsonl", TESTED), a_run(tmp_path / "run")
-    blind = evaluate_retrieval(run, captions, store.folder, blank="picture", out=tmp_path / "out")
+    blind = evaluate_retrieval(run, captions, store.folder, ablate="image", out=tmp_path / "out")
     assert blind["retrieval.text_to_image.median"] == 4 and blind["retrieval.text_to_image.r1"] == 0
-    deaf = evaluate_retrieval(run, captions, store.folder, blank="text")
+    deaf = evaluate_retrieval(run, captions, store.folder, ablate="text")
     assert deaf["retrieval.image_to_text.r1"] == 0 and deaf["retrieval.images"] == 4
     card = json.loads((tmp_path / "out" / "card.json").read_text())
-    assert card["settings"]["blank"] == "picture" and card["seeds"] == {"untrained": 0}
+    assert card["settings"]["ablate"] == "image" and card["seeds"] == {"untrained": 0}
 
 
 @pytest.fixture
@@ -425,7 +428,7 @@ def test_two_stages_report_what_they_cost(tmp_path: Path, store: RegionStore, ca
         assert numbers[f"{key}.recall"] == numbers[f"retrieval.first_stage.{direction}.r1"]
         assert numbers[f"{key}.sample.r1"] == numbers[f"retrieval.{direction}.r1"]
         assert 0 <= numbers[f"{key}.sample.r1.exact"] <= 1
-    assert "the first stage has the right one among its first 1" in capsys.readouterr().out.replace("\n", " ")
+    assert "first stage: recall@1" in capsys.readouterr().out.replace("\n", " ")
 
 
 @pytest.mark.usefixtures("few_steps")
@@ -442,18 +445,20 @@ def test_a_first_stage_is_on_the_card_and_is_never_fitted_on_the_gallery(tmp_pat
 
 def test_the_papers_number_is_for_the_papers_run(store: RegionStore):
     """Its network, fp32, 36 regions, every pair scored; not the small network of these tests."""
-    gallery = Gallery(captions_of(SENTENCES, IMAGES), store, WordPieceTokenizer.of_texts(SENTENCES), 16, 5)
+    gallery = Gallery(captions_of(SENTENCES, IMAGES), store, WordPieceTokenizer.from_texts(SENTENCES), 16, 5)
     searched = RetrievalData(
-        gallery, captions_of(SENTENCES[:3], [2, 3, 2]), WordPieceTokenizer.of_texts(SENTENCES), [], Counter()
+        gallery, captions_of(SENTENCES[:3], [2, 3, 2]), WordPieceTokenizer.from_texts(SENTENCES), [], Counter()
     )
     exact = RetrievalSettings(Compute(torch.device("cpu"), "fp32"), 64, 36, None, 0, True, "alignment")
     with torch.device("meta"):
         paper, small = ViLBERT(ViLBERTConfig()), ViLBERT(CONFIG)
     assert build_ranking_method(paper, searched, exact) == ("zero-shot", None, True)
-    assert not build_ranking_method(small, searched, exact).is_papers
+    assert not build_ranking_method(small, searched, exact).is_paper_setting
     changed = [{"rerank": 50}, {"max_regions": 100}, {"compute": Compute(torch.device("cpu"), "bf16")}]
-    assert not any(build_ranking_method(paper, searched, exact._replace(**change)).is_papers for change in changed)
-    assert build_ranking_method(paper, searched, exact._replace(rerank=50)).fitted == 3
+    assert not any(
+        build_ranking_method(paper, searched, exact._replace(**change)).is_paper_setting for change in changed
+    )
+    assert build_ranking_method(paper, searched, exact._replace(rerank=50)).num_fitted == 3
 
 
 def test_without_splits_the_validation_images_are_those_that_the_run_held_out(
@@ -470,16 +475,16 @@ def test_without_splits_the_validation_images_are_those_that_the_run_held_out(
     capsys.readouterr()
     found = evaluate_retrieval(run, captions, store.folder, out=tmp_path / "out")
     assert found["retrieval.images"] == counts["validation"]
-    assert "--split validation, which training held out" in capsys.readouterr().out
+    assert "--split validation, held out in training" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "card.json").read_text())["split"] == "validation"
 
 
 @pytest.mark.parametrize(
     ("config", "sentence"),
     [
-        (replace(CONFIG, region_features=9), "regions of 8 features and .* was trained on 9"),
-        (replace(CONFIG, region_tokens=12), "has 30 visual tokens and .* was trained on 9"),
-        (replace(CONFIG, vocabulary=10), "the vocabulary has .* pieces, the model 10 words"),
+        (replace(CONFIG, region_feature_dim=9), "regions of 8 features and .* was trained on 9"),
+        (replace(CONFIG, num_visual_tokens=12), "has 30 visual tokens and .* was trained on 9"),
+        (replace(CONFIG, vocabulary=10), "the vocabulary has .* tokens, the model 10"),
         (replace(CONFIG, task_tokens=20), "task tokens"),
     ],
 )
@@ -495,7 +500,7 @@ def test_what_cannot_be_evaluated_is_told(tmp_path: Path, store: RegionStore):
     captions, run = a_caption_file(tmp_path / "captions.jsonl", TESTED), a_run(tmp_path / "run")
     with pytest.raises(ValueError, match=r"rerank \(0\)"):
         evaluate_retrieval(run, captions, store.folder, rerank=0)
-    with pytest.raises(DataError, match="training split, and there are not two images"):
+    with pytest.raises(DataError, match="training split, and needs at least two images"):
         evaluate_retrieval(run, captions, store.folder, rerank=2)  # image 3 alone is for training
     nothing = a_caption_file(tmp_path / "only_test.jsonl", ["test"] * 7)
     with pytest.raises(DataError, match="training split, and there are none"):
@@ -503,5 +508,5 @@ def test_what_cannot_be_evaluated_is_told(tmp_path: Path, store: RegionStore):
     (run / "model" / "tokenizer.json").unlink()
     with pytest.raises(DataError, match="holds no vocabulary"):
         evaluate_retrieval(run, captions, store.folder)
-    with pytest.raises(CheckpointError, match="no model here"):
+    with pytest.raises(CheckpointError, match="no model found"):
         evaluate_retrieval(tmp_path, captions, store.folder)

@@ -52,7 +52,9 @@ def score_recordings() -> dict[str, float]:
     """As the probes of DCASE, whose recordings are cut into segments."""
     truth = np.zeros(len(NAMES), np.int64)
     items, answers = tuple(map(str, range(len(NAMES)))), {"trained": np.where(RIGHT, 0, 1)}
-    return Comparison("sound", "DCASE", items, ("a", "b"), truth, truth, answers, {"trained": {}}, NAMES).numbers()
+    return Comparison(
+        "sound", "DCASE", items, ("a", "b"), truth, truth, answers, {"trained": {}}, NAMES
+    ).compute_metrics()
 
 
 TASKS: dict[str, Callable[[], dict[str, float]]] = {
@@ -87,17 +89,17 @@ def test_images_that_are_classified_are_independent_items(tmp_path: Path):
     items = [LabeledFile(tmp_path / str(n), str(n), "a", True) for n in range(len(RIGHT))]
     scores = np.stack([np.where(RIGHT, 0.9, 0.1), np.where(RIGHT, 0.1, 0.9)], 1)
     told = ClassProbabilities("image_classes", "vision", "t", "test", tmp_path, items, ("a", "b"), scores, {})
-    numbers = told.comparison().numbers()
+    numbers = told.build_comparison().compute_metrics()
     found = numbers["vision.fine_tuned.low"], numbers["vision.fine_tuned.high"]
     assert_allclose(found, wilson(RIGHT.mean(), len(RIGHT)), rtol=1e-6)
-    assert told.comparison().interval() == "Wilson, 360 independent items"
+    assert told.build_comparison().describe_intervals() == "Wilson, 360 independent items"
 
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ViLBERT with a head for every task."""
     torch.manual_seed(0)
-    words = WordPieceTokenizer.of_texts([QUESTION, " ".join(COLOURS), "it is the one since i see ? ."])
+    words = WordPieceTokenizer.from_texts([QUESTION, " ".join(COLOURS), "it is the one since i see ? ."])
     kinds = [Head("vqa", "answers", 4, 8), Head("regions", "regions", 1), Head("score", "linear", 1)]
     kinds += [Head("pairs", "pairs", 2, 8), Head("entailment", "linear", 3)]
     folder = tmp_path_factory.mktemp("run")
@@ -126,7 +128,7 @@ def evaluate_task(task: str, run: Path, folder: Path) -> dict[str, float]:
             return snli_ve.evaluate_entailment(run, write(folder / "dev.jsonl", entailments(4)), store.folder)
     entry = {"sentence": "it is red", "label": "True", "identifier": "dev-0-0-0"}
     with RegionWriter(folder / "pairs", 8, about={"boxes": "by hand"}) as writer:
-        inside = store.regions(0)
+        inside = store.read_regions(0)
         for side in (0, 1):
             writer.add(f"dev-0-0-img{side}", inside.features.astype(np.float32), inside.boxes, 100, 100)
     return nlvr2.evaluate_nlvr2(run, write(folder / "dev.json", [entry]), folder / "pairs")

@@ -14,7 +14,7 @@ from PIL import Image
 
 import comodal
 from comodal.cli.program import main
-from comodal.data.captions.caption_dataset import prepend_whole_image
+from comodal.data.captions.caption_dataset import prepend_full_image
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
 from comodal.inference.image_search import search_index
@@ -82,16 +82,16 @@ def enough_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 def save_run(world: Path, run: Path, seed: int = 3, heads: tuple[Head, ...] = (), **sizes: int) -> Path:
     """A run of chance as training leaves it."""
     store = RegionStore(world / "store")
-    words = WordPieceTokenizer.of_texts(
+    words = WordPieceTokenizer.from_texts(
         [json.loads(line)["caption"] for line in (world / "captions.jsonl").read_text().splitlines()]
     )
-    config = replace(small_config(words.size), region_features=store.dim, initializer_range=0.3, **sizes)
-    parameters = {"data": str(world / "store"), "captions": str(world / "captions.jsonl"), "validation_share": 0.02}
+    config = replace(small_config(words.size), region_feature_dim=store.dim, initializer_range=0.3, **sizes)
+    parameters = {"data": str(world / "store"), "captions": str(world / "captions.jsonl"), "validation_fraction": 0.02}
     torch.manual_seed(seed)
     model = TaskModel(TaskModelConfig(config, heads)) if heads else ViLBERT(config)
     save_model(model, run / "model", {"recipe": "vilbert", "parameters": parameters})
     words.save(run / "model")
-    (run / "model" / "regions.json").write_bytes(store.described())
+    (run / "model" / "regions.json").write_bytes(store.encode_provenance())
     return run
 
 
@@ -110,8 +110,8 @@ def plainly(photos: Path, run: Path, text: str, out: Path) -> list[tuple[str, fl
     """Every picture scored by whole forward passes over a store that `comodal extract` made, the best first."""
     extract_regions(photos, out, like=run, workers=1)
     answerer, store = load_vision_language(run), RegionStore(out)
-    seen = [tuple(map(torch.from_numpy, prepend_whole_image(store.regions(row), 100))) for row in range(len(store))]
-    words = torch.tensor(answerer.words.encode(text))
+    seen = [tuple(map(torch.from_numpy, prepend_full_image(store.read_regions(row), 100))) for row in range(len(store))]
+    words = torch.tensor(answerer.tokenizer.encode(text))
     logits = plain_logits(answerer.vilbert, [words] * len(seen), seen, words=36)
     shares = logits.softmax(1)[:, 0].tolist()
     order = (logits[:, 1] - logits[:, 0]).argsort(stable=True).tolist()
@@ -139,8 +139,8 @@ def test_what_the_model_scores_it_scores_as_plain_passes_do(world: Path, photos:
     run = world / "run"
     expected = plainly(photos, run, TEXT, tmp_path / "store")
     searcher = open_index(photos, run, rerank=rerank, precision="fp32")
-    found = searcher.search(TEXT, top=rerank)
-    assert (searcher.stage is None) == (rerank == 16) and found.scored == rerank == len(found.best)
+    found = searcher.search(TEXT, top_k=rerank)
+    assert (searcher.stage is None) == (rerank == 16) and found.num_scored == rerank == len(found.best)
     kept = {hit.image.name for hit in found.best}
     expected = [(name, share) for name, share in expected if name in kept]
     assert [hit.image.name for hit in found.best] == [name for name, _ in expected]
@@ -149,10 +149,10 @@ def test_what_the_model_scores_it_scores_as_plain_passes_do(world: Path, photos:
 
 
 def test_a_score_is_what_align_says_of_the_picture(world: Path, photos: Path):
-    found = open_index(photos, world / "run", precision="fp32").search(TEXT, top=3)
+    found = open_index(photos, world / "run", precision="fp32").search(TEXT, top_k=3)
     answerer = comodal.load(world / "run", precision="fp32")
     for hit in found.best:
-        (said,) = answerer.align(answerer.see(hit.image), [TEXT])
+        (said,) = answerer.score(answerer.encode_image(hit.image), [TEXT])
         assert hit.score == pytest.approx(said.probability, abs=2e-3)  # the index is fp16
 
 
@@ -170,7 +170,7 @@ def test_the_first_stage_brings_what_captions_have_taught(world: Path, photos: P
 
 
 def test_recall_is_that_of_as_large_a_share():
-    learnt, nothing = FirstStageTraining("", "", 1, held_out=20), torch.zeros(2, 3)
+    learnt, nothing = FirstStageTraining("", "", 1, num_held_out=20), torch.zeros(2, 3)
     ranks = torch.tensor([0, 1, 2, 19])
     stage = FirstStage(
         learnt,
@@ -180,18 +180,21 @@ def test_recall_is_that_of_as_large_a_share():
         nothing,
     )
     # 50 of 1,000 pictures are as large a share as 1 of 20; 100 as 2; 150 as 3
-    assert [stage.share(keep, 1000) for keep in (50, 100, 150, 1000, 1)] == [1, 2, 3, 20, 1]
-    assert [stage.recall(keep, 1000) for keep in (50, 100, 150, 1000)] == [0.25, 0.5, 0.75, 1.0]
-    assert replace(stage, ranks=ranks[:0]).recall(50, 1000) is None
+    assert [stage.count_held_out_kept(keep, 1000) for keep in (50, 100, 150, 1000, 1)] == [1, 2, 3, 20, 1]
+    assert [stage.compute_recall(keep, 1000) for keep in (50, 100, 150, 1000)] == [0.25, 0.5, 0.75, 1.0]
+    assert replace(stage, ranks=ranks[:0]).compute_recall(50, 1000) is None
 
 
 def test_a_model_that_is_fine_tuned_for_retrieval_searches_by_its_own_head(world: Path, photos: Path, tmp_path: Path):
     run = save_run(world, tmp_path / "run", heads=(Head("score", "linear", 1),))
-    found = open_index(photos, run).search(TEXT, top=16)
-    assert found.score_is == "score"
+    found = open_index(photos, run).search(TEXT, top_k=16)
+    assert found.score_kind == "score"
     answerer = load_vision_language(run)
-    scores = [float(answerer.scores("score", "retrieval", answerer.words.encode(TEXT), answerer.see(hit.image))[0])
-              for hit in found.best]  # fmt: skip
+    tokens = answerer.tokenizer.encode(TEXT)
+    scores = [
+        float(answerer.compute_head_scores("score", "retrieval", tokens, answerer.encode_image(hit.image))[0])
+        for hit in found.best
+    ]
     np.testing.assert_allclose([hit.score for hit in found.best], scores, atol=2e-2)
 
 
@@ -221,14 +224,14 @@ def test_the_index_follows_the_folder(world: Path, photos: Path, tmp_path: Path,
     os.utime(repainted, (1, 1))
     searcher = open_index(photos, run, index, rerank=4)
     assert sorted(read) == ["another.png", "green_red.png"]
-    assert "another.png" in searcher.pictures.names and "home/red_red.png" not in searcher.pictures.names
+    assert "another.png" in searcher.images.names and "home/red_red.png" not in searcher.images.names
     fresh = open_index(photos, run, tmp_path / "fresh", rerank=4)
-    assert fresh.pictures.names == searcher.pictures.names
+    assert fresh.images.names == searcher.images.names
     for left, right in NAMES[::5]:
         text = f"a {left} thing left of a {right} thing"
         assert searcher.search(text, 4).best == fresh.search(text, 4).best
     shutil.rmtree(photos / "holiday")
-    assert len(open_index(photos, run, index, rerank=4).pictures) == 8 and len(read) == 2 + 16
+    assert len(open_index(photos, run, index, rerank=4).images) == 8 and len(read) == 2 + 16
 
 
 def test_one_more_picture_leaves_the_others_where_they_are(world: Path, photos: Path, tmp_path: Path):
@@ -238,7 +241,7 @@ def test_one_more_picture_leaves_the_others_where_they_are(world: Path, photos: 
     before = {path: (path.stat().st_ino, path.read_bytes()) for path in files}
     paint(photos / "a.png", "blue", "blue", 7)
     searcher = open_index(photos, world / "run", index, rerank=4)
-    assert len(searcher.pictures) == 17 == len(searcher.stage.vectors)
+    assert len(searcher.images) == 17 == len(searcher.stage.vectors)
     for path, (number, data) in before.items():
         assert path.stat().st_ino == number and path.read_bytes().startswith(data)
     assert sum(path.stat().st_size > len(before[path][1]) for path in files) == 3  # features, boxes, vectors
@@ -246,7 +249,7 @@ def test_one_more_picture_leaves_the_others_where_they_are(world: Path, photos: 
         picture.unlink()
     paint(photos / "home" / "b.png", "blue", "blue", 7)
     shutil.copy(photos / "home" / "b.png", photos / "home" / "red_b.png")
-    assert len(open_index(photos, world / "run", index, rerank=1).pictures) == 3
+    assert len(open_index(photos, world / "run", index, rerank=1).images) == 3
     assert [path.name for path in index.glob("regions-*")] == ["regions-2"]  # most of the first one was gone
 
 
@@ -265,7 +268,7 @@ def test_killed_while_it_is_completed_it_goes_on(world: Path, photos: Path, monk
     with pytest.raises(KeyboardInterrupt):
         open_index(photos, world / "run", rerank=4)
     monkeypatch.setattr(search_index, "add_extraction_result", real)
-    assert len(open_index(photos, world / "run", rerank=4).pictures) == 22
+    assert len(open_index(photos, world / "run", rerank=4).images) == 22
     assert len(read) == 4 + 3  # the fourth again
 
 
@@ -283,7 +286,7 @@ def test_killed_it_goes_on(world: Path, photos: Path, monkeypatch: pytest.Monkey
         open_index(photos, world / "run")
     monkeypatch.setattr(search_index, "add_extraction_result", real)
     paint(photos / "new.png", "blue", "red")
-    assert len(open_index(photos, world / "run").pictures) == 17
+    assert len(open_index(photos, world / "run").images) == 17
     assert len(read) == 9 + 1 + 8  # the ninth again, the new one
 
 
@@ -310,7 +313,7 @@ def test_what_cannot_be_read_is_told_once(world: Path, photos: Path, capsys: pyt
     (photos / "broken.jpg").write_bytes(b"")
     shutil.copy(photos / "home" / "red_red.png", photos / "broken.png")
     for _ in range(2):
-        assert main(["search", str(photos), TEXT, "--model", str(world / "run"), "--top", "20"]) == 0
+        assert main(["search", str(photos), TEXT, "--model", str(world / "run"), "--top-k", "20"]) == 0
         out, err = capsys.readouterr()
         assert len(out.splitlines()) == 1 + 17 and "broken.png" in out
         assert "1 more cannot be read" in err
@@ -325,22 +328,22 @@ def test_what_cannot_be_read_is_told_once(world: Path, photos: Path, capsys: pyt
 def test_the_command_line(world: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     words = ["search", str(photos), TEXT, "--model", str(world / "run"), "--rerank", "5"]
     page = tmp_path / "page.html"
-    assert main([*words, "--top", "3", "--json", "--out", str(page), "--precision", "bf16"]) == 0
+    assert main([*words, "--top-k", "3", "--json", "--out", str(page), "--precision", "bf16"]) == 0
     out, err = capsys.readouterr()
     told = json.loads(out)
-    assert (told["pictures"], told["scored"], len(told["best"])) == (16, 5, 3)
+    assert (told["num_images"], told["num_scored"], len(told["best"])) == (16, 5, 3)
     assert told["recall"] == 1.0 and 0 < told["first_stage_milliseconds"] < 1000 * told["seconds"]
     assert all(Path(hit["image"]).is_file() and 0 < hit["score"] < 1 for hit in told["best"])
-    assert "first stage: 16 pictures in" in err and "5 kept" in err
-    assert "measured on 16 held-out captions: as large a share, the first 5 of 16 pictures" in err
+    assert "first stage: 16 images in" in err and "5 images kept" in err
+    assert "measured on 16 held-out captions: recall of the first 5 of 16 images" in err
     read = check_page(page.read_text())
     assert read.tags.count("img") == 3 and read.texts_of("h1") == [TEXT]
     for bad, sentence in (
-        (["--top", "6"], "top (6) must be from 1 to rerank (5)"),
+        (["--top-k", "6"], "top_k (6) must be from 1 to rerank (5)"),
         (["--rerank", "0"], "rerank (0) must be at least 1"),
         (["--workers", "0"], "workers is a number of processes, or -1 for one per core; got 0"),
         (["--out", "page.png"], "a page is a .html"),
-        (["--captions", str(world / "captions.jsonl")], "--captions and --regions go together"),
+        (["--captions", str(world / "captions.jsonl")], "give both --captions and --regions"),
     ):
         assert main([*words, *bad]) == 1
         assert sentence in capsys.readouterr().err
@@ -349,9 +352,9 @@ def test_the_command_line(world: Path, photos: Path, tmp_path: Path, capsys: pyt
 def test_words_that_the_model_does_not_know(world: Path, photos: Path, capsys: pytest.CaptureFixture[str]):
     words = ["--model", str(world / "run")]
     assert main(["search", str(photos), "\u4e2d \u56fd", *words]) == 0
-    assert "knows none of the words of" in capsys.readouterr().err
+    assert "has none of the words of" in capsys.readouterr().err
     assert main(["search", str(photos), "a red \u4e2d", *words]) == 0
-    assert "knows none" not in capsys.readouterr().err
+    assert "has none of the words" not in capsys.readouterr().err
     assert main(["search", str(photos), " ", *words]) == 1
     assert "the text is empty" in capsys.readouterr().err
 
@@ -363,15 +366,15 @@ def test_without_captions_every_picture_is_scored(
     shutil.copytree(world / "run", run)
     path = run / "model" / "config.json"
     path.write_text(path.read_text().replace(str(world / "captions.jsonl"), "/nowhere.jsonl"))
-    words = ["search", str(photos), TEXT, "--model", str(run), "--rerank", "4", "--top", "4", "--json"]
+    words = ["search", str(photos), TEXT, "--model", str(run), "--rerank", "4", "--top-k", "4", "--json"]
     assert main(words) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out)["scored"] == 16 and json.loads(out)["recall"] is None
-    assert "no first stage" in err and "--captions FILE --regions STORE fit one" in err
+    assert json.loads(out)["num_scored"] == 16 and json.loads(out)["recall"] is None
+    assert "without a first stage" in err and "fit one with --captions FILE --regions STORE" in err
     assert main([*words, "--captions", str(world / "captions.jsonl"), "--regions", str(world / "store")]) == 0
-    assert json.loads(capsys.readouterr().out)["scored"] == 4
+    assert json.loads(capsys.readouterr().out)["num_scored"] == 4
     assert main(words) == 0  # what was fitted is kept
-    assert json.loads(capsys.readouterr().out)["scored"] == 4
+    assert json.loads(capsys.readouterr().out)["num_scored"] == 4
 
 
 def test_training_data_that_changed_only_costs_the_first_stage(
@@ -383,7 +386,7 @@ def test_training_data_that_changed_only_costs_the_first_stage(
     (tmp_path / "captions.jsonl").write_text("no captions")
     path.write_text(path.read_text().replace(str(world / "captions.jsonl"), str(tmp_path / "captions.jsonl")))
     assert open_index(photos, run, rerank=4).stage is None
-    assert "the first stage cannot be fitted on what" in capsys.readouterr().err
+    assert "the first stage does not fit the data of" in capsys.readouterr().err
     with pytest.raises(DataError, match=r"captions\.jsonl"):
         open_index(photos, run, rerank=4, captions=tmp_path / "captions.jsonl", regions=world / "store")
 
@@ -400,15 +403,15 @@ def test_boxes_can_be_given_and_are_remembered(world: Path, photos: Path, tmp_pa
     extract_regions(photos, tmp_path / "store", str(world / "network"), boxes)
     run = tmp_path / "run"
     shutil.copytree(world / "run", run)
-    (run / "model" / "regions.json").write_bytes(RegionStore(tmp_path / "store").described())
-    with pytest.raises(DataError, match="has learnt from given boxes: --boxes FILE"):
+    (run / "model" / "regions.json").write_bytes(RegionStore(tmp_path / "store").encode_provenance())
+    with pytest.raises(DataError, match="was trained on given boxes: pass --boxes FILE"):
         open_index(photos, run, tmp_path / "index")
-    assert len(open_index(photos, run, tmp_path / "index", boxes=str(boxes)).pictures) == 1
+    assert len(open_index(photos, run, tmp_path / "index", boxes=str(boxes)).images) == 1
     searcher = open_index(photos, run, tmp_path / "index")
-    assert names_of(searcher) == ["red_red.png"] and searcher.pictures.refused == 1
-    with pytest.raises(DataError, match=r"was made with boxes of .*boxes.jsonl, not grid: give another --index"):
+    assert names_of(searcher) == ["red_red.png"] and searcher.images.num_refused == 1
+    with pytest.raises(DataError, match=r"was built with boxes of .*boxes.jsonl, not grid: give another --index"):
         open_index(photos, run, tmp_path / "index", boxes="grid")
-    assert len(open_index(photos, run, tmp_path / "other", boxes="grid").pictures) == 16
+    assert len(open_index(photos, run, tmp_path / "other", boxes="grid").images) == 16
 
 
 # What is refused
@@ -449,12 +452,12 @@ def cut_vectors(index: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (damage_about, "about.json.* the next search makes it anew"),
+        (damage_about, "about.json.* the next search builds it again"),
         (another_kind, "holds regions, not a search index: give another --index"),
         (another_store, "about.json is damaged"),
-        (cut_store, r"features.bin has 0 bytes.*Delete .* and the next search makes it anew"),
+        (cut_store, r"features.bin has 0 bytes.*Delete .*; the next search builds it again"),
         (damage_report, "refused.jsonl is damaged"),
-        (flip_vectors, r"first_stage-.* is damaged \(checksum\): delete it, and the next search makes it anew"),
+        (flip_vectors, r"first_stage-.* is damaged \(checksum\): delete it; the next search builds it again"),
         (cut_vectors, r"first_stage-.* is damaged \(.*: delete it"),
     ],
 )
@@ -474,7 +477,7 @@ def test_an_index_of_other_pictures_or_another_network_is_left_alone(world: Path
         open_index(world / "known", world / "run", tmp_path / "index")
     extract_regions(photos, tmp_path / "larger", str(world / "network"), grid=2, size=32, workers=1)
     run = save_run(world, tmp_path / "run")
-    (run / "model" / "regions.json").write_bytes(RegionStore(tmp_path / "larger").described())
+    (run / "model" / "regions.json").write_bytes(RegionStore(tmp_path / "larger").encode_provenance())
     with pytest.raises(DataError, match=r"has regions of L3-Net \(size .*trained on those of L3-Net \(size 32"):
         open_index(photos, run, tmp_path / "index")
     with pytest.raises(DataError, match=r"has features of .* was trained on"):  # captions of other regions
@@ -486,7 +489,7 @@ def test_models_that_cannot_search_are_told(world: Path, photos: Path, tmp_path:
     for name, error, sentence, run in (
         ("vqa", CheckpointError, "is fine-tuned for vqa: search with", {"heads": (Head("vqa", "answers", 3, 8),)}),
         ("tasks", DataError, "has task tokens", {"task_tokens": 3}),
-        ("tokens", DataError, "reads visual tokens", {"region_tokens": 9}),
+        ("tokens", DataError, "reads visual tokens", {"num_visual_tokens": 9}),
     ):
         with pytest.raises(error, match=sentence):
             open_index(photos, save_run(world, tmp_path / name, **run))  # type: ignore[arg-type]
@@ -496,7 +499,7 @@ def test_models_that_cannot_search_are_told(world: Path, photos: Path, tmp_path:
         open_index(world / "store", world / "run", tmp_path / "index")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.jpg").write_bytes(b"")
-    with pytest.raises(DataError, match=r"none of its 1 pictures can be read; .*refused.jsonl says why"):
+    with pytest.raises(DataError, match=r"none of its 1 images can be read; .*refused.jsonl lists the reasons"):
         open_index(tmp_path / "bad", world / "run")
 
 
@@ -504,7 +507,9 @@ def test_a_folder_that_cannot_be_written_asks_for_another_place(
     world: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (photos / ".comodal-index").write_text("in the way")
-    with pytest.raises(DataError, match=r"a file, not a folder; --index FOLDER says where else"):
+    with pytest.raises(
+        DataError, match=r"a file, not a folder; choose another folder for the index with --index FOLDER"
+    ):
         open_index(photos, world / "run")
     (photos / ".comodal-index").unlink()
     real = Path.mkdir
@@ -515,6 +520,8 @@ def test_a_folder_that_cannot_be_written_asks_for_another_place(
         real(path, *arguments, **named)
 
     monkeypatch.setattr(Path, "mkdir", refused)
-    with pytest.raises(DataError, match=r"index: Permission denied; --index FOLDER says where else the index may lie"):
+    with pytest.raises(
+        DataError, match=r"index: Permission denied; choose another folder for the index with --index FOLDER"
+    ):
         open_index(photos, world / "run")
     assert names_of(open_index(photos, world / "run", tmp_path / "index"))

@@ -48,7 +48,7 @@ def test_keys_one_by_one_are_the_lines_of_every_shard(tmp_path):
     write(tmp_path, {"only": {}}, "000002.tar")
     shards = ShardReader(tmp_path)
     plain = [key for index in shards.indexes for key in index.keys.decode().split("\n")]
-    assert [shards.key(i) for i in range(len(shards))] == plain == [*keys, *reversed(keys), "only"]
+    assert [shards.get_key(i) for i in range(len(shards))] == plain == [*keys, *reversed(keys), "only"]
 
 
 @FEW
@@ -58,13 +58,17 @@ def test_every_member_is_read_as_python_s_tar_reader_reads_it(tmp_path_factory, 
     shards = ShardReader(folder)
     with tarfile.open(folder / "000000.tar") as tar:
         theirs = {member.name: tar.extractfile(member).read() for member in tar}
-    ours = {f"{key}.{name}": shards.read(i, name) for i, key in enumerate(shards.keys) for name in shards.members(i)}
+    ours = {
+        f"{key}.{name}": shards.read_member(i, name)
+        for i, key in enumerate(shards.keys)
+        for name in shards.list_members(i)
+    }
     assert ours == theirs
     assert shards.keys == list(samples)
-    assert [shards.key(i) for i in range(len(shards))] == list(samples)
-    assert {key: {name: shards.read(i, name) for name in shards.members(i) if name != "json"}
+    assert [shards.get_key(i) for i in range(len(shards))] == list(samples)
+    assert {key: {name: shards.read_member(i, name) for name in shards.list_members(i) if name != "json"}
             for i, key in enumerate(shards.keys)} == samples  # fmt: skip
-    assert [shards.record(i)["number"] for i in range(len(shards))] == list(range(len(samples)))
+    assert [shards.read_record(i)["number"] for i in range(len(shards))] == list(range(len(samples)))
     assert shards.groups == [f"video {n // 2}" for n in range(len(samples))]
 
 
@@ -101,9 +105,11 @@ def test_a_flipped_byte_of_a_member_is_found_when_it_is_read(folder):
     data[data.index(bytes([3]) * 600) + 5] ^= 1
     tar.write_bytes(data)
     shards = ShardReader(folder)
-    assert shards.read(2, "0000.jpg") == bytes([2]) * 600
-    with pytest.raises(DataError, match=r"000000\.tar is damaged: 0000\.jpg of clip3 has a wrong checksum.*Delete"):
-        shards.read(3, "0000.jpg")
+    assert shards.read_member(2, "0000.jpg") == bytes([2]) * 600
+    with pytest.raises(
+        DataError, match=r"000000\.tar is damaged: 0000\.jpg of clip3 does not match its checksum.*Delete"
+    ):
+        shards.read_member(3, "0000.jpg")
 
 
 def test_a_missing_or_shortened_tar_is_found_when_the_folder_is_opened(folder):
@@ -119,12 +125,12 @@ def test_a_missing_or_shortened_tar_is_found_when_the_folder_is_opened(folder):
 
 def test_what_is_not_there_is_said(folder, tmp_path):
     with pytest.raises(DataError, match="has no shards"):
-        ShardReader(tmp_path / "nothing")
+        ShardReader(tmp_path / "none")
     shards = ShardReader(folder)
     with pytest.raises(DataError, match=r"clip1 has no 0007\.jpg, only 0000\.jpg, flac, json"):
-        shards.read(1, "0007.jpg")
+        shards.read_member(1, "0007.jpg")
     with pytest.raises(IndexError):
-        shards.read(5, "flac")
+        shards.read_member(5, "flac")
     (tmp_path / "about.json").write_text(json.dumps({"finished": False}))
     with pytest.raises(DataError, match="is not finished"):
         ShardReader(folder)
@@ -153,11 +159,11 @@ def test_several_shards_follow_each_other(folder):
     write(folder, {"later": {"flac": b"x"}}, "000001.tar")
     shards = ShardReader(folder)
     assert len(shards) == 6
-    assert (shards.key(5), shards.read(5, "flac")) == ("later", b"x")
+    assert (shards.get_key(5), shards.read_member(5, "flac")) == ("later", b"x")
 
 
 def read_all(shards: ShardReader) -> list[bytes]:
-    return [shards.read(i, "0000.jpg") for i in range(len(shards))]
+    return [shards.read_member(i, "0000.jpg") for i in range(len(shards))]
 
 
 def test_forked_and_spawned_workers_and_threads_read_the_same(folder):

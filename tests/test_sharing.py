@@ -23,7 +23,7 @@ def hub() -> Iterator[tuple[str, dict[str, bytes]]]:
 
 def run_of(folder: Path) -> Path:
     run = write_pretrained(folder / "run", [QUESTION])
-    (run / "model" / "regions.json").write_text('{"dim": 8, "made_from": {}}')
+    (run / "model" / "regions.json").write_text('{"dim": 8, "provenance": {}}')
     (run / "checkpoints").mkdir()
     (run / "checkpoints" / "step.pt").write_bytes(b"optimizer")
     card = {
@@ -60,11 +60,11 @@ def test_a_moved_model_gives_the_same(tmp_path: Path):
 
 def test_what_cannot_be_shared_is_told(tmp_path: Path):
     run = run_of(tmp_path)
-    with pytest.raises(DataError, match="is there already"):
+    with pytest.raises(DataError, match="already exists"):
         share_model(run, run)
     with pytest.raises(DataError, match="no results card"):
         share_model(run, tmp_path / "shared", run)
-    with pytest.raises(CheckpointError, match="no model here"):
+    with pytest.raises(CheckpointError, match="no model found"):
         share_model(tmp_path, tmp_path / "shared")
     weights = run / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-9])

@@ -23,7 +23,7 @@ class Grid:
     def __len__(self) -> int:
         return CLIPS
 
-    def record(self, clip: int, /) -> dict:
+    def read_record(self, clip: int, /) -> dict:
         times = [frame / FRAMES_A_SECOND for frame in range(int(SECONDS * FRAMES_A_SECOND))]
         return {"key": str(clip), "group": str(clip), "frame_seconds": times, "seconds": SECONDS}
 
@@ -49,7 +49,7 @@ class Shuffled:
 
     def __call__(self, epoch: int, index: int) -> ClipPair:
         pair = self.pairs(epoch, index)
-        return pair._replace(sound_clip=(pair.sound_clip + 7) % CLIPS)
+        return pair._replace(audio_clip=(pair.audio_clip + 7) % CLIPS)
 
 
 def cues(pair: ClipPair, rng: Generator) -> np.ndarray:
@@ -64,7 +64,7 @@ def probe_accuracy(sampler: "PairSampler | Naive | Shuffled") -> float:
     rng = np.random.default_rng(0)
     pairs = [sampler(0, index) for index in range(8000)]
     features = np.stack([cues(pair, rng) for pair in pairs])
-    truth = np.array([pair.together for pair in pairs])
+    truth = np.array([pair.is_match for pair in pairs])
     probe = LogisticRegression(max_iter=200).fit(features[:4000], truth[:4000])
     return probe.score(features[4000:], truth[4000:])
 

@@ -14,8 +14,8 @@ from comodal.analysis.localization import decompose_margin, find_map_peak, predi
 from comodal.analysis.pointing_game import (
     PointingScene,
     compute_pointing_accuracy,
+    concatenate_scenes,
     is_inside_boxes,
-    join_scene_pair,
     pair_scenes,
     read_pointing_scenes,
     run_pointing_game,
@@ -29,7 +29,7 @@ SOUND = torch.zeros(1, 48_000)
 
 
 def square_finder() -> L3Net:
-    """Says "together" as far as there is a bright 3 x 3 square, and hears nothing: all other weights are zero."""
+    """Says "probability" as far as there is a bright 3 x 3 square, and hears nothing: all other weights are zero."""
     model = L3Net(make_small_l3net_config(1, 32)).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -58,22 +58,22 @@ def test_the_map_lands_on_the_square_that_the_network_looks_for():
     found = predict_by_position(square_finder(), square(8, 24), SOUND)
     expected = torch.full((1, 4, 6), -1.0)
     expected[0, 1, 3] = 4 * 0.5 - 1  # a mean of 1 over the threshold of 0.5, times 4, and the bias
-    assert_close(found.places, expected, atol=1e-3, rtol=0)
+    assert_close(found.position_margins, expected, atol=1e-3, rtol=0)
     assert_close(found.margin, torch.tensor([1.0]), atol=1e-3, rtol=0)
-    assert_close(found.together, torch.tensor([1 / (1 + np.exp(-1.0))], dtype=torch.float32), atol=1e-3, rtol=0)
-    x, y = find_map_peak(found.places[0], (32, 48))
+    assert_close(found.probability, torch.tensor([1 / (1 + np.exp(-1.0))], dtype=torch.float32), atol=1e-3, rtol=0)
+    x, y = find_map_peak(found.position_margins[0], (32, 48))
     assert 24 <= x <= 32
     assert 8 <= y <= 16
     handed_back = decompose_margin(square_finder(), square(8, 24), SOUND)
-    assert handed_back.places.flatten().argmax() == 1 * 6 + 3
-    assert_close(handed_back.places.sum(), torch.tensor(2.0), atol=1e-3, rtol=0)
+    assert handed_back.positions.flatten().argmax() == 1 * 6 + 3
+    assert_close(handed_back.positions.sum(), torch.tensor(2.0), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(("down", "right"), [(8, 0), (0, 8), (16, 24), (-8, -16)])
 def test_when_the_square_moves_the_map_moves_with_it(down: int, right: int):
     model = square_finder()
-    before = predict_by_position(model, square(8, 16), SOUND).places
-    after = predict_by_position(model, square(8 + down, 16 + right), SOUND).places
+    before = predict_by_position(model, square(8, 16), SOUND).position_margins
+    after = predict_by_position(model, square(8 + down, 16 + right), SOUND).position_margins
     assert torch.equal(after, before.roll((down // 8, right // 8), (1, 2)))
 
 
@@ -89,8 +89,8 @@ def test_the_verdict_is_the_models_own_and_its_parts_add_up_to_it():
         logits = model(image, sound).logits
     parts = decompose_margin(model, image, sound)
     assert_close(parts.margin, logits[:, 1] - logits[:, 0])
-    assert_close(parts.places.sum((1, 2)) + parts.sound + parts.rest, parts.margin)
-    assert_close(predict_by_position(model, image, sound).together, logits.softmax(-1)[:, 1])
+    assert_close(parts.positions.sum((1, 2)) + parts.audio + parts.rest, parts.margin)
+    assert_close(predict_by_position(model, image, sound).probability, logits.softmax(-1)[:, 1])
 
 
 def test_a_units_part_is_its_gradient_times_its_value():
@@ -103,7 +103,7 @@ def test_a_units_part_is_its_gradient_times_its_value():
     handle.remove()
     gradient = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), kept[0])[0]
     assert_close(
-        decompose_margin(model, image, sound).places, (gradient * kept[0]).sum(1).detach(), atol=1e-5, rtol=1e-4
+        decompose_margin(model, image, sound).positions, (gradient * kept[0]).sum(1).detach(), atol=1e-5, rtol=1e-4
     )
 
 
@@ -111,8 +111,8 @@ def test_a_place_is_judged_as_if_it_were_the_whole_picture():
     """Of a picture of one place, the place's verdict is the picture's."""
     model, image, sound = some_pairs()
     found = predict_by_position(model, image[:, :, :8, :8], sound)
-    assert found.places.shape == (3, 1, 1)
-    assert_close(found.places.flatten(), found.margin)
+    assert found.position_margins.shape == (3, 1, 1)
+    assert_close(found.position_margins.flatten(), found.margin)
 
 
 def test_maps_of_layers_are_those_of_the_tower():
@@ -120,7 +120,7 @@ def test_maps_of_layers_are_those_of_the_tower():
     with torch.inference_mode():
         assert torch.equal(
             compute_layer_map(build_image_tower_input(model), "conv4_2")(image),
-            model.image_tower(model.normalised(image)),
+            model.image_tower(model.normalize_image(image)),
         )
     assert compute_layer_map(build_image_tower_input(model), "conv1_2")(image).shape == (3, 2, 40, 56)
 
@@ -166,15 +166,15 @@ def test_the_pointing_game_by_hand_on_two_boxes():
 
 def test_of_two_pictures_side_by_side_one_is_heard():
     first, second = scene("a", 0.0, "bell"), scene("b", 12.0, "drum")
-    right = join_scene_pair(first, second, left=False)
-    assert right.picture.shape == (32, 64, 3)
+    right = concatenate_scenes(first, second, is_left=False)
+    assert right.image.shape == (32, 64, 3)
     assert right.boxes == ((32.0, 8.0, 40.0, 16.0),)
-    assert np.array_equal(right.picture[:, 32:], first.picture)
-    assert join_scene_pair(first, second, left=True).boxes == first.boxes
+    assert np.array_equal(right.image[:, 32:], first.image)
+    assert concatenate_scenes(first, second, is_left=True).boxes == first.boxes
     pairs = pair_scenes([first, second, scene("c", 4.0, "drum")], seed=0)
     assert [pair.key for pair in pairs] == ["a", "b", "c"]
     assert pair_scenes([second, scene("c", 4.0, "drum")], seed=0) == []  # the same kind: nobody could tell
-    with pytest.raises(ValueError, match="no two have different kinds"):
+    with pytest.raises(ValueError, match="no two have sounding objects of different kinds"):
         run_pointing_game(square_finder(), [first])
 
 
@@ -182,8 +182,8 @@ def test_a_network_that_finds_squares_wins_the_game_on_squares():
     scenes = [scene("a", 0.0, "bell"), scene("b", 16.0, "drum"), scene("c", 24.0, "fan")]
     found = run_pointing_game(square_finder(), scenes)
     assert found["trained"]["alone"] == found["contributions"]["alone"] == 1.0
-    assert found["centre"]["alone"] == pytest.approx(1 / 3)  # of the second
-    assert set(found) == {"trained", "contributions", "untrained", "centre"}
+    assert found["center"]["alone"] == pytest.approx(1 / 3)  # of the second
+    assert set(found) == {"trained", "contributions", "untrained", "center"}
 
 
 def write_truth(path: Path, clips: int) -> Path:
@@ -205,7 +205,7 @@ def test_boxes_come_to_the_square_in_the_middle_of_the_frame(tmp_path: Path):
     ).eval()  # frames of 32 x 40: neither scaled nor cut but to a square
     scenes = read_pointing_scenes(world, write_truth(tmp_path / "worlds.jsonl", 3), model, 10)
     assert [found.key for found in scenes] == ["clip0", "clip1", "clip2"]
-    assert scenes[0].picture.shape == (32, 32, 3)
+    assert scenes[0].image.shape == (32, 32, 3)
     # at 1.0 s: left 8 / 2 - 4 = 0, right 40 / 2 - 4 = 16; silent objects do not count
     assert scenes[0].boxes == ((0.0, 0.0, 16.0, 32.0),)
     assert scenes[0].kinds == {"bell"}
@@ -223,5 +223,5 @@ def test_a_truth_that_is_none_is_told(tmp_path: Path):
     with pytest.raises(DataError, match="line 1: no 'box_seconds'"):
         read_pointing_scenes(world, truth, model, 2)
     truth.write_text('{"key": "other", "height": 64, "box_seconds": [0], "objects": []}\n')
-    with pytest.raises(DataError, match=r"none of its 1 videos is in .*, which begins with clip0"):
+    with pytest.raises(DataError, match=r"none of its 1 videos is in .*; its first is clip0"):
         read_pointing_scenes(world, truth, model, 2)

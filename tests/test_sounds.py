@@ -16,7 +16,7 @@ from comodal.hardware import Compute
 from comodal.models.checkpoint import make_untrained_copy, save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig, load_l3net
 from comodal.tasks.audio.audio_features import cut_windows, extract_audio_features, read_all_samples
-from comodal.tasks.audio.audio_folders import evaluate_sounds
+from comodal.tasks.audio.audio_folders import evaluate_audio
 from comodal.tasks.audio.esc50 import check_clips, evaluate_esc50, read_esc50, read_esc50_meta
 
 RATE, FOLDS, KINDS = 8000, 5, ("low", "high", "noise")
@@ -67,22 +67,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_easy_sounds_are_told_apart_by_every_system(tmp_path: Path, model: Path, capsys: pytest.CaptureFixture[str]):
     numbers = evaluate_esc50(model, write_esc(tmp_path / "esc"), windows=2, out=tmp_path / "out", workers=1)
-    assert numbers["sound.spectrogram"] == numbers["sound.log_mel"] == 1.0
-    assert numbers["sound.trained"] > 0.9
-    assert {f"sound.untrained.fold{fold}" for fold in range(1, 6)} < numbers.keys()
-    assert numbers["sound.chance"] == pytest.approx(1 / 3)
+    assert numbers["audio.spectrogram"] == numbers["audio.log_mel"] == 1.0
+    assert numbers["audio.trained"] > 0.9
+    assert {f"audio.untrained.fold{fold}" for fold in range(1, 6)} < numbers.keys()
+    assert numbers["audio.chance_level"] == pytest.approx(1 / 3)
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == numbers
     assert (tmp_path / "out" / "confusion.png").read_bytes().startswith(b"\x89PNG")
-    with (tmp_path / "out" / "answers.csv").open(newline="") as file:
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
         answers = list(csv.DictReader(file))
-    assert np.mean([row["trained"] == row["truth"] for row in answers]) == pytest.approx(numbers["sound.trained"])
+    assert np.mean([row["trained"] == row["truth"] for row in answers]) == pytest.approx(numbers["audio.trained"])
     shown = capsys.readouterr().out
-    assert all(word in shown for word in ("trained", "untrained", "spectrogram", "deviation", "noise"))
+    assert all(word in shown for word in ("trained", "untrained", "spectrogram", "std", "noise"))
 
 
 def test_the_untrained_control_hears_with_norms_that_fit_the_sounds(tmp_path: Path, model: Path):
     """Its features are those of the same initial weights whose norms torch updates on the middle of every sound."""
-    sounds = read_esc50(write_esc(tmp_path / "esc", clips_each=1), "esc50").sounds
+    sounds = read_esc50(write_esc(tmp_path / "esc", clips_each=1), "esc50").audio_files
     found = extract_audio_features(model, sounds, sounds, 1, 5, 1, Compute(torch.device("cpu"), "fp32"))
     control = make_untrained_copy(load_l3net(model), 5)
     middles = []
@@ -90,25 +90,25 @@ def test_the_untrained_control_hears_with_norms_that_fit_the_sounds(tmp_path: Pa
         samples, length = read_all_samples(sound, 48_000), 48_000
         start = (len(samples) - length) // 2
         middles.append(torch.from_numpy(samples[start : start + length]))
-    update_bn([control.spectrogram(torch.stack(middles))], control.sound_tower)
+    update_bn([control.spectrogram(torch.stack(middles))], control.audio_tower)
     firsts = torch.stack([torch.from_numpy(read_all_samples(sound, 48_000)[:48_000]) for sound in sounds])
     with torch.no_grad():
-        expected = control.eval().embed_sound(firsts)
+        expected = control.eval().embed_audio(firsts)
     assert torch.allclose(found.systems["untrained"][:, 0], expected, atol=2e-3 * expected.abs().max())
-    assert "calibrated on 15 sounds" in found.control
+    assert "calibrated on 15 audio files" in found.control
 
 
 def test_clips_of_one_recording_are_resampled_together(tmp_path: Path, model: Path):
     evaluate_esc50(model, write_esc(tmp_path / "esc"), windows=1, out=tmp_path / "out", workers=1)
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["settings"]["95 % interval"].startswith("Wilson, 30 items in 2 recordings")
-    assert card["counts"] == {"items": 30, "answered": 30}
+    assert card["counts"] == {"items": 30, "predicted": 30}
 
 
 def test_the_same_numbers_again_whatever_the_workers(tmp_path: Path, model: Path):
     folder = write_esc(tmp_path / "esc", clips_each=1)
     one, two = (evaluate_esc50(model, folder, windows=2, workers=workers) for workers in (1, 2))
-    assert {**one, "sound.seconds": 0} == {**two, "sound.seconds": 0}
+    assert {**one, "audio.seconds": 0} == {**two, "audio.seconds": 0}
 
 
 def test_both_revisions_of_the_meta_file_say_the_same(tmp_path: Path):
@@ -143,12 +143,12 @@ def test_the_card_says_what_was_measured(tmp_path: Path, model: Path):
     card = json.loads((out / "card.json").read_text())
     assert (card["task"], card["title"], card["split"]) == ("esc50", "ESC-10", "5 folds")
     assert next(iter(card["scores"])) == "accuracy"
-    assert card["scores"]["accuracy"]["value"] == numbers["sound.trained"]
-    assert card["scores"]["deviation"]["value"] == numbers["sound.trained.deviation"]
-    assert card["scores"]["fold 5"]["value"] == numbers["sound.trained.fold5"]
+    assert card["scores"]["accuracy"]["value"] == numbers["audio.trained"]
+    assert card["scores"]["std"]["value"] == numbers["audio.trained.std"]
+    assert card["scores"]["fold 5"]["value"] == numbers["audio.trained.fold5"]
     assert all(score["paper"] is None for score in card["scores"].values())
     short = {"not in ESC-10": 10, "shorter than a window, padded with silence": 20}
-    assert card["counts"] == {"items": 20, "answered": 20} | short
+    assert card["counts"] == {"items": 20, "predicted": 20} | short
     digest = hashlib.sha256((folder / "meta" / "esc50.csv").read_bytes()).hexdigest()
     assert card["files"]["meta"] == {"name": "esc50.csv", "sha256": digest}
     with (out / "classes.csv").open(newline="") as file:
@@ -173,11 +173,11 @@ def test_only_the_whole_of_esc50_stands_beside_the_papers_number(tmp_path: Path)
         (tmp_path / "audio" / row[0]).touch()
     write_meta(tmp_path, COLUMNS[:4], rows)
     official = read_esc50(tmp_path, "esc50")
-    assert official.cell is not None
-    assert official.cell.scores == {"trained": 0.793, "untrained": 0.625}
-    assert [one.held_out for one in official.rounds][1] == (1, 3, 4, 5)
+    assert official.paper_result is not None
+    assert official.paper_result.scores == {"trained": 0.793, "untrained": 0.625}
+    assert [one.held_out_folds for one in official.splits][1] == (1, 3, 4, 5)
     write_meta(tmp_path, COLUMNS[:4], rows[1:])
-    assert read_esc50(tmp_path, "esc50").cell is None
+    assert read_esc50(tmp_path, "esc50").paper_result is None
 
 
 @pytest.mark.parametrize(
@@ -187,8 +187,8 @@ def test_only_the_whole_of_esc50_stands_beside_the_papers_number(tmp_path: Path)
             {0: "2-999-A-0.wav"},
             r"esc50.csv, line 2: 2-999-A-0.wav is of fold 2 by its name, of fold 1 by the t",
         ),
-        ({0: "1-101-B-0.wav"}, "line 3: 1-101-B-0.wav stands in line 2 already"),
-        ({3: "noise"}, "is of class 0, 'low', but in rows before it 0 is 'noise'"),
+        ({0: "1-101-B-0.wav"}, "line 3: 1-101-B-0.wav is already in line 2"),
+        ({3: "noise"}, "is of class 0, 'low', but in earlier rows 0 is 'noise'"),
         ({3: ""}, "line 2: category is empty"),
     ],
 )
@@ -206,7 +206,7 @@ def test_what_is_missing_is_named(tmp_path: Path, model: Path):
     folder = write_esc(tmp_path)
     gone = folder / "audio" / "2-100-A-1.wav"
     gone.unlink()
-    with pytest.raises(DataError, match=r"1 of 30 sounds are missing, the first is .*2-100-A-1\.wav"):
+    with pytest.raises(DataError, match=r"1 of 30 audio files are missing, the first is .*2-100-A-1\.wav"):
         evaluate_esc50(model, folder)
     gone.write_bytes(b"RIFF" + bytes(100))
     (folder / "audio" / "2-101-B-1.wav").write_bytes(b"RIFF" + bytes(100))
@@ -231,19 +231,19 @@ def test_sounds_that_cannot_be_read_are_left_out_named_and_counted(
         (tmp_path / "damaged" / path).write_bytes(b"RIFF" + bytes(100))
         (tmp_path / "smaller" / path).unlink()
     found, expected = (
-        evaluate_sounds(model, tmp_path / name, out=tmp_path / f"of {name}", workers=1)
+        evaluate_audio(model, tmp_path / name, out=tmp_path / f"of {name}", workers=1)
         for name in ("damaged", "smaller")
     )
-    kept = found.keys() - {"sound.seconds", "sound.left_out"}
-    assert found["sound.left_out"] == 2 and {k: found[k] for k in kept} == {k: expected[k] for k in kept}
+    kept = found.keys() - {"audio.seconds", "audio.excluded"}
+    assert found["audio.excluded"] == 2 and {k: found[k] for k in kept} == {k: expected[k] for k in kept}
     said = capsys.readouterr().out
-    assert "files that cannot be read and are left out: 2" in said and all(Path(path).name in said for path in bad)
+    assert "files that cannot be read and are excluded: 2" in said and all(Path(path).name in said for path in bad)
     counts = json.loads((tmp_path / "of damaged" / "card.json").read_text())["counts"]
-    assert counts == {"items": 6, "answered": 5, "cannot be read, to test": 1, "cannot be read": 2}
+    assert counts == {"items": 6, "predicted": 5, "cannot be read, to test": 1, "cannot be read": 2}
 
 
 @pytest.mark.parametrize(
-    ("fold", "told"), [("x", "line 3: fold 'x' is not a number"), ("0", "line 3: fold 0 must be at least 1")]
+    ("fold", "told"), [("x", "line 3: fold 'x' is not an integer"), ("0", "line 3: fold 0 must be at least 1")]
 )
 def test_a_wrong_fold_is_named_with_its_line(tmp_path: Path, fold: str, told: str):
     folder = write_esc(tmp_path)

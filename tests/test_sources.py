@@ -129,13 +129,13 @@ def test_a_link_that_goes_round_is_walked_once(tmp_path):
 
 def test_what_cannot_be_read_is_said(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="there is no such folder or list"):
-        read_sources(tmp_path / "nothing")
-    with pytest.raises(DataError, match=r"no list that comodal knows.*It begins with 'name;size'"):
+        read_sources(tmp_path / "none")
+    with pytest.raises(DataError, match=r"unknown list format.*It begins with 'name;size'"):
         read_sources(written(tmp_path, "name;size\n"))
     with pytest.raises(DataError, match="not a list in the format kinetics"):
         read_sources(written(tmp_path, "a,b\n1,2\n"), list_format="kinetics")
     with pytest.raises(DataError, match="no such folder to hold the files"):
-        read_sources(written(tmp_path, KINETICS), tmp_path / "nothing")
+        read_sources(written(tmp_path, KINETICS), tmp_path / "none")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(DataError, match="is not text"):
         read_sources(tmp_path / "binary")

@@ -47,10 +47,10 @@ def test_the_paper_and_l3embedding_floors():
     assert_close(original, torch.full_like(original, math.log(1e-12) / 5))
 
 
-@pytest.mark.parametrize("front_end", ["kapre014", "kapre03", "librosa"])
-def test_silence_looks_like_the_loudest_noise_in_every_openl3(front_end: front_ends.Frontend):
+@pytest.mark.parametrize("frontend", ["kapre014", "kapre03", "librosa"])
+def test_silence_looks_like_the_loudest_noise_in_every_openl3(frontend: front_ends.Frontend):
     """The trap of normalising by the maximum; 0 dB everywhere, and -80 where a real sound has nothing."""
-    layer = Spectrogram(front_ends.make_openl3_spectrogram_config("mel128", front_end))
+    layer = Spectrogram(front_ends.make_openl3_spectrogram_config("mel128", frontend))
     assert torch.all(layer(torch.zeros(1, 48_000)) == 0)
     click = torch.zeros(1, 48_000)
     click[0, 24_000] = 1

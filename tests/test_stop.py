@@ -31,7 +31,7 @@ def test_a_signal_to_the_whole_group_saves_and_leaves(tmp_path: Path, number: si
     os.killpg(run.pid, number)
     said, _ = run.communicate(timeout=60)
     assert run.returncode == status, said
-    assert "and saved; go on with --resume" in said and "error" not in said and "Traceback" not in said
+    assert "and saved; continue with --resume" in said and "error" not in said and "Traceback" not in said
     steps = [line["step"] for line in read_log(out / "metrics.jsonl")]
     assert [path.name for path in (out / "checkpoints").iterdir()] == [f"{steps[-1]:09d}.pt"]
 
@@ -39,9 +39,9 @@ def test_a_signal_to_the_whole_group_saves_and_leaves(tmp_path: Path, number: si
 def test_a_signal_is_a_wish_and_a_second_ctrl_c_is_not():
     before = signal.getsignal(signal.SIGINT)
     with InterruptHandler() as stop:
-        assert stop.agreed(torch.device("cpu")) == 0
+        assert stop.get_agreed_signal(torch.device("cpu")) == 0
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.agreed(torch.device("cpu")) == signal.SIGTERM
+        assert stop.get_agreed_signal(torch.device("cpu")) == signal.SIGTERM
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) == before

@@ -72,13 +72,15 @@ def webvid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_video2dataset_becomes_clips_with_label_caption_and_group(webvid: Path, tmp_path: Path):
     about = prepare_videos(webvid, tmp_path / "out", **SMALL, workers=1, backend="sequential")
-    assert sum(about["taken"].values()) == 5
+    assert sum(about["accepted"].values()) == 5
     assert about["refused"] == {"truncated": 1}
     records = {}
     for split in ("train", "validation", "test"):
         if (tmp_path / "out" / split).is_dir() and any((tmp_path / "out" / split).glob("*.index")):
             shards = ShardReader(tmp_path / "out" / split)
-            records |= {shards.record(i)["source"]: shards.record(i) | {"split": split} for i in range(len(shards))}
+            records |= {
+                shards.read_record(i)["source"]: shards.read_record(i) | {"split": split} for i in range(len(shards))
+            }
     assert sorted(records) == [
         *(f"00000.tar/00000000{n}.mp4" for n in range(3)), *(f"00001.tar/00001000{n}.mp4" for n in range(2)),
     ]  # fmt: skip
@@ -125,9 +127,9 @@ def test_one_tar_is_a_source_too_and_another_one_is_not_taken_for_it(webvid: Pat
     tar = tmp_path / "a.tar"
     tar.write_bytes((webvid / "00000.tar").read_bytes())
     about = prepare_videos(tar, tmp_path / "out", **SMALL, workers=1, backend="sequential")
-    assert sum(about["taken"].values()) == 3
+    assert sum(about["accepted"].values()) == 3
     tar.write_bytes((webvid / "00000.tar").read_bytes() + bytes(10240))
-    with pytest.raises(DataError, match="not the same"):
+    with pytest.raises(DataError, match="started with other options: the source files have changed"):
         prepare_videos(tar, tmp_path / "out", **SMALL, workers=1, backend="sequential")
 
 
@@ -138,8 +140,8 @@ def test_audio_beside_a_video_without_sound_is_its_sound(tmp_path: Path):
     prepare_videos(tmp_path / "in", tmp_path / "out", **SMALL, workers=1, backend="sequential")
     lines = {line["path"]: line for line in report(tmp_path / "out")}
     assert lines["0.tar/a.mp4"]["seconds"] == pytest.approx(1.5, abs=0.02)
-    assert lines["0.tar/b.mp4"]["reason"] == "no sound"
-    assert (lines["0.tar/c.wav"]["reason"], lines["0.tar/c.wav"]["detail"]) == ("not a video", "holds audio alone")
+    assert lines["0.tar/b.mp4"]["reason"] == "no audio stream"
+    assert (lines["0.tar/c.wav"]["reason"], lines["0.tar/c.wav"]["detail"]) == ("not a video", "it has only audio")
 
 
 def test_splits_come_from_metadata_folders_and_file_names(tmp_path: Path):
@@ -271,13 +273,13 @@ def test_class_labels_have_their_names_and_pairs_are_made_of_them(tmp_path: Path
     audio = [{"bytes": tone, "path": f"{n}.wav"} for n, tone in enumerate(tones)]
     pq.write_table(pa.table({"audio": audio, "label": ["cat", "dog", "cat", "cow"]}), tmp_path / "sounds.parquet")
     about = prepare_pairs(
-        tmp_path / "images.parquet", tmp_path / "sounds.parquet", tmp_path / "out", validation=0.0, test=0.0,
-        short_side=32, sample_rate=16000, workers=1, backend="sequential",
+        tmp_path / "images.parquet", tmp_path / "sounds.parquet", tmp_path / "out", validation_fraction=0.0,
+        test_fraction=0.0, short_side=32, sample_rate=16000, workers=1, backend="sequential",
     )  # fmt: skip
-    assert about["taken"]["train"] == 4
+    assert about["accepted"]["train"] == 4
     assert about["refused"] == {"no partner": 1}
     shards = ShardReader(tmp_path / "out" / "train")
-    for record in map(shards.record, range(4)):
+    for record in map(shards.read_record, range(4)):
         assert record["label"] == ("cat", "dog")[int(record["source"].split("/")[1][:6]) % 2]
 
 
@@ -321,7 +323,7 @@ def test_members_are_embedded_as_files_are(tmp_path: Path, network: str):
     img2dataset(tmp_path / "set" / "0000.tar", 3)
     embed_image([loose], network, tmp_path / "a")
     found = embed_image([tmp_path / "set"], network, tmp_path / "b")
-    assert (found["embed.written"], found["embed.left_out"]) == (3, 0)
+    assert (found["embed.written"], found["embed.other_files"]) == (3, 0)
     for number in range(3):
         ours, theirs = (np.load(tmp_path / folder / f"0000{number:04d}.npz")["embedding"] for folder in ("b/0000", "a"))
         assert np.array_equal(ours, theirs)
@@ -353,17 +355,19 @@ def test_videos_of_a_table_are_those_of_the_files(tmp_path: Path, network: str):
     table = pa.table({"video": rows, "label": [0, 1, 0, 1]}).replace_schema_metadata({"huggingface": json.dumps(about)})
     for source in (write_parquet(tmp_path / "set.parquet", table), save_to_disk(tmp_path / "disk", table)):
         out, plain = tmp_path / f"of {source.name}", tmp_path / f"plain {source.name}"
-        options = SMALL | {"validation": 0.0, "test": 0.0, "backend": "sequential"}
-        assert prepare_videos(source, out, **options)["taken"]["train"] == 2
+        options = SMALL | {"validation_fraction": 0.0, "test_fraction": 0.0, "backend": "sequential"}
+        assert prepare_videos(source, out, **options)["accepted"]["train"] == 2
         prepare_videos(tmp_path / "loose", plain, **options)
-        theirs = {Path(one["source"]).name: one for one in map(ShardReader(plain / "train").record, range(2))}
+        theirs = {Path(one["source"]).name: one for one in map(ShardReader(plain / "train").read_record, range(2))}
         shards, files = ShardReader(out / "train"), ShardReader(plain / "train")
         for number in range(2):
-            record = shards.record(number)
+            record = shards.read_record(number)
             name = Path(record["source"]).name
             assert record["label"] == "ab"[int(name[0])] and record["frames"] == theirs[name]["frames"]
-            row = next(row for row in range(2) if files.record(row)["source"] == name)
-            assert all(shards.read(number, part) == files.read(row, part) for part in (*record["frames"], "flac"))
+            row = next(row for row in range(2) if files.read_record(row)["source"] == name)
+            assert all(
+                shards.read_member(number, part) == files.read_member(row, part) for part in (*record["frames"], "flac")
+            )
         refused = {Path(line["path"]).name: line["detail"] for line in report(out) if line["status"] == "refused"}
         assert refused.keys() == {"away.mp4", "text.mp4"} and "no bytes but the path 'away.mp4'" in refused["away.mp4"]
     embed_video([tmp_path / "loose"], network, tmp_path / "a", workers=1)

@@ -23,7 +23,7 @@ BLOCK = 512
 
 
 def examples(path: Path) -> list[ArchiveSample]:
-    return list(TarShard(path).examples())
+    return list(TarShard(path).iterate_examples())
 
 
 def good_keys(path: Path) -> list[str]:
@@ -42,7 +42,7 @@ def test_a_clip_a_sound_and_a_picture_are_those_of_the_files(tmp_path: Path):
     inside = [tar / "x" / path.name for path in files]
     ours, theirs = (read_clip(path, short_side=32) for path in (inside[0], video))
     assert ours.frames == theirs.frames
-    assert np.array_equal(ours.sound, theirs.sound)
+    assert np.array_equal(ours.audio, theirs.audio)
     assert np.array_equal(read_audio(inside[1]), read_audio(tone))
     assert np.array_equal(read_image(inside[2]), read_image(files[2]))
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["00000.tar", "a.mp4", "b.wav", "c.png", "deep"]
@@ -69,7 +69,7 @@ def test_examples_are_those_of_the_webdataset_library(tmp_path: Path, format: in
     for one, other in zip(found, theirs, strict=True):
         for name, place in one.members.values():
             ending = name.removeprefix(one.key).lstrip(".")
-            with TarShard(tar).open(place) as file:
+            with TarShard(tar).open_member(place) as file:
                 assert file.read() == other[ending]
         if "jpg" in other:
             assert one.members["image"][0].endswith(".jpg")  # not the depth
@@ -198,7 +198,7 @@ def test_whatever_is_damaged_the_rest_is_as_it_was(tmp_path: Path):
         intact = 0
         for one in examples(path):
             if one.fault is None and "image" in one.members:
-                with TarShard(path).open(one.members["image"][1]) as file:
+                with TarShard(path).open_member(one.members["image"][1]) as file:
                     intact += file.read() == pictures.get(one.members["image"][0])
         assert intact >= 4 - (kind != 0 and at % BLOCK > 0) * 6  # shifted blocks cannot be found again
 

@@ -50,7 +50,7 @@ def test_a_video_of_every_suffix_is_read(tmp_path: Path, suffix: str):
     path = write_video(tmp_path / f"a{written}", ticks=25, sound=sound, **coded).rename(tmp_path / f"b{suffix.upper()}")
     clip = read_clip(path, short_side=64, sample_rate=16_000)
     assert 9 <= len(clip.frames) <= 11
-    assert clip.sound_start_seconds + onset_seconds(clip.sound, 16_000) == pytest.approx(0.5, abs=0.06)
+    assert clip.audio_start_seconds + onset_seconds(clip.audio, 16_000) == pytest.approx(0.5, abs=0.06)
 
 
 @pytest.mark.parametrize("suffix", IMAGES)
@@ -81,8 +81,8 @@ def test_a_mixed_folder_is_searched_for_videos(tmp_path: Path, capsys: pytest.Ca
     words = ["embed", "video", str(folder), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out")]
     assert main([*words, "--workers", "1"]) == 1
     said = capsys.readouterr()
-    assert "2 written, 0 were there already, 5 could not be read" in said.out
-    assert "4 files of other kinds were left out: " in said.out
+    assert "2 written, 0 existed already, 5 could not be read" in said.out
+    assert "4 files of other kinds were skipped: " in said.out
     assert all(f"1 {ending}" in said.out for ending in (".jpg", ".wav", ".txt", "without an ending"))
     assert "5 of 7 files could not be embedded" in said.err
     for name, reason in {"empty.mp4": "the file is empty", "page.webm": "web page", "text.avi": "plain text"}.items():

@@ -136,7 +136,7 @@ def test_one_stream_that_starts_again_alone_is_refused(source: Path, tmp_path: P
     first = remux(source, tmp_path / "0.ts", lambda _, time: time).read_bytes()
     second = remux(source, tmp_path / "1.ts", lambda kind, time: time + SECONDS * (kind == "video")).read_bytes()
     (tmp_path / "joined.ts").write_bytes(first + second)
-    with pytest.raises(MediaError, match="timestamps of its sound start again") as caught:
+    with pytest.raises(MediaError, match="timestamps of its audio restart") as caught:
         read_clip(tmp_path / "joined.ts", seconds=20.0)
     assert caught.value.reason == RefusalReason.UNREADABLE
 

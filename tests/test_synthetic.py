@@ -20,7 +20,7 @@ from comodal.synthetic.scenes.world import SOUNDING_KINDS, Purpose, make_world
 from comodal.synthetic.synthesize import synthesize
 from process_groups import kill_when
 
-SMALL = {"videos": 10, "seconds": 1.0, "sounds": 50, "images": 10, "scenes": 10, "side": 64, "sound_seconds": 1.0}
+SMALL = {"videos": 10, "seconds": 1.0, "audio": 50, "images": 10, "scenes": 10, "side": 64, "audio_seconds": 1.0}
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -45,7 +45,7 @@ def test_two_workers_write_the_same_bytes_as_one(synthetic: Path, tmp_path: Path
 
 
 def test_another_seed_writes_other_videos(synthetic: Path, tmp_path: Path):
-    synthesize(tmp_path, workers=1, **{**SMALL, "videos": 1, "sounds": 0, "images": 0, "scenes": 0, "seed": 1})
+    synthesize(tmp_path, workers=1, **{**SMALL, "videos": 1, "audio": 0, "images": 0, "scenes": 0, "seed": 1})
     assert (tmp_path / "videos/video-00000.mp4").read_bytes() != (synthetic / "videos/video-00000.mp4").read_bytes()
 
 
@@ -84,7 +84,7 @@ def test_the_lists_agree_with_each_other_and_with_the_files(synthetic: Path):
 
 
 def test_the_sounds_are_laid_out_as_esc50_is(synthetic: Path):
-    with (synthetic / "sounds/meta/esc50.csv").open() as file:
+    with (synthetic / "esc50/meta/esc50.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["filename", "fold", "target", "category", "esc10", "src_file", "take"]
     assert len(rows) == 50 and {row["esc10"] for row in rows} == {"True", "False"}
@@ -93,7 +93,7 @@ def test_the_sounds_are_laid_out_as_esc50_is(synthetic: Path):
     for row in rows:
         assert row["filename"] == f"{row['fold']}-{row['src_file']}-{row['take']}-{row['target']}.wav"
         assert SOUNDING_KINDS[int(row["target"])] == row["category"]
-        info = soundfile.info(synthetic / "sounds/audio" / row["filename"])
+        info = soundfile.info(synthetic / "esc50/audio" / row["filename"])
         assert (info.samplerate, info.channels, info.frames) == (44_100, 1, 44_100)
 
 
@@ -137,7 +137,7 @@ def test_a_second_command_in_the_folder_is_refused(synthetic: Path, capsys: pyte
 
 
 def test_a_folder_with_another_world_or_other_files_is_refused(synthetic: Path, tmp_path: Path):
-    with pytest.raises(DataError, match=r"seed 0 \(asked for 5\).*another folder"):
+    with pytest.raises(DataError, match=r"seed 0 \(requested 5\).*another folder"):
         synthesize(synthetic, workers=1, **SMALL, seed=5)
     (tmp_path / "thesis.tex").write_text("dear reader")
     with pytest.raises(DataError, match="is not empty"):

@@ -27,7 +27,7 @@ from comodal.tasks.vision_language.grounding.refcoco_files import read_expressio
 from comodal.tasks.vision_language.image_rows import ImageRows
 from comodal.tasks.vision_language.question_answering.vqa_files import read_vqa_questions
 
-SMALL = {"videos": 0, "images": 0, "seconds": 1.0, "sounds": 0, "scenes": 80, "side": 64, "sound_seconds": 1.0}
+SMALL = {"videos": 0, "images": 0, "seconds": 1.0, "audio": 0, "scenes": 80, "side": 64, "audio_seconds": 1.0}
 PICTURES = {"coco": "images", "flickr30k": "flickr30k-images", "vcr": "vcr1images", "nlvr2": "images"}
 
 
@@ -337,7 +337,7 @@ def test_a_killed_run_goes_on_to_the_same_end_and_leaves_finished_sets_alone(wor
 
 
 def test_impossible_sets_are_told_before_anything_is_made(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"no task set 'vqa'; there are coco, .*, and all"):
+    with pytest.raises(ValueError, match=r"unknown task set 'vqa'; available are coco, .*, and all"):
         synthesize(tmp_path / "none", tasks=["coco", "vqa"], **SMALL)
     with pytest.raises(ValueError, match="task sets need 10 scenes or more, so that each split has some; got 9"):
         synthesize(tmp_path / "none", tasks=["coco"], **{**SMALL, "scenes": 9})

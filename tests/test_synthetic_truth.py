@@ -113,7 +113,7 @@ def test_a_place_in_a_question_matters(made: Path):
     assert len(asked) > 100
     for text, annotation in asked:
         noun = text.removeprefix("What color is the ").split()[0]
-        assert len({thing["colour"] for thing in those(noun, things[annotation["image_id"]])}) > 1
+        assert len({thing["color"] for thing in those(noun, things[annotation["image_id"]])}) > 1
 
 
 def test_the_right_answer_is_the_most_common_one_and_some_people_err(made: Path):
@@ -198,7 +198,7 @@ def test_of_four_choices_one_is_true_and_none_stands_out(made: Path):
             if choices[0][0] == "One":
                 place, tag = " ".join(row["question"][2:-2]), row["question"][-2]
                 (found,) = at("thing", place, picture[tag[0]]["kind"], picture)
-                truth = [choice[1:3] == [found["colour"], found["kind"]] for choice in choices]
+                truth = [choice[1:3] == [found["color"], found["kind"]] for choice in choices]
             else:
                 truth = [is_true(choice, picture) for choice in choices]
             assert truth == [number == right for number in range(4)]
@@ -226,7 +226,7 @@ def test_an_outline_lies_in_its_box_and_holds_the_area_that_geometry_gives():
     assert compute_polygon_area([(0.0, 0.0), (2.0, 0.0), (2.0, 2.0), (0.0, 2.0)]) == 4
     for index in range(20):
         (picture,) = list_scene_images(index, Purpose.VCR, ["a.jpg"], 128)
-        for thing, seen in zip(make_crowd(index, Purpose.VCR, 0).things, picture.things, strict=True):
+        for thing, seen in zip(make_crowd(index, Purpose.VCR, 0).objects, picture.objects, strict=True):
             points = np.array(compute_hull(thing, 128))
             left, top, right, bottom = seen.box
             assert np.all(points >= (left, top)) and np.all(points <= (right, bottom))
@@ -238,11 +238,11 @@ def test_kinds_recur_in_crowds_and_nothing_overlaps_much():
     hidden = pairs = 0
     for index in range(200):
         (picture,) = list_scene_images(index, Purpose.COCO, [""], 128)
-        assert 4 <= len(picture.things) <= 6
-        assert max(Counter(thing.kind for thing in picture.things).values()) >= 2
-        assert len({thing.colour for thing in picture.things}) <= 3
-        for number, one in enumerate(picture.things):
-            for other in picture.things[:number]:
+        assert 4 <= len(picture.objects) <= 6
+        assert max(Counter(thing.kind for thing in picture.objects).values()) >= 2
+        assert len({thing.color for thing in picture.objects}) <= 3
+        for number, one in enumerate(picture.objects):
+            for other in picture.objects[:number]:
                 sides = [min(one.box[a + 2], other.box[a + 2]) - max(one.box[a], other.box[a]) for a in (0, 1)]
                 hidden += min(sides) > 0 and sides[0] * sides[1] > 0.25 * min(one.area, other.area)
                 pairs += 1

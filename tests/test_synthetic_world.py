@@ -38,16 +38,16 @@ def quiet(world: World) -> World:
 
 def silent_thing(kind: str) -> SyntheticObject:
     worlds = (make_world(0, Purpose.VIDEO, index, seconds=2.0) for index in range(100))
-    return next(thing for world in worlds for thing in world.things if thing.kind == kind)
+    return next(thing for world in worlds for thing in world.objects if thing.kind == kind)
 
 
 @pytest.mark.parametrize("kind", [*SOUNDING_KINDS, *SILENT_KINDS])
 def test_the_box_encloses_what_is_painted_and_no_more(kind: str):
     """The pixels that differ from the bare background, against the box: outside nothing, inside up to its edges."""
     world = world_of("bell")
-    thing = silent_thing(kind) if kind in SILENT_KINDS else world_of(kind).sounding[0]
-    thing = replace(thing, material="plastic", colour="white", x=0.5, y=0.5)
-    alone, empty = replace(world, things=(thing,)), replace(world, things=())
+    thing = silent_thing(kind) if kind in SILENT_KINDS else world_of(kind).sounding_objects[0]
+    thing = replace(thing, material="plastic", color="white", x=0.5, y=0.5)
+    alone, empty = replace(world, objects=(thing,)), replace(world, objects=())
     for seconds in (0.0, 0.7, 1.3):
         seen = render_frame(alone, seconds, SIDE) != render_frame(empty, seconds, SIDE)
         rows, columns = np.nonzero(seen.any(2))
@@ -60,7 +60,7 @@ def test_the_box_encloses_what_is_painted_and_no_more(kind: str):
 def test_boxes_stay_inside_the_picture():
     for index in range(50):
         world = make_world(1, Purpose.VIDEO, index, seconds=2.0)
-        for thing in world.things:
+        for thing in world.objects:
             left, top, right, bottom = compute_object_box(thing, 1.0, SIDE)
             assert 0 <= left < right <= SIDE and 0 <= top < bottom <= SIDE
 
@@ -73,7 +73,7 @@ def test_every_kind_has_a_shape_and_only_those_that_sound_move_in_themselves():
 def test_any_second_holds_evidence_of_its_kind(kind: str):
     """L3-Net hears one second, wherever it starts."""
     for index in range(20):
-        notes = make_world(0, Purpose.SOUND, index, seconds=4.0, kind=kind).sounding[0].notes
+        notes = make_world(0, Purpose.AUDIO, index, seconds=4.0, kind=kind).sounding_objects[0].notes
         starts = np.array([note.start_seconds for note in notes])
         ends = np.array([note.start_seconds + note.seconds for note in notes])
         for second in np.arange(0, 3.01, 0.1):
@@ -82,7 +82,7 @@ def test_any_second_holds_evidence_of_its_kind(kind: str):
 
 
 def test_a_ball_is_heard_when_it_is_on_the_ground():
-    ball = world_of("ball").sounding[0]
+    ball = world_of("ball").sounding_objects[0]
     ball = replace(ball, motion="still")
     hits = [note.start_seconds for note in ball.notes if 0 < note.start_seconds < 2.5]
     for hit in hits:
@@ -96,7 +96,7 @@ def test_a_struck_bell_is_loudest_just_after_the_stroke_and_a_horn_just_before_i
     for kind, rises in (("bell", False), ("horn", True)):
         world = quiet(world_of(kind))
         sound = render_world_audio(world, RATE)
-        for note in world.sounding[0].notes:
+        for note in world.sounding_objects[0].notes:
             if note.start_seconds < 0 or note.start_seconds + note.seconds > world.seconds:
                 continue
             first = round(note.start_seconds * RATE)
@@ -109,11 +109,11 @@ def test_a_struck_bell_is_loudest_just_after_the_stroke_and_a_horn_just_before_i
 def test_a_bird_rises_by_an_octave_and_a_frog_falls_by_one(kind: str, factor: float):
     """The lowest partial, at 0.15 and 0.85 of one long note: 0.7 of an octave apart."""
     note = Note(0.0, 1.0, *((0.71, 1.41) if kind == "bird" else (1.41, 0.71)))
-    for own in world_of(kind).sounding[0].notes:
+    for own in world_of(kind).sounding_objects[0].notes:
         assert own.end_pitch / own.pitch == pytest.approx(factor, rel=0.02)
     world = quiet(world_of(kind, seconds=1.0))
-    thing = replace(world.sounding[0], notes=(note,), material="glass")
-    sound = render_world_audio(replace(world, things=(thing,)), RATE)
+    thing = replace(world.sounding_objects[0], notes=(note,), material="glass")
+    sound = render_world_audio(replace(world, objects=(thing,)), RATE)
     spectra = [np.abs(np.fft.rfft(sound[start : start + 4800] * np.hanning(4800))) for start in (4800, 38_400)]
     lowest = [spectrum[: round(thing.pitch_hertz * 1.9 / 10)].argmax() * 10.0 for spectrum in spectra]
     assert lowest[1] / lowest[0] == pytest.approx(factor**0.7, rel=0.1)
@@ -121,7 +121,7 @@ def test_a_bird_rises_by_an_octave_and_a_frog_falls_by_one(kind: str, factor: fl
 
 def test_bigger_is_lower():
     """An octave between the sizes' ends, plus chance that has nothing to do with size: a slope of -1 octave."""
-    things = [make_world(0, Purpose.VIDEO, index, seconds=1.0).sounding[0] for index in range(600)]
+    things = [make_world(0, Purpose.VIDEO, index, seconds=1.0).sounding_objects[0] for index in range(600)]
     slope = np.polyfit([t.size for t in things], [np.log2(t.pitch_hertz) for t in things], 1)[0] * (
         LARGE_SIZES - SMALL_SIZES
     )
@@ -130,8 +130,8 @@ def test_bigger_is_lower():
 
 def test_colour_material_and_kind_are_independent():
     """Cramer's V of two independent variables in n draws is about sqrt(degrees of freedom / n / smaller side)."""
-    things = [make_world(0, Purpose.VIDEO, index, seconds=1.0).sounding[0] for index in range(2000)]
-    for names in ([t.colour for t in things], [t.material for t in things]):
+    things = [make_world(0, Purpose.VIDEO, index, seconds=1.0).sounding_objects[0] for index in range(2000)]
+    for names in ([t.color for t in things], [t.material for t in things]):
         values, other = np.unique(names, return_inverse=True)
         table = np.zeros((len(SOUNDING_KINDS), len(values)))
         np.add.at(table, ([SOUNDING_KINDS.index(t.kind) for t in things], other), 1)
@@ -144,8 +144,8 @@ def test_colour_material_and_kind_are_independent():
 def test_worlds_of_different_purpose_seed_or_index_differ_and_equal_ones_are_equal():
     world = make_world(0, Purpose.VIDEO, 0, seconds=2.0)
     assert world == make_world(0, Purpose.VIDEO, 0, seconds=2.0)
-    others = [(1, Purpose.VIDEO, 0), (0, Purpose.SOUND, 0), (0, Purpose.VIDEO, 1)]
-    assert all(world.things != make_world(*other, seconds=2.0).things for other in others)
+    others = [(1, Purpose.VIDEO, 0), (0, Purpose.AUDIO, 0), (0, Purpose.VIDEO, 1)]
+    assert all(world.objects != make_world(*other, seconds=2.0).objects for other in others)
 
 
 def test_sound_is_within_range_and_never_silent():
@@ -157,7 +157,7 @@ def test_sound_is_within_range_and_never_silent():
 def test_painting_a_frame_does_not_depend_on_the_frames_before():
     world = world_of("fan")
     painter = Painter(world, SIDE)
-    in_order = [painter.frame(seconds) for seconds in (0.0, 0.1, 0.2)]
+    in_order = [painter.paint_frame(seconds) for seconds in (0.0, 0.1, 0.2)]
     assert np.array_equal(in_order[2], render_frame(world, 0.2, SIDE))
 
 
@@ -170,7 +170,7 @@ def test_an_upright_square_in_the_middle_lies_where_geometry_puts_it():
 
 
 def test_relations_between_places():
-    thing = world_of("bell").sounding[0]
+    thing = world_of("bell").sounding_objects[0]
     left, right, above = (replace(thing, x=x, y=y) for x, y in ((0.2, 0.5), (0.8, 0.6), (0.25, 0.1)))
     assert describe_relation(left, right) == "left of" and describe_relation(right, left) == "right of"
     assert describe_relation(above, left) == "above" and describe_relation(left, above) == "below"
@@ -180,7 +180,7 @@ def test_captions_name_what_is_there():
     for index in range(30):
         world = make_world(0, Purpose.VIDEO, index, seconds=2.0)
         sentences = generate_captions(world)
-        kinds = {thing.kind for thing in world.things}
+        kinds = {thing.kind for thing in world.objects}
         assert all(kind in sentences[0] for kind in kinds)
         absent = set(SOUNDING_KINDS + SILENT_KINDS) - kinds
         words = {word.strip(".,") for sentence in sentences for word in sentence.split()}
@@ -194,7 +194,7 @@ def test_the_boxes_of_a_scene_hold_what_is_painted_and_nothing_else():
         world = make_scene(3, index)
         with_things = np.asarray(render_frame(world, 0.0, 128), dtype=int)
         outside = np.ones((128, 128), bool)
-        for thing in world.things:
+        for thing in world.objects:
             left, top, right, bottom = compute_object_box(thing, 0.0, 128)
             assert np.any(with_things[top:bottom, left:right] != paint_array(world)[top:bottom, left:right])
             outside[top:bottom, left:right] = False
@@ -209,10 +209,10 @@ def test_captions_of_a_scene_are_true():
     """What is said to be left of something has its centre left of it, and every object is listed with its colour."""
     for index in range(200):
         world = make_scene(0, index)
-        by_kind = {thing.kind: thing for thing in world.things}
-        assert len(by_kind) == len(world.things)
+        by_kind = {thing.kind: thing for thing in world.objects}
+        assert len(by_kind) == len(world.objects)
         listed, places, counted = generate_scene_captions(world)
-        assert all(f"{thing.colour} {thing.material} {kind}" in listed for kind, thing in by_kind.items())
+        assert all(f"{thing.color} {thing.material} {kind}" in listed for kind, thing in by_kind.items())
         assert all(kind in counted for kind in by_kind)
         for part in places.lower().rstrip(".").split(" and "):
             first, second = (part.split(" is ")[0].split()[-1], part.split()[-1])

@@ -64,7 +64,7 @@ def test_marks_agree_with_the_score_and_answers_with_the_submission(store: Regio
     first = {table.rows[1][0] for table in page.tables if table.caption == "Predictions"}
     assert first <= told and first
     Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "val" / "another.png")
-    with pytest.raises(DataError, match="has no image of the name"):
+    with pytest.raises(DataError, match="has no image named"):
         write_report(run, tmp_path / "none.html", images=tmp_path / "val")
     assert not (tmp_path / "none.html").exists()
 
@@ -81,41 +81,41 @@ def test_training_examples_are_called_so_and_missing_files_are_told(store: Regio
 
 def test_the_attention_that_is_drawn_is_a_share_of_one(store: RegionStore, tmp_path: Path):
     run, images = tuned(tmp_path, store, epochs=1.0), photographs(tmp_path / "images", store)
-    asked = load_fine_tuned_model(run, store.folder, "nothing", 100, CPU, "vqa")
-    example = TaskExample("1", (tokenize_text(asked.words, "what colour is it", 20),), (3,), None)
-    seen = TaskDataset(FixedExamples([example]), store, asked.words, 100, False, "nothing", 1, None)
+    asked = load_fine_tuned_model(run, store.folder, "none", 100, CPU, "vqa")
+    example = TaskExample("1", (tokenize_text(asked.tokenizer, "what colour is it", 20),), (3,), None)
+    seen = TaskDataset(FixedExamples([example]), store, asked.tokenizer, 100, False, "none", 1, None)
     shown = format_text_attention(asked, seen, example, 0, index_image_files(images), images)
     assert shown.text == "what colour is it"
-    np.testing.assert_allclose(shown.layers[-1].words.sum(1), 1, atol=1e-5)
-    np.testing.assert_allclose(shown.layers[-1].regions.sum(1), 1, atol=1e-5)
-    assert np.array_equal(shown.boxes, store.regions(3).boxes)
-    assert shown.layers[-1].words.shape[1] == 1 + len(shown.boxes)
-    blind = TaskDataset(FixedExamples([example]), store, asked.words, 100, False, "picture", 1, None)
+    np.testing.assert_allclose(shown.layers[-1].token_to_region.sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(shown.layers[-1].region_to_token.sum(1), 1, atol=1e-5)
+    assert np.array_equal(shown.boxes, store.read_regions(3).boxes)
+    assert shown.layers[-1].token_to_region.shape[1] == 1 + len(shown.boxes)
+    blind = TaskDataset(FixedExamples([example]), store, asked.tokenizer, 100, False, "image", 1, None)
     alone = format_text_attention(asked, blind, example, 0, index_image_files(images), images)
-    assert alone.layers[-1].words.shape[1] == 1 and len(alone.boxes) == 0
-    two = example._replace(texts=(tokenize_text_pair(asked.words, ["what colour"], "it is", 20),))
-    other = two._replace(texts=(two.texts[0]._replace(segments=[0] * len(two.texts[0].words)),))
+    assert alone.layers[-1].token_to_region.shape[1] == 1 and len(alone.boxes) == 0
+    two = example._replace(texts=(tokenize_text_pair(asked.tokenizer, ["what colour"], "it is", 20),))
+    other = two._replace(texts=(two.texts[0]._replace(token_types=[0] * len(two.texts[0].token_ids)),))
     parts = [
-        format_text_attention(asked, seen, one, 0, index_image_files(images), images).layers[-1].words
+        format_text_attention(asked, seen, one, 0, index_image_files(images), images).layers[-1].token_to_region
         for one in (two, other)
     ]
     assert not np.allclose(*parts)  # the second text is told from the first
-    assert score_batch(asked.model, "vqa", seen.of([example])).shape[0] == 1
+    assert score_batch(asked.model, "vqa", seen.collate([example])).shape[0] == 1
 
 
 def test_the_box_that_is_drawn_is_the_likeliest(store: RegionStore, tmp_path: Path):
     run, images = tuned(tmp_path, store, epochs=1.0), photographs(tmp_path / "images", store)
-    asked = load_fine_tuned_model(run, store.folder, "nothing", 100, CPU, "vqa")
-    example = TaskExample("1", (tokenize_text(asked.words, "what colour is it", 20),), (3,), None)
-    seen = TaskDataset(FixedExamples([example]), store, asked.words, 100, False, "nothing", 1, None)
+    asked = load_fine_tuned_model(run, store.folder, "none", 100, CPU, "vqa")
+    example = TaskExample("1", (tokenize_text(asked.tokenizer, "what colour is it", 20),), (3,), None)
+    seen = TaskDataset(FixedExamples([example]), store, asked.tokenizer, 100, False, "none", 1, None)
     shown = format_text_attention(asked, seen, example, 0, index_image_files(images), images)
     verdict = TaskPrediction(["whole", "left", "right"], np.array([0.1, 0.2, 0.9]), np.array([0.0, 0.8, 0.0]))
     drawn, fits = mark_predicted_region(shown, verdict)
-    assert drawn.pointed == (50, 0, 100, 100) and fits is not None and fits.tolist() == [0, 0, 40, 100]
-    assert not verdict.right
+    assert drawn.grounded_box == (50, 0, 100, 100) and fits is not None and fits.tolist() == [0, 0, 40, 100]
+    assert not verdict.is_correct
     whole = TaskPrediction(verdict.names, np.array([0.9, 0.2, 0.1]), np.zeros(3))
     drawn, fits = mark_predicted_region(shown, whole)
-    assert drawn.pointed == (0, 0, 100, 100) and fits is None
+    assert drawn.grounded_box == (0, 0, 100, 100) and fits is None
 
 
 def test_the_right_answer_is_told_even_where_it_is_the_least_likely():

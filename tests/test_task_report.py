@@ -16,11 +16,11 @@ from small_tasks import config
 
 def test_the_weights_that_did_best_are_told_and_what_a_task_cannot_show_is_refused(tmp_path: Path):
     run = tmp_path / "run"
-    about = {"recipe": "grounding", "chosen": {"step": 1000, "accuracy": 0.9}}
+    about = {"recipe": "grounding", "best_checkpoint": {"step": 1000, "accuracy": 0.9}}
     save_model(TaskModel(TaskModelConfig(config(20), (Head("regions", "regions", 1),))), run / "model", about)
     lines = [{"step": s, "split": "validation", "loss": 1.0, "accuracy": a} for s, a in ((1000, 0.9), (2000, 0.5))]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (run / "config.yaml").write_text("model: runs/first\nstart: pretrained\nblank: nothing\n")
+    (run / "config.yaml").write_text("model: runs/first\nstart_from: pretrained\nablate: none\n")
     write_report(run, tmp_path / "report.html")
     page = check_page((tmp_path / "report.html").read_text())
     assert "referring expressions (RefCOCO), from the weights of first." in page.text

@@ -25,9 +25,9 @@ from test_pretraining import CONFIG, FEATURES, batch
 def pairs(count: int, side: int) -> AudioVisualBatch:
     return AudioVisualBatch(
         image=torch.zeros(count, 3, side, side, dtype=torch.uint8),
-        sound=torch.zeros(count, 48_000),
-        together=torch.ones(count, dtype=torch.bool),
-        sources=torch.arange(count),
+        audio=torch.zeros(count, 48_000),
+        is_match=torch.ones(count, dtype=torch.bool),
+        source_ids=torch.arange(count),
         keys=tuple(map(str, range(count))),
     )
 
@@ -59,7 +59,7 @@ def test_counting_changes_neither_the_model_nor_the_random_state():
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(tensor, before[name]) for name, tensor in objective.state_dict().items())
     assert all(parameter.grad is None for parameter in objective.parameters())
-    assert flops > 3 * 2 * batch().words.numel() * (4 * 16 * 16 + 2 * 16 * 24)  # one layer of the text stream alone
+    assert flops > 3 * 2 * batch().token_ids.numel() * (4 * 16 * 16 + 2 * 16 * 24)  # one layer of the text stream alone
 
 
 @pytest.mark.parametrize("targets", [("features",), ("contrast",)])
@@ -69,7 +69,7 @@ def test_every_target_can_be_counted(targets: tuple[str, ...]):
 
 def test_mfu_is_the_fraction_of_the_peak():
     """3,000 pairs a second of 122.6 GFLOP on an H200, whose data sheet says 989 TFLOP/s in bf16: 37 %."""
-    assert Throughput(122.6e9, 989e12).mfu(3000.0) == pytest.approx(0.372, abs=1e-3)
+    assert Throughput(122.6e9, 989e12).compute_mfu(3000.0) == pytest.approx(0.372, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_mel_filters_count_too():
 
 def test_the_expected_time_is_that_of_the_operations_at_a_typical_utilisation():
     """A third of 989 TFLOP/s gives 2,800 pairs of 122.6 GFLOP a second."""
-    assert 2_500 < 1 / Throughput(122.6e9, 989e12).expected_seconds(1.0) < 3_200
+    assert 2_500 < 1 / Throughput(122.6e9, 989e12).estimate_seconds(1.0) < 3_200
 
 
 def test_estimates_are_written_with_few_digits():

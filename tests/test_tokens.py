@@ -44,15 +44,15 @@ def test_the_nearest_regions_of_each_token_are_kept_whatever_the_blocks():
         inside = np.flatnonzero(tokens == token)
         expected = inside[np.argsort(distances[inside])][:3].tolist()
         assert use.rows[token].tolist() == expected + [-1] * (3 - len(expected))
-    assert use.summary()["used"] == 9
-    assert use.summary()["smallest"] == 0
+    assert use.compute_summary()["used"] == 9
+    assert use.compute_summary()["min_count"] == 0
 
 
 def test_shown_tokens_run_from_the_most_frequent_to_the_rarest_used():
     use = TokenUse(6, 1)
     use.counts[:] = [5, 0, 9, 1, 7, 3]
-    assert use.shown(3) == [2, 0, 3]
-    assert use.shown(50) == [2, 4, 0, 5, 3]
+    assert use.select_tokens(3) == [2, 0, 3]
+    assert use.select_tokens(50) == [2, 4, 0, 5, 3]
 
 
 def striped(path: Path) -> Path:
@@ -76,7 +76,7 @@ def test_boxes_outside_the_picture_and_damaged_pictures_give_no_crop(tmp_path: P
     path = striped(tmp_path / "a.png")
     assert crop_region(path, TokenRegion("a", 80, 40, (90.0, 0.0, 99.0, 40.0))) is None
     assert crop_region(path, TokenRegion("a", 80, 40, (-5.0, -5.0, 200.0, 1.0))) is not None  # long, thin, clipped
-    (tmp_path / "b.jpg").write_bytes(b"nothing")
+    (tmp_path / "b.jpg").write_bytes(b"none")
     assert crop_region(tmp_path / "b.jpg", TokenRegion("b", 80, 40, (0.0, 0.0, 9.0, 9.0))) is None
 
 
@@ -132,7 +132,7 @@ def write_store(folder: Path, images: int = 30, each: int = 24, dim: int = 16, s
 
 def tokens_of(folder: Path) -> np.ndarray:
     store = RegionStore(folder)
-    return np.concatenate([store.regions(image).tokens for image in range(len(store))])
+    return np.concatenate([store.read_regions(image).visual_tokens for image in range(len(store))])
 
 
 def test_every_region_gets_the_token_of_its_kind(tmp_path: Path):
@@ -143,7 +143,7 @@ def test_every_region_gets_the_token_of_its_kind(tmp_path: Path):
     assert adjusted_rand_score(kinds, tokens_of(tmp_path / "s")) == 1.0
     counts = np.bincount(kinds)
     assert found["tokens.perplexity"] == pytest.approx(np.exp(entropy(counts)), rel=1e-6)
-    assert (found["tokens.largest"], found["tokens.smallest"]) == (counts.max(), counts.min())
+    assert (found["tokens.max_count"], found["tokens.min_count"]) == (counts.max(), counts.min())
 
 
 def test_the_file_holds_the_codebooks_tokens_in_the_order_of_the_rows(tmp_path: Path):
@@ -151,7 +151,7 @@ def test_the_file_holds_the_codebooks_tokens_in_the_order_of_the_rows(tmp_path: 
     write_store(tmp_path / "s", images=400, each=25)
     prepare_tokens(tmp_path / "s", tokens=8)
     store, codebook = RegionStore(tmp_path / "s"), load_codebook(tmp_path / "s")
-    features = torch.cat([torch.from_numpy(np.array(store.regions(image).features)) for image in range(400)])
+    features = torch.cat([torch.from_numpy(np.array(store.read_regions(image).features)) for image in range(400)])
     assert np.fromfile(tmp_path / "s" / "tokens.bin", "<u2").tolist() == codebook(features).tolist()
 
 
@@ -183,9 +183,9 @@ def test_soft_classes_stand_in_for_a_classifiers(tmp_path: Path):
     prepare_tokens(tmp_path / "s", tokens=8, classes=True)
     store = RegionStore(tmp_path / "s")
     assert store.classes == 8
-    regions = store.regions(7)
+    regions = store.read_regions(7)
     assert_allclose(regions.classes.astype(np.float32).sum(1), 1.0, atol=2e-3)
-    assert regions.classes.argmax(1).tolist() == regions.tokens.tolist()
+    assert regions.classes.argmax(1).tolist() == regions.visual_tokens.tolist()
     prepare_tokens(tmp_path / "s", tokens=9)  # whose tokens the old classes would not fit
     assert (RegionStore(tmp_path / "s").classes, RegionStore(tmp_path / "s").tokens) == (0, 9)
 
@@ -207,10 +207,10 @@ def test_a_sample_is_spread_over_images_and_leaves_tiny_boxes_out(tmp_path: Path
         for image in range(20):
             writer.add(f"image{image}", np.ones((40, 4), np.float32), boxes, 100, 100)
     store = RegionStore(tmp_path / "s")
-    chosen = sample_regions(store, sample=1000, per_image=8, smallest=0.001, seed=0)
+    chosen = sample_regions(store, sample=1000, per_image=8, min_area_fraction=0.001, seed=0)
     assert [image for image, _ in chosen] == list(range(20))
     assert all(len(set(rows.tolist())) == 8 and (rows % 2 == 1).all() for _, rows in chosen)
-    few = sample_regions(store, sample=50, per_image=8, smallest=0.001, seed=0)
+    few = sample_regions(store, sample=50, per_image=8, min_area_fraction=0.001, seed=0)
     assert sum(len(rows) for _, rows in few) == 50
     assert len(few) == 7
     assert [image for image, _ in few] != [image for image, _ in sample_regions(store, 50, 8, 0.001, seed=1)]
@@ -236,7 +236,7 @@ def test_a_killed_command_leaves_no_tokens_or_the_right_ones(
             prepare_tokens(tmp_path / "s", tokens=8)
     store = RegionStore(tmp_path / "s")
     assert store.tokens == 0
-    assert store.regions(0).tokens is None
+    assert store.read_regions(0).visual_tokens is None
     (tmp_path / "s" / ".tokens.bin.1.part").touch()  # what a signal leaves, and an exception does not
     prepare_tokens(tmp_path / "s", tokens=8)
     assert adjusted_rand_score(kinds, tokens_of(tmp_path / "s")) == 1.0
@@ -250,11 +250,13 @@ def test_what_does_not_fit_is_told_and_nothing_is_touched(tmp_path: Path):
     write_store(tmp_path / "t", dim=20)
     prepare_tokens(tmp_path / "t", tokens=8)
     before = {path: path.read_bytes() for path in (tmp_path / "s").rglob("*") if path.is_file()}
-    with pytest.raises(DataError, match=r"features of 20 numbers; those of .*s have 16"):
+    with pytest.raises(DataError, match=r"features of length 20; those of .*s have length 16"):
         prepare_tokens(tmp_path / "s", apply=tmp_path / "t")
-    with pytest.raises(DataError, match=r"240 regions \(of 30 images, at most 8 each\) cannot give 300 tokens"):
+    with pytest.raises(
+        DataError, match=r"240 regions \(of 30 images, at most 8 each\) cannot be clustered to 300 tokens"
+    ):
         prepare_tokens(tmp_path / "s", tokens=300)
-    with pytest.raises(CheckpointError, match="no model here"):
+    with pytest.raises(CheckpointError, match="no model found"):
         prepare_tokens(tmp_path / "s", apply=tmp_path / "other")
     with pytest.raises(ValueError, match=r"per_image \(0\)"):
         prepare_tokens(tmp_path / "s", per_image=0)

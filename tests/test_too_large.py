@@ -64,8 +64,8 @@ WRONG_L3NET = [
     ("threads", 100_000, "threads is a number from 1 to 1,024, got 100000"),
     ("checkpoint_minutes", "nan", "checkpoint_minutes is a number from 0 to inf, got nan"),
     ("log_every", 0, "log_every is a number from 1 to inf, got 0"),
-    ("final_fraction", "nan", "final_fraction is a number from 0 to 1, got nan"),
-    ("brightness", 1e30, "brightness is a number from 0 to 1, got 1e+30"),
+    ("min_lr_ratio", "nan", "min_lr_ratio is a number from 0 to 1, got nan"),
+    ("brightness_jitter", 1e30, "brightness_jitter is a number from 0 to 1, got 1e+30"),
     ("seed", -1, "seed is a number from 0 to "),
     ("seed", 10**30, "seed is a number from 0 to "),
 ]
@@ -87,10 +87,10 @@ def test_a_wrong_size_of_l3net_is_named(
     ("name", "value", "sentence"),
     [
         ("batch_size", 10**9, "batch_size is a number from 1 to 65,536, got 1000000000"),
-        ("warm_up", "inf", "warm_up is a number from 0 to 1, got inf"),
-        ("validation_share", "nan", "validation_share is a number from 0 to 1, got nan"),
+        ("warmup_ratio", "inf", "warmup_ratio is a number from 0 to 1, got inf"),
+        ("validation_fraction", "nan", "validation_fraction is a number from 0 to 1, got nan"),
         ("dropout", 5, "dropout is a number from 0 to 1, got 5.0"),
-        ("max_words", 10**9, "--max_words 1000000000: this model has positions for 64"),
+        ("max_tokens", 10**9, "--max-tokens 1000000000: this model has positions for 64"),
     ],
 )
 def test_a_wrong_size_of_vilbert_is_named(
@@ -104,22 +104,22 @@ def test_a_wrong_size_of_vilbert_is_named(
 @pytest.mark.parametrize(
     ("model", "place", "value", "sentence"),
     [
-        ("l3net", "width", 100_000, "config: no model has this configuration: width is a number from 1 to 1,024"),
+        ("l3net", "width", 100_000, "config: invalid configuration: width is a number from 1 to 1,024"),
         ("l3net", "image_size", 10**6, "image_size is a number from 16 to 4,096, got 1000000"),
         ("l3net", "fusion", 10**7, "fusion is a number from 1 to 65,536, got 10000000"),
         (
             "vilbert",
             "text.dim",
             10**7,
-            "config.text: no model has this configuration: dim is a number from 1 to 16,384",
+            "config.text: invalid configuration: dim is a number from 1 to 16,384",
         ),
-        ("vilbert", "vision.layers", 10**6, "config.vision: no model has this configuration: layers is a number"),
+        ("vilbert", "vision.layers", 10**6, "config.vision: invalid configuration: layers is a number"),
         ("vilbert", "text.intermediate", 10**7, "intermediate is a number from 1 to 65,536, got 10000000"),
         ("vilbert", "text.heads", 0, "heads is a number from 1 to 1,024, got 0"),
         ("vilbert", "vocabulary", 10**7, "vocabulary is a number from 1 to 1,048,576, got 10000000"),
         ("vilbert", "positions", 10**7, "positions is a number from 1 to 65,536, got 10000000"),
         ("vilbert", "joint_dim", -1, "joint_dim is a number from 1 to 16,384, got -1"),
-        ("vilbert", "schedule", [[0, 9]], "schedule ((0, 9),) must not go back"),
+        ("vilbert", "co_attention_layers", [[0, 9]], "co_attention_layers ((0, 9),) must be sorted"),
     ],
 )
 def test_a_wrong_size_in_a_checkpoint_is_named_with_its_file(

@@ -64,14 +64,14 @@ def test_an_empty_context_is_attended_to_as_if_nothing_were_masked(attention: At
     everything = torch.ones(1, 5, dtype=torch.bool)
     assert torch.equal(attention(x, context, ~everything), attention(x, context, everything))
     assert_close(attention(x, context, None), attention(x, context, everything), rtol=0, atol=1e-6)
-    assert_close(attention.weights(x, context, None), attention.weights(x, context, ~everything))
+    assert_close(attention.compute_weights(x, context, None), attention.compute_weights(x, context, ~everything))
 
 
 def test_gates_multiply_queries_and_keys(attention: Attention):
     x, context, attended = random(2, 4, 12), random(2, 5, 20), torch.ones(2, 5, dtype=torch.bool)
     doubled = AttentionGates(torch.full((2, 24), 2.0), torch.full((2, 24), 3.0))
-    gated = attention.weights(x, context, attended, doubled)
-    queries, keys = attention.queries_and_keys(x, context)
+    gated = attention.compute_weights(x, context, attended, doubled)
+    queries, keys = attention.project_queries_and_keys(x, context)
     assert_close(gated, (6 * queries @ keys.mT / 8**0.5).softmax(-1))
     assert torch.equal(
         attention(x, context, attended, AttentionGates(torch.ones(2, 24), torch.ones(2, 24))),
@@ -123,7 +123,7 @@ def test_recorded_weights_are_what_mixes_the_values(attention: Attention, attend
     assert list(maps) == ["one"]
     assert maps["one"].shape == (3, 3, 4, 5)
     assert_close(maps["one"].sum(-1), torch.ones(3, 3, 4))
-    values = attention.split(attention.value(context))
+    values = attention.split_heads(attention.value(context))
     assert_close(attention.output((maps["one"] @ values).transpose(1, 2).flatten(2)), inside)
     attention(x[:1], context[:1], attended[:1])
     assert maps["one"].shape[0] == 3, "nothing is recorded outside"

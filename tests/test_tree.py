@@ -9,7 +9,7 @@ import soundfile
 from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
-from comodal.tasks.audio.audio_folders import evaluate_sounds
+from comodal.tasks.audio.audio_folders import evaluate_audio
 from comodal.tasks.evaluation.class_folders import list_labeled_files
 
 TEXT = frozenset({".txt"})
@@ -26,7 +26,7 @@ def plant(root: Path, *names: str) -> Path:
 def test_train_and_test_folders_are_the_split(tmp_path: Path):
     root = plant(tmp_path, "train/a/1.txt", "train/b/1.TXT", "train/b/deep/2.txt", "val/a/1.txt", "val/b/note.md")
     items = list_labeled_files(root, TEXT)
-    assert [(item.name, item.category, item.test) for item in items] == [
+    assert [(item.name, item.category, item.is_test) for item in items] == [
         ("train/a/1.txt", "a", False),
         ("train/b/1.TXT", "b", False),
         ("train/b/deep/2.txt", "b", False),
@@ -37,10 +37,10 @@ def test_train_and_test_folders_are_the_split(tmp_path: Path):
 def test_without_a_test_folder_a_hash_of_the_name_decides(tmp_path: Path):
     """A file's side does not depend on what else is there, and about a fifth is tested."""
     root = plant(tmp_path / "all", *(f"{kind}/{number}.txt" for kind in "ab" for number in range(200)))
-    sides = {item.name: item.test for item in list_labeled_files(root, TEXT)}
+    sides = {item.name: item.is_test for item in list_labeled_files(root, TEXT)}
     assert abs(sum(sides.values()) - 80) < 4.5 * (400 * 0.2 * 0.8) ** 0.5
     fewer = plant(tmp_path / "fewer", *(f"{kind}/{number}.txt" for kind in "ab" for number in range(0, 200, 7)))
-    assert all(sides[item.name] == item.test for item in list_labeled_files(fewer, TEXT))
+    assert all(sides[item.name] == item.is_test for item in list_labeled_files(fewer, TEXT))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_tones_of_two_octaves_are_told_apart_by_any_features(tmp_path: Path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(path, tone + 0.001 * rng.standard_normal(24_000), 48_000)
     save_model(L3Net(make_small_l3net_config(4, 32)), tmp_path / "model", {})
-    numbers = evaluate_sounds(tmp_path / "model", tmp_path / "tones", workers=1, out=tmp_path / "scores")
-    assert numbers["sound.trained"] == numbers["sound.untrained"] == numbers["sound.spectrogram"] == 1.0
-    assert numbers["sound.items"] == 12
+    numbers = evaluate_audio(tmp_path / "model", tmp_path / "tones", workers=1, out=tmp_path / "scores")
+    assert numbers["audio.trained"] == numbers["audio.untrained"] == numbers["audio.spectrogram"] == 1.0
+    assert numbers["audio.items"] == 12
     assert (tmp_path / "scores" / "results.json").is_file()

@@ -50,8 +50,8 @@ def test_the_last_layer_s_largest_values_are_the_features_that_the_verdict_rests
         max_channel_activations(build_audio_tower_input(model), sound),
     )
     assert list(seen) == list(heard) == [f"conv{block}_{layer}" for block in range(1, 5) for layer in (1, 2)]
-    assert np.allclose(seen[POOL4], output.image.numpy(), atol=1e-6)
-    assert np.allclose(heard[POOL4], output.sound.numpy(), atol=1e-6)
+    assert np.allclose(seen[POOL4], output.image_features.numpy(), atol=1e-6)
+    assert np.allclose(heard[POOL4], output.audio_features.numpy(), atol=1e-6)
 
 
 def test_a_choosy_unit_comes_before_one_that_fires_for_all_and_dead_ones_last():
@@ -62,7 +62,7 @@ def test_a_choosy_unit_comes_before_one_that_fires_for_all_and_dead_ones_last():
     ranked = rank_units(activations, 3, 2)
     assert [unit.channel for unit in ranked] == [1, 2, 0]
     assert ranked[0].moments.tolist() == [9, 4]
-    assert ranked[0].strengths.tolist() == [6.0, 5.0]
+    assert ranked[0].activations.tolist() == [6.0, 5.0]
 
 
 def test_heat_is_where_the_unit_fires():
@@ -83,13 +83,13 @@ def test_a_moment_is_the_middle_frame_and_the_second_around_it(tmp_path: Path):
     moments = read_clip_moments(write_world(tmp_path / "w", 6), model, 6)
     assert moments.names == tuple(f"clip{clip}" for clip in range(6))
     light = moments.image.float().mean((1, 2, 3))
-    pitch = torch.fft.rfft(moments.sound).abs().argmax(-1).float()  # of one second: in hertz
+    pitch = torch.fft.rfft(moments.audio).abs().argmax(-1).float()  # of one second: in hertz
     assert torch.equal(light.argsort(), pitch.argsort())
 
 
 def test_a_wrong_sample_rate_is_told(tmp_path: Path):
     folder = write_world(tmp_path / "w", 2, rate=16_000)
-    with pytest.raises(DataError, match="16000 samples a second; the model hears 48000"):
+    with pytest.raises(DataError, match="16000 Hz; the model needs 48000 Hz"):
         read_clip_moments(folder, L3Net(L3NetConfig(width=1, image_size=24)), 2)
 
 
@@ -102,7 +102,7 @@ def test_galleries_show_a_row_for_each_unit_and_let_sounds_be_heard(tmp_path: Pa
     model = L3Net(make_small_l3net_config(1, 24)).eval()
     moments = read_clip_moments(write_world(tmp_path / "w", 4), model, 4)
     seen = build_unit_gallery(build_image_tower_input(model), moments.image, (), make_image_cells(moments))
-    heard = build_unit_gallery(build_audio_tower_input(model), moments.sound, (), make_audio_cells(model, moments))
+    heard = build_unit_gallery(build_audio_tower_input(model), moments.audio, (), make_audio_cells(model, moments))
     pages = [render_page("units", [PageSection("units", "", blocks)]) for blocks in (seen, heard)]
     rows = 8 + 4 + 2  # pool4 has 8 units of a network of width 1, conv3_2 four, conv2_2 two; four moments each
     for page in map(check_page, pages):
@@ -113,9 +113,9 @@ def test_galleries_show_a_row_for_each_unit_and_let_sounds_be_heard(tmp_path: Pa
     assert len(played) == 4 * rows
     sound, rate = soundfile.read(io.BytesIO(base64.b64decode(played[0])))
     first = rank_units(
-        max_channel_activations(build_audio_tower_input(model), moments.sound)[POOL4], 1, NUM_UNIT_EXAMPLES
+        max_channel_activations(build_audio_tower_input(model), moments.audio)[POOL4], 1, NUM_UNIT_EXAMPLES
     )[0].moments[0]
-    spectra = [np.abs(np.fft.rfft(wave[:44_000])) for wave in (sound, moments.sound[int(first)].numpy())]
+    spectra = [np.abs(np.fft.rfft(wave[:44_000])) for wave in (sound, moments.audio[int(first)].numpy())]
     assert rate == 48_000
     assert abs(int(spectra[0].argmax()) - int(spectra[1].argmax())) <= 2  # the same tone
 
@@ -124,7 +124,7 @@ def test_without_labels_of_several_classes_there_is_no_study(tmp_path: Path):
     model = L3Net(make_small_l3net_config(1, 24)).eval()
     moments = read_clip_moments(write_world(tmp_path / "w", 4), model, 4)
     assert len(build_unit_parts(model, moments)) == 2
-    labelled = ClipMoments(moments.image, moments.sound, moments.names, ("high", "low", "high", "low"))
+    labelled = ClipMoments(moments.image, moments.audio, moments.names, ("high", "low", "high", "low"))
     study = build_unit_parts(model, labelled)[2]
     page = check_page(render_page("units", [study]))
     assert [table.caption for table in page.tables] == ["Image tower", "Audio tower"]

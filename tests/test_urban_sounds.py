@@ -18,7 +18,7 @@ from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
 from comodal.tasks.audio.urbansound8k import evaluate_us8k, read_urbansound8k
 
 OPTIONS = SynthesisOptions(
-    videos=0, sounds=0, images=0, scenes=10, seconds=1.0, side=32, frames_per_second=5.0, sound_seconds=0.3, seed=0
+    videos=0, audio=0, images=0, scenes=10, seconds=1.0, side=32, frames_per_second=5.0, audio_seconds=0.3, seed=0
 )
 
 
@@ -59,12 +59,12 @@ def test_each_of_the_ten_folds_is_tested_by_the_other_nine(whole: Path, tmp_path
     torch.manual_seed(0)
     save_model(L3Net(L3NetConfig(width=2, image_size=32)), tmp_path / "model", {})
     numbers = evaluate_us8k(tmp_path / "model", whole, windows=1, out=tmp_path / "out", workers=1)
-    folds = [numbers[f"sound.spectrogram.fold{fold}"] for fold in range(1, 11)]
-    assert numbers["sound.spectrogram"] == pytest.approx(np.mean(folds))
-    assert numbers["sound.spectrogram.deviation"] == pytest.approx(np.std(folds, ddof=1))
+    folds = [numbers[f"audio.spectrogram.fold{fold}"] for fold in range(1, 11)]
+    assert numbers["audio.spectrogram"] == pytest.approx(np.mean(folds))
+    assert numbers["audio.spectrogram.std"] == pytest.approx(np.std(folds, ddof=1))
     fold_of = {f"fold{row['fold']}/{row['slice_file_name']}": row["fold"] for row in rows_of(whole)}
     right = defaultdict(list)
-    with (tmp_path / "out" / "answers.csv").open(newline="") as file:
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             assert row["fold"] == fold_of[row["item"]]
             right[int(row["fold"])].append(row["spectrogram"] == row["truth"])
@@ -79,11 +79,13 @@ def test_each_of_the_ten_folds_is_tested_by_the_other_nine(whole: Path, tmp_path
 
 def test_folds_are_the_tables_and_the_next_one_chooses_the_penalty(whole: Path):
     found = read_urbansound8k(whole)
-    assert [(one.number, one.held_out) for one in found.rounds] == [(fold, (fold % 10 + 1,)) for fold in range(1, 11)]
-    recording = [sound.path.name.split("-")[0] for sound in found.sounds]
-    for one in found.rounds:
-        assert {name for name, yes in zip(recording, one.tested, strict=True) if yes}.isdisjoint(
-            name for name, yes in zip(recording, one.fitted, strict=True) if yes
+    assert [(one.fold, one.held_out_folds) for one in found.splits] == [
+        (fold, (fold % 10 + 1,)) for fold in range(1, 11)
+    ]
+    recording = [sound.path.name.split("-")[0] for sound in found.audio_files]
+    for one in found.splits:
+        assert {name for name, yes in zip(recording, one.test_mask, strict=True) if yes}.isdisjoint(
+            name for name, yes in zip(recording, one.train_mask, strict=True) if yes
         )
     assert found.classes == tuple(
         row["class"] for row in sorted(rows_of(whole)[:10], key=lambda row: int(row["classID"]))
@@ -94,16 +96,16 @@ def test_folds_are_the_tables_and_the_next_one_chooses_the_penalty(whole: Path):
     ("column", "value", "told"),
     [
         ("fold", "11", r"UrbanSound8K.csv, line 2: fold 11; there are 10"),
-        ("fold", "x", r"line 2: fold 'x' is not a number"),
+        ("fold", "x", r"line 2: fold 'x' is not an integer"),
         (
             "fold",
             "2",
-            r"line 2: 100032-0-0-0.wav is in fold 2 by the table, and lies in fold1: is this the table of an",
+            r"line 2: 100032-0-0-0.wav is in fold 2 by the table, but is in fold1: is this the table of an",
         ),
         ("classID", "3", r"line 2: 100032-0-0-0.wav is of recording 100032 and class 0 by its name, of .* class 3 by"),
-        ("class", "moon", r"is of class 0, '\w+', but in rows before it 0 is 'moon'"),
+        ("class", "moon", r"is of class 0, '\w+', but in earlier rows 0 is 'moon'"),
         ("class", "", r"line 2: class is empty"),
-        ("slice_file_name", "100093-1-0-0.wav", r"line 3: 100093-1-0-0.wav stands in line 2 already"),
+        ("slice_file_name", "100093-1-0-0.wav", r"line 3: 100093-1-0-0.wav is already in line 2"),
     ],
 )
 def test_a_table_of_another_version_is_named_with_its_line(urban: Path, column: str, value: str, told: str):
@@ -117,16 +119,18 @@ def test_a_table_of_another_version_is_named_with_its_line(urban: Path, column: 
 def test_what_is_missing_is_named(urban: Path, tmp_path: Path):
     rows = rows_of(urban)
     (urban / "audio" / "fold1" / rows[0]["slice_file_name"]).unlink()
-    with pytest.raises(DataError, match=r"csv: 1 of 100 sounds are missing, the first is .*fold1/100032-0-0-0.wav"):
+    with pytest.raises(
+        DataError, match=r"csv: 1 of 100 audio files are missing, the first is .*fold1/100032-0-0-0.wav"
+    ):
         read_urbansound8k(urban).check()
     write_rows(urban, [row for row in rows if row["fold"] != "7"])
-    with pytest.raises(DataError, match=r"no slice is in fold 7; the 10 folds are used as they are"):
+    with pytest.raises(DataError, match=r"no slice is in fold 7; the 10 official folds must be complete"):
         read_urbansound8k(urban)
     write_rows(urban, [{name: value for name, value in row.items() if name != "classID"} for row in rows])
     with pytest.raises(DataError, match=r"column 'classID' is missing; there are slice_file_name, fsID"):
         read_urbansound8k(urban)
     shutil.rmtree(urban / "metadata")
-    with pytest.raises(DataError, match=r"metadata/UrbanSound8K.csv is not there"):
+    with pytest.raises(DataError, match=r"metadata/UrbanSound8K.csv is missing"):
         read_urbansound8k(urban)
-    with pytest.raises(DataError, match=r"nowhere: there is no such folder"):
+    with pytest.raises(DataError, match=r"nowhere: no such folder"):
         read_urbansound8k(tmp_path / "nowhere")

@@ -39,20 +39,20 @@ def test_words_and_objects_become_the_originals_pieces():
     expected = json.loads((FIXTURES / "data" / "vcr_text.json").read_text())
     question, answer = (join_vcr_words("", expected[name], expected["names"]) for name in ("question", "answer"))
     text = tokenize_text_pair(bert_words(), [question], answer, 60)
-    assert list(text.words) == expected["beta_input_ids"]
-    assert list(text.segments) == expected["beta_segment_ids"]
+    assert list(text.token_ids) == expected["beta_input_ids"]
+    assert list(text.token_types) == expected["beta_segment_ids"]
 
 
 def test_a_text_that_is_too_long_keeps_its_frame_and_loses_from_the_longer_part():
-    words = WordPieceTokenizer.of_texts(["a b c d e f"])
+    words = WordPieceTokenizer.from_texts(["a b c d e f"])
     a, b, c, d = (words.encode(letter)[1] for letter in "abcd")
-    start, end = words.start, words.end
+    start, end = words.cls_id, words.sep_id
     text = tokenize_text_pair(words, ["a b c d"], "a b", 7)
-    assert list(text.words) == [start, a, b, end, a, b, end]
-    assert list(text.segments) == [0, 0, 0, 0, 1, 1, 1]
+    assert list(text.token_ids) == [start, a, b, end, a, b, end]
+    assert list(text.token_types) == [0, 0, 0, 0, 1, 1, 1]
     three = tokenize_text_pair(words, ["c", "d"], "a", 20)
-    assert list(three.words) == [start, c, end, d, end, a, end]
-    assert list(three.segments) == [0, 0, 0, 0, 0, 1, 1]
+    assert list(three.token_ids) == [start, c, end, d, end, a, end]
+    assert list(three.token_types) == [0, 0, 0, 0, 0, 1, 1]
 
 
 def test_people_have_names_of_their_own_and_things_their_class():
@@ -100,16 +100,16 @@ def test_it_chooses_answers_and_rationales_by_looking(store: RegionStore, tmp_pa
     assert found["vcr.q_to_a"] == 1.0 == found["vcr.qa_to_r"] == found["vcr.q_to_ar"]
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert set(card["scores"]) == {"Q -> A", "QA -> R", "Q -> AR"} and card["scores"]["Q -> A"]["paper"] is None
-    blind = evaluate_vcr(tmp_path / "tuned", data, store.folder, blank="picture")
+    blind = evaluate_vcr(tmp_path / "tuned", data, store.folder, ablate="image")
     assert blind["vcr.q_to_a"] <= 0.45  # one of four
     partly = write(tmp_path / "partly.jsonl", [riddle(image, "val") for image in (36, 37, 38, 777)])
     found = evaluate_vcr(tmp_path / "tuned", partly, store.folder)  # the picture of the last is missing
     for name in ("q_to_a", "qa_to_r", "q_to_ar"):
-        assert found[f"vcr.{name}"] == pytest.approx(found[f"vcr.{name}.answered"] * 3 / 4)
+        assert found[f"vcr.{name}"] == pytest.approx(found[f"vcr.{name}.predicted"] * 3 / 4)
     test = write(tmp_path / "test.jsonl", [riddle(image, "test", with_labels=False) for image in (5, 2)])
     assert evaluate_vcr(tmp_path / "tuned", test, store.folder, out=tmp_path / "sub") == {"vcr.items": 2.0}
     card = json.loads((tmp_path / "sub" / "card.json").read_text())
-    assert card["scores"] == {} and card["counts"] == {"items": 2, "answered": 2}
+    assert card["scores"] == {} and card["counts"] == {"items": 2, "predicted": 2}
     rows = list(csv.DictReader((tmp_path / "sub" / "submission.csv").read_text().splitlines()))
     assert [row["annot_id"] for row in rows] == ["test-5", "test-2"]  # every question under its own id
     assert list(rows[0]) == VCR_SUBMISSION_COLUMNS and len(VCR_SUBMISSION_COLUMNS) == 21
@@ -146,11 +146,11 @@ def test_labels_that_are_missing_are_told_by_the_first_question(store: RegionSto
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"answer_choices": [["a"]] * 3}, "'answer_choices' has not 4 choices"),
-        ({"question": ["who", [2]]}, r"\[2\] is neither a word nor a list of the 2 objects' numbers"),
+        ({"answer_choices": [["a"]] * 3}, "'answer_choices' does not have 4 choices"),
+        ({"question": ["who", [2]]}, r"\[2\] is neither a word nor a list of the 2 objects' indices"),
         ({"answer_label": 4}, "'answer_label' is 4, not 0 to 3"),
         ({"answer_label": True}, "'answer_label' is True, not 0 to 3"),
-        ({"annot_id": "val-1"}, "val-1 is in line 1 already"),
+        ({"annot_id": "val-1"}, "val-1 is already in line 1"),
         ({"annot_id": None}, "is it a file of VCR"),
         ({"rationale_choices": [["a"], "b", ["c"], ["d"]]}, "'b' is not a list of words"),
     ],

@@ -75,4 +75,4 @@ def test_the_map_is_the_raw_one_after_norm_and_relu():
     torch.manual_seed(0)
     net, x = tower(3, 4, input_norm=True).eval(), torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
-        assert torch.equal(net(x), net.layers["conv4_2"].norm(net.raw(x)).relu())
+        assert torch.equal(net(x), net.layers["conv4_2"].norm(net.compute_last_convolution(x)).relu())

@@ -60,7 +60,7 @@ def test_each_picture_is_what_a_player_shows_at_that_time(tmp_path: Path, frames
     assert clip.frame_seconds == [k / frames_per_second for k in range(round(2 * frames_per_second))]
     assert numbers(clip) == [math.floor(25 * seconds + 1e-6) for seconds in clip.frame_seconds]
     assert clip.seconds == pytest.approx(2.0, abs=0.001)
-    assert len(clip.sound) == round(clip.seconds * 48000)
+    assert len(clip.audio) == round(clip.seconds * 48000)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -68,7 +68,7 @@ def test_picture_and_sound_of_every_format_are_on_one_clock(tmp_path: Path, name
     options = FORMATS[name]
     path = write_video(tmp_path / name, sound=tone(2, options.get("sound_rate", 48000)), **options)
     clip = read_clip(path, frames_per_second=25.0)
-    sound_begins = clip.sound_start_seconds + onset_seconds(clip.sound, clip.sample_rate)
+    sound_begins = clip.audio_start_seconds + onset_seconds(clip.audio, clip.sample_rate)
     pictures = dict(zip(numbers(clip), clip.frame_seconds, strict=True))
     # The tone was written to begin at 0.5 s, that is in the middle of picture 12; mp3 and TS shift both by one frame.
     assert sound_begins - pictures[12] == pytest.approx(0.02, abs=0.045)
@@ -90,11 +90,11 @@ def test_one_picture_a_second_stands_for_a_second(tmp_path: Path):
 
 
 def test_late_sound_and_late_picture_keep_their_times(tmp_path: Path):
-    path = write_video(tmp_path / "sound.mp4", sound=tone(1.5, 48000, silent_seconds=0.25), sound_start=1.0,
+    path = write_video(tmp_path / "audio.mp4", sound=tone(1.5, 48000, silent_seconds=0.25), sound_start=1.0,
                        picture_seconds=[k / 25 for k in range(75)])  # fmt: skip
     clip = read_clip(path)
-    assert clip.sound_start_seconds == pytest.approx(1.0, abs=0.03)  # AAC begins with one frame of its own
-    assert clip.sound_start_seconds + onset_seconds(clip.sound, 48000) == pytest.approx(1.25, abs=0.002)
+    assert clip.audio_start_seconds == pytest.approx(1.0, abs=0.03)  # AAC begins with one frame of its own
+    assert clip.audio_start_seconds + onset_seconds(clip.audio, 48000) == pytest.approx(1.25, abs=0.002)
     assert numbers(clip)[:3] == [0, 5, 10]
     path = write_video(
         tmp_path / "picture.mp4", sound=tone(4, 48000), picture_seconds=[1.5 + k / 25 for k in range(50)]
@@ -109,7 +109,7 @@ def test_timestamps_that_begin_at_five_seconds_count_from_zero(tmp_path: Path):
     seconds = [5 + k / 25 for k in range(50)]
     clip = read_clip(write_video(tmp_path / "v.mkv", picture_seconds=seconds, sound=tone(2, 48000), sound_start=5.0))
     assert numbers(clip) == list(range(0, 50, 5))
-    assert onset_seconds(clip.sound, 48000) == pytest.approx(0.5, abs=0.002)
+    assert onset_seconds(clip.audio, 48000) == pytest.approx(0.5, abs=0.002)
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -121,9 +121,9 @@ def test_a_clip_from_the_middle_is_on_the_clock_that_begins_there(tmp_path: Path
     assert part.frame_seconds == [k / 5 for k in range(10)]
     assert numbers(part) == numbers(whole)[21:31]
     assert part.seconds == 2.0
-    assert part.sound_start_seconds == 0
-    assert onset_seconds(part.sound, 48000) == pytest.approx(onset_seconds(whole.sound, 48000) - 4.2, abs=0.002)
-    assert len(part.sound) == 96000
+    assert part.audio_start_seconds == 0
+    assert onset_seconds(part.audio, 48000) == pytest.approx(onset_seconds(whole.audio, 48000) - 4.2, abs=0.002)
+    assert len(part.audio) == 96000
 
 
 def test_a_clip_that_begins_behind_the_end_is_too_short(tmp_path: Path):
@@ -141,7 +141,7 @@ def test_the_clip_ends_with_the_sound_or_after_the_seconds_asked_for(tmp_path: P
     assert max(clip.frame_seconds) < clip.seconds
     clip = read_clip(path, seconds=1.5, frames_per_second=4.0)
     assert clip.seconds == 1.5
-    assert len(clip.sound) == 72000
+    assert len(clip.audio) == 72000
     assert clip.frame_seconds == [0, 0.25, 0.5, 0.75, 1.0, 1.25]
 
 
@@ -151,7 +151,7 @@ def test_channels_are_mixed_by_their_plain_mean(tmp_path: Path, layout: str, cha
     sound = np.zeros((channels, 96000), np.float32)
     sound[:2] = tone(2, 48000, silent_seconds=0)
     path = write_video(tmp_path / "video.mov", sound=sound, layout=layout, sound_codec=codec)
-    loudness = np.sqrt(np.mean(read_clip(path).sound[4800:-4800] ** 2))
+    loudness = np.sqrt(np.mean(read_clip(path).audio[4800:-4800] ** 2))
     assert loudness == pytest.approx(2 / channels * 0.5 / math.sqrt(2), rel=0.02)
 
 
@@ -164,7 +164,7 @@ def test_channels_in_an_unusual_order_do_no_harm(tmp_path: Path):
     code = (
         "import sys; from pathlib import Path; from comodal.media.video import read_clip\n"
         "for _ in range(5): clip = read_clip(Path(sys.argv[1]))\n"
-        "print(abs(clip.sound).max())"
+        "print(abs(clip.audio).max())"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -258,8 +258,8 @@ def test_a_playlist_does_not_open_other_files(tmp_path: Path):
 
 def test_what_is_missing_in_a_good_file_is_the_reason(tmp_path: Path):
     sound = tone(2, 48000)
-    assert refusal(write_video(tmp_path / "a.mp4")) == "no sound"
-    assert refusal(write_video(tmp_path / "b.mp4", picture_seconds=(), sound=sound)) == "no picture"
+    assert refusal(write_video(tmp_path / "a.mp4")) == "no audio stream"
+    assert refusal(write_video(tmp_path / "b.mp4", picture_seconds=(), sound=sound)) == "no video stream"
     assert refusal(write_video(tmp_path / "c.mp4", sound=0 * sound)) == "silent"
     assert refusal(write_video(tmp_path / "d.mp4", sound=1e-3 * sound)) == "silent"
     assert refusal(write_video(tmp_path / "e.mp4", sound=tone(0.8, 48000, 0.1))) == "too short"
@@ -278,7 +278,7 @@ def test_a_cover_is_no_picture(tmp_path: Path):
     path.write_bytes(b"ID3\x03\0\0" + size + frame + song.read_bytes())
     with av.open(str(path)) as opened:
         assert opened.streams.video  # FFmpeg does take it for one
-    assert refusal(path) == "no picture"
+    assert refusal(path) == "no video stream"
 
 
 WHOLE = {"video.mp4": {"container_options": {"movflags": "faststart"}}, "end.mp4": {}} | {
@@ -385,5 +385,5 @@ def test_probing_tells_what_the_file_is(tmp_path: Path):
     info = read_video_info(path)
     assert (info.width, info.height, info.frames_per_second) == (160, 120, 25.0)
     assert info.seconds == pytest.approx(2.0, abs=0.03)
-    assert (info.picture_codec, info.sound_codec, info.sample_rate, info.has_sound) == ("h264", "aac", 44100, True)
-    assert not read_video_info(write_video(tmp_path / "mute.mp4")).has_sound
+    assert (info.video_codec, info.audio_codec, info.sample_rate, info.has_audio) == ("h264", "aac", 44100, True)
+    assert not read_video_info(write_video(tmp_path / "mute.mp4")).has_audio

@@ -32,8 +32,8 @@ TINY = ViLBERTConfig(
     vision=StreamConfig(12, 2, 3, 20),
     joint_dim=20,
     joint_heads=5,
-    schedule=((0, 1), (1, 2)),
-    region_features=7,
+    co_attention_layers=((0, 1), (1, 2)),
+    region_feature_dim=7,
     region_targets=9,
 )
 
@@ -54,9 +54,9 @@ def inputs(
     config: ViLBERTConfig, batch: int = 3, words: int = 6, regions: int = 5, seed: int = 1
 ) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    seen = torch.randn(batch, regions, config.region_features, generator=generator)
-    if config.region_tokens:
-        seen = torch.randint(config.region_tokens, (batch, regions), generator=generator)
+    seen = torch.randn(batch, regions, config.region_feature_dim, generator=generator)
+    if config.num_visual_tokens:
+        seen = torch.randint(config.num_visual_tokens, (batch, regions), generator=generator)
     return [
         torch.randint(config.vocabulary, (batch, words), generator=generator),
         torch.zeros(batch, words, dtype=torch.int64),
@@ -106,7 +106,7 @@ def count(module: torch.nn.Module) -> int:
 def never_used(config: ViLBERTConfig) -> int:
     """Parameters of the original's `q_dense1` and `q_dense2`."""
     text, vision = config.text.dim, config.vision.dim
-    return len(config.schedule) * (text + vision) * (config.joint_dim + 1)
+    return len(config.co_attention_layers) * (text + vision) * (config.joint_dim + 1)
 
 
 @pytest.mark.parametrize(
@@ -132,11 +132,11 @@ def test_parameter_counts_are_the_originals(config: ViLBERTConfig, pretraining: 
 
 def test_the_default_is_the_papers_base_model():
     assert ViLBERTConfig() == make_base_config(6)
-    assert make_base_config(2).schedule == ((0, 10), (1, 11))  # config/bert_base_2layer_2conect.json
-    assert make_large_config(2).schedule == ((0, 22), (1, 23))
+    assert make_base_config(2).co_attention_layers == ((0, 10), (1, 11))  # config/bert_base_2layer_2conect.json
+    assert make_large_config(2).co_attention_layers == ((0, 22), (1, 23))
 
 
-VARIANTS = [TINY, replace(TINY, dynamic_attention=True), replace(TINY, region_tokens=11)]
+VARIANTS = [TINY, replace(TINY, dynamic_attention=True), replace(TINY, num_visual_tokens=11)]
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=["features", "dynamic", "tokens"])
@@ -145,14 +145,16 @@ def test_what_is_masked_cannot_matter(config: ViLBERTConfig):
     words, segments, words_attended, regions, locations, regions_attended = inputs(config)
     other = inputs(config, seed=2)
     changed_words = torch.where(words_attended, words, other[0])
-    hidden = regions_attended if config.region_tokens else regions_attended.unsqueeze(2)
+    hidden = regions_attended if config.num_visual_tokens else regions_attended.unsqueeze(2)
     changed_regions = torch.where(hidden, regions, other[3])
     changed_locations = torch.where(regions_attended.unsqueeze(2), locations, other[4])
     before = model(words, segments, words_attended, regions, locations, regions_attended)
     after = model(changed_words, segments, words_attended, changed_regions, changed_locations, regions_attended)
-    assert_close(after.words[words_attended], before.words[words_attended], rtol=0, atol=1e-6)
-    assert_close(after.regions[regions_attended], before.regions[regions_attended], rtol=0, atol=1e-6)
-    assert_close((after.text, after.vision), (before.text, before.vision), rtol=0, atol=1e-6)
+    assert_close(after.token_states[words_attended], before.token_states[words_attended], rtol=0, atol=1e-6)
+    assert_close(after.region_states[regions_attended], before.region_states[regions_attended], rtol=0, atol=1e-6)
+    assert_close(
+        (after.pooled_text, after.pooled_vision), (before.pooled_text, before.pooled_vision), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=["features", "dynamic", "tokens"])
@@ -164,7 +166,9 @@ def test_padding_cannot_matter(config: ViLBERTConfig):
     )
     words_attended[:, 4:], regions_attended[:, 3:] = False, False
     padded = model(words, segments, words_attended, regions, locations, regions_attended)
-    assert_close((padded.text, padded.vision), (short.text, short.vision), rtol=0, atol=1e-6)
+    assert_close(
+        (padded.pooled_text, padded.pooled_vision), (short.pooled_text, short.pooled_vision), rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=["features", "dynamic", "tokens"])
@@ -181,9 +185,9 @@ def test_no_words_and_no_regions_are_finite_with_finite_gradients(config: ViLBER
 def test_without_co_attention_the_text_does_not_know_the_image():
     model = made(replace(TINY, co_attention=False))
     mine, other = inputs(TINY), inputs(TINY, seed=2)
-    assert torch.equal(model(*mine).words, model(*mine[:3], *other[3:]).words)
+    assert torch.equal(model(*mine).token_states, model(*mine[:3], *other[3:]).token_states)
     model = made(TINY)
-    assert not torch.equal(model(*mine).words, model(*mine[:3], *other[3:]).words)
+    assert not torch.equal(model(*mine).token_states, model(*mine[:3], *other[3:]).token_states)
 
 
 def test_rows_of_a_batch_do_not_know_each_other():
@@ -201,20 +205,20 @@ SCHEDULES = [((0, 1), (1, 2)), ((1, 2),), ((0, 0),), ((1, 1), (1, 1)), ()]
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 def test_pooled_streams_alone_are_those_of_the_whole(schedule: tuple, dynamic: bool):
-    model = made(replace(TINY, schedule=schedule, dynamic_attention=dynamic))
+    model = made(replace(TINY, co_attention_layers=schedule, dynamic_attention=dynamic))
     batch = inputs(TINY)
-    text, vision = model.text_prefix(*batch[:3]), model.vision_prefix(*batch[3:])
-    whole = model.join(text, vision)
-    assert_close(model.join_pooled(text, vision), (whole.text, whole.vision), rtol=1e-5, atol=1e-5)
+    text, vision = model.encode_text(*batch[:3]), model.encode_image(*batch[3:])
+    whole = model.fuse(text, vision)
+    assert_close(model.fuse_pooled(text, vision), (whole.pooled_text, whole.pooled_vision), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
 @pytest.mark.parametrize("kind", ["two streams", "gated", "one stream"])
 def test_padding_and_places_that_nobody_wants_can_be_left_out(kind: str, schedule: tuple):
     """What is wanted, the pooled streams and all gradients are as if everything was computed."""
-    config = replace(TINY, schedule=schedule, dynamic_attention=kind == "gated")
+    config = replace(TINY, co_attention_layers=schedule, dynamic_attention=kind == "gated")
     if kind == "one stream":
-        config = replace(config, region_tokens=11)
+        config = replace(config, num_visual_tokens=11)
         model = randomised(SingleStream(SingleStreamConfig(50, 20, 0, 2, StreamConfig(16, 2, 2, 24), 11, 9, 20)))
     else:
         model = made(config)
@@ -223,10 +227,13 @@ def test_padding_and_places_that_nobody_wants_can_be_left_out(kind: str, schedul
     wanted = OutputIndices(torch.tensor([2, 5, 9, 13]), torch.tensor([1, 7]))  # rows of 6 words and of 5 regions
     found = []
     for of_words, of_regions, few in ((None, None, None), (*index, wanted), (index[0], None, wanted), (*index, None)):
-        text = model.text_prefix(*batch[:3], index=of_words)
-        output = model.join(text, model.vision_prefix(*batch[3:], index=of_regions), few)
-        words, regions = output.words.flatten(0, 1)[wanted.words], output.regions.flatten(0, 1)[wanted.regions]
-        chosen = (words, regions, output.text, output.vision)
+        text = model.encode_text(*batch[:3], index=of_words)
+        output = model.fuse(text, model.encode_image(*batch[3:], index=of_regions), few)
+        words, regions = (
+            output.token_states.flatten(0, 1)[wanted.token_indices],
+            output.region_states.flatten(0, 1)[wanted.region_indices],
+        )
+        chosen = (words, regions, output.pooled_text, output.pooled_vision)
         loss = sum(part.square().sum() for part in chosen)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         found.append((chosen, torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)))
@@ -238,43 +245,52 @@ def test_padding_and_places_that_nobody_wants_can_be_left_out(kind: str, schedul
 def test_what_nobody_wants_is_not_computed():
     model, batch = made(TINY), inputs(TINY)
     words, regions = torch.tensor([2, 8]), torch.tensor([6])
-    output = model.join(model.text_prefix(*batch[:3]), model.vision_prefix(*batch[3:]), OutputIndices(words, regions))
-    assert output.words.flatten(0, 1).any(1).nonzero().squeeze(1).tolist() == [0, 2, 6, 8, 12]  # 0, 6, 12: the first
-    assert output.regions.flatten(0, 1).any(1).nonzero().squeeze(1).tolist() == [0, 5, 6, 10]
+    output = model.fuse(model.encode_text(*batch[:3]), model.encode_image(*batch[3:]), OutputIndices(words, regions))
+    assert output.token_states.flatten(0, 1).any(1).nonzero().squeeze(1).tolist() == [
+        0,
+        2,
+        6,
+        8,
+        12,
+    ]  # 0, 6, 12: the first
+    assert output.region_states.flatten(0, 1).any(1).nonzero().squeeze(1).tolist() == [0, 5, 6, 10]
 
 
 def test_frozen_layers_keep_their_weights_and_change_nothing_else():
-    late = replace(TINY, schedule=((1, 2),))
+    late = replace(TINY, co_attention_layers=((1, 2),))
     frozen, free = made(replace(late, frozen_text_layers=1, frozen_vision_layers=1)), made(late)
     for model in (frozen, free):
         output = model(*inputs(TINY))
-        scores = model.word_head(output.words.flatten(0, 1)).sum() + model.region_head(output.regions[0]).sum()
-        (scores + model.alignment_head(output.text, output.vision).square().sum()).backward()
+        scores = (
+            model.compute_token_logits(output.token_states.flatten(0, 1)).sum()
+            + model.region_head(output.region_states[0]).sum()
+        )
+        (scores + model.alignment_head(output.pooled_text, output.pooled_vision).square().sum()).backward()
     learns = {name for name, parameter in frozen.named_parameters() if parameter.requires_grad}
     assert learns == {name for name, parameter in frozen.named_parameters() if parameter.grad is not None}
     everything = dict(free.named_parameters())
     still = everything.keys() - learns
     assert {name.rsplit(".", 1)[0].split(".attention")[0].split(".feed")[0] for name in still} == {
         "text_embeddings.positions",
-        "text_embeddings.segments",
+        "text_embeddings.token_types",
         "text_embeddings.norm",
         "text_layers.0",
         "text_layers.0.norm",
         "vision_layers.0",
         "vision_layers.0.norm",
         "region_embeddings.features",
-        "region_embeddings.locations",
+        "region_embeddings.spatials",
         "region_embeddings.norm",
     }
-    for name in learns - {"text_embeddings.words.weight"}:  # which learns from the word head alone
+    for name in learns - {"text_embeddings.tokens.weight"}:  # which learns from the word head alone
         assert_close(frozen.get_parameter(name).grad, everything[name].grad)
 
 
 def test_visual_tokens_are_rows_of_a_table():
-    config = replace(TINY, region_tokens=11)
-    reads_tokens, reads_features = made(config), made(replace(TINY, region_features=11))
+    config = replace(TINY, num_visual_tokens=11)
+    reads_tokens, reads_features = made(config), made(replace(TINY, region_feature_dim=11))
     weights = reads_tokens.state_dict()
-    weights["region_embeddings.features.weight"] = weights.pop("region_embeddings.tokens.weight").T
+    weights["region_embeddings.features.weight"] = weights.pop("region_embeddings.visual_tokens.weight").T
     weights["region_embeddings.features.bias"] = torch.zeros(12)
     reads_features.load_state_dict(weights)
     batch = inputs(config)
@@ -288,7 +304,7 @@ def test_position_of_the_first_word():
     weights = from_two.state_dict()
     weights["text_embeddings.positions.weight"] = weights["text_embeddings.positions.weight"][2:]
     from_zero.load_state_dict(weights)
-    assert torch.equal(from_two(*inputs(TINY)).words, from_zero(*inputs(TINY)).words)
+    assert torch.equal(from_two(*inputs(TINY)).token_states, from_zero(*inputs(TINY)).token_states)
 
 
 def test_a_saved_model_is_the_same(tmp_path: Path):
@@ -296,11 +312,11 @@ def test_a_saved_model_is_the_same(tmp_path: Path):
     save_model(model, tmp_path, {})
     loaded = load_vilbert(tmp_path)
     assert loaded.config == model.config
-    assert torch.equal(loaded(*inputs(TINY)).text, model(*inputs(TINY)).text)
+    assert torch.equal(loaded(*inputs(TINY)).token_states, model(*inputs(TINY)).token_states)
 
 
 def test_bf16_is_close():
-    model, batch = ViLBERT(make_small_vilbert_config(vocabulary=50, region_features=7)).eval(), inputs(replace(TINY))
+    model, batch = ViLBERT(make_small_vilbert_config(vocabulary=50, region_feature_dim=7)).eval(), inputs(replace(TINY))
     exact = model(*batch)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = model(*batch)
@@ -335,16 +351,16 @@ def test_compiled_it_is_the_same(config: ViLBERTConfig):
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="a text of 21 words; this model has positions for 20"):
+    with pytest.raises(ValueError, match="a text of 21 tokens; this model has positions for 20"):
         made(TINY)(*inputs(TINY, words=21))
-    with pytest.raises(ValueError, match="tasks must be given exactly when"):
+    with pytest.raises(ValueError, match="task_ids are required only if the model has task tokens"):
         made(replace(TINY, task_tokens=4))(*inputs(TINY))
-    with pytest.raises(ValueError, match="must not go back, nor beyond 2 layers of vision and 3 of text"):
-        replace(TINY, schedule=((0, 1), (2, 2)))
-    with pytest.raises(ValueError, match="must not go back"):
-        replace(TINY, schedule=((1, 2), (0, 2)))
+    with pytest.raises(ValueError, match="must be sorted, within 2 layers of vision and 3 of text"):
+        replace(TINY, co_attention_layers=((0, 1), (2, 2)))
+    with pytest.raises(ValueError, match="must be sorted"):
+        replace(TINY, co_attention_layers=((1, 2), (0, 2)))
     with pytest.raises(ValueError, match=r"each entry is \(vision layer, text layer\)"):
-        replace(TINY, schedule=((1,),))
+        replace(TINY, co_attention_layers=((1,),))
     with pytest.raises(ValueError, match="only layers before the first co-attention"):
         replace(TINY, frozen_text_layers=2)
 
@@ -352,10 +368,10 @@ def test_bad_arguments():
 def test_another_model_is_refused(tmp_path: Path):
     save_model(SingleStream(SINGLE), tmp_path, {})
     assert isinstance(load_model(tmp_path), SingleStream)
-    with pytest.raises(CheckpointError, match="a SingleStream; this needs a ViLBERT"):
+    with pytest.raises(CheckpointError, match="a SingleStream; a ViLBERT is required"):
         load_vilbert(tmp_path)
-    with pytest.raises(ValueError, match="region_tokens must be positive"):
-        SingleStream(replace(SINGLE, region_tokens=0))
+    with pytest.raises(ValueError, match="num_visual_tokens must be positive"):
+        SingleStream(replace(SINGLE, num_visual_tokens=0))
 
 
 SINGLE = SingleStreamConfig(50, 20, 0, 2, StreamConfig(16, 2, 2, 24), 11, 8, 20)
@@ -365,12 +381,12 @@ def test_a_single_stream_reads_tokens_as_further_words():
     """It is the text stream of a BERT over one longer sequence, once embeddings and masks are joined."""
     torch.manual_seed(0)
     single = SingleStream(SINGLE).eval()
-    batch = inputs(replace(TINY, region_tokens=11))
+    batch = inputs(replace(TINY, num_visual_tokens=11))
     x = torch.cat([single.text_embeddings(*batch[:2]), single.region_embeddings(*batch[3:5])], 1)
     attended = torch.cat([batch[2], batch[5]], 1)
     for layer in single.text_layers:
         x = layer(x, x, attended)
     output = single(*batch)
-    assert torch.equal(torch.cat([output.words, output.regions], 1), x)
-    assert torch.equal(output.vision, single.vision_pooler(x[:, 6]))
+    assert torch.equal(torch.cat([output.token_states, output.region_states], 1), x)
+    assert torch.equal(output.pooled_vision, single.vision_pooler(x[:, 6]))
     assert "text_layers.1.norm.bias" in map_names_to_original(single)  # so that a BERT fills it

@@ -35,7 +35,7 @@ from vilbert_fixtures import (
 )
 
 FORWARD, GRADIENTS, EXACT = 1e-5, 1e-4, 0.0  # of the largest number of a tensor, or of 1
-LOSSES = {"masked_lm_loss": "word_loss", "masked_img_loss": "region_loss", "next_sentence_loss": "alignment_loss"}
+LOSSES = {"masked_lm_loss": "token_loss", "masked_img_loss": "region_loss", "next_sentence_loss": "alignment_loss"}
 MODULES = {  # of the original -> what `watched` calls it
     r"bert\.embeddings": "text_embeddings",
     r"bert\.v_embeddings": "region_embeddings",
@@ -49,7 +49,7 @@ MODULES = {  # of the original -> what `watched` calls it
     r"bert\.encoder\.c_layer\.(\d+)\.biattention\.1": r"co_layers.\1.vision.attention.output:input",
     r"bert\.t_pooler": "text_pooler",
     r"bert\.v_pooler": "vision_pooler",
-    r"cls\.predictions\.transform": "word_scores.transform",
+    r"cls\.predictions\.transform": "token_head.transform",
     r"cls\.imagePredictions\.transform": "region_head.transform",
 }
 ATTENTION = {  # the original's number 1 attends to vision: it is the text's attention
@@ -97,7 +97,7 @@ def test_predictions_and_streams_after_each_co_attention_layer(folder: Path):
         ours = predictions(model, forward(model, inputs))
     for i, stages in enumerate(stages_of(model.config)):
         ours |= {f"encoded_{stream}.{i}": seen[stage] for stream, stage in zip("vt", stages, strict=True)}
-    last = len(model.config.schedule) - 1  # where the original pools when it is asked for all layers
+    last = len(model.config.co_attention_layers) - 1  # where the original pools when it is asked for all layers
     ours["pooled_t_alllayers"] = model.text_pooler(ours[f"encoded_t.{last}"][:, 0])
     ours["pooled_v_alllayers"] = model.vision_pooler(ours[f"encoded_v.{last}"][:, 0])
     checked = {name: value for name, value in theirs.items() if not re.match(r"attn\.|\w+_loss$", name)}
@@ -107,13 +107,13 @@ def test_predictions_and_streams_after_each_co_attention_layer(folder: Path):
 def stages_of(config: ViLBERTConfig) -> list[tuple[str, str]]:
     """Modules that give (regions, words) at each place of the schedule."""
     if config.co_attention:
-        return [(f"co_layers.{i}.vision", f"co_layers.{i}.text") for i in range(len(config.schedule))]
+        return [(f"co_layers.{i}.vision", f"co_layers.{i}.text") for i in range(len(config.co_attention_layers))]
     return [
         (
             f"vision_layers.{vision - 1}" if vision else "region_embeddings",
             f"text_layers.{text - 1}" if text else "text_embeddings",
         )
-        for vision, text in config.schedule
+        for vision, text in config.co_attention_layers
     ]
 
 
@@ -150,14 +150,16 @@ def losses_of(folder: Path, model: ViLBERT, inputs: dict[str, torch.Tensor]) -> 
     output = forward(model, inputs)
     hidden = inputs["image_label"] == 1
     rows = inputs["nce_negative_index"][hidden]
-    predicted = model.region_head(output.regions.flatten(0, 1)[batch.masked_regions])
+    predicted = model.region_head(output.region_states.flatten(0, 1)[batch.masked_region_indices])
     negatives = RegionNegatives(rows, torch.ones_like(rows, dtype=torch.bool))
     places = hidden.flatten().nonzero().flatten()
     regions = compute_masked_contrastive_loss(predicted, inputs["image_target"].flatten(0, 1), places, negatives).loss
-    scores = model.word_head(output.words.flatten(0, 1)[batch.masked_words])
-    words = compute_masked_class_loss(scores, batch.word_targets).loss
-    aligned = compute_alignment_loss(model.alignment_head(output.text, output.vision), batch.mismatched).loss
-    losses = {"word_loss": words, "region_loss": regions, "alignment_loss": aligned}
+    scores = model.compute_token_logits(output.token_states.flatten(0, 1)[batch.masked_token_indices])
+    words = compute_masked_class_loss(scores, batch.token_targets).loss
+    aligned = compute_alignment_loss(
+        model.alignment_head(output.pooled_text, output.pooled_vision), batch.is_mismatch
+    ).loss
+    losses = {"token_loss": words, "region_loss": regions, "alignment_loss": aligned}
     return losses | {"loss": words + regions + aligned}
 
 
@@ -230,7 +232,7 @@ def test_optimizer_steps(folder: Path):
     is what ours may have in addition."""
     model, losses = steps_of(folder, torch.float32)
     exact, _ = steps_of(folder, torch.float64)
-    named = {"masked_lm": "word_loss", "masked_img": "region_loss", "nsp": "alignment_loss"}
+    named = {"masked_lm": "token_loss", "masked_img": "region_loss", "nsp": "alignment_loss"}
     for ours, theirs in zip(losses, read_json(folder / "trajectory.json")["trajectory"], strict=True):
         for name, our_name in named.items():
             assert ours[our_name] == pytest.approx(theirs[name], rel=1e-5)
@@ -268,7 +270,7 @@ def test_the_heads_of_the_tasks(folder: Path):
         "vil_logit": scores["score"],
         "vil_tri_prediction": scores["entailment"],
         "vision_logit": scores["regions"][..., None],
-        "linguisic_logit": scores["words"][..., None],
+        "linguisic_logit": scores["tokens"][..., None],
         "vision_prediction": pretext["prediction_scores_v"],
         "linguisic_prediction": pretext["prediction_scores_t"],
     }
@@ -283,22 +285,24 @@ def configured(key: str) -> list[Path]:
 @torch.no_grad()
 def test_all_pairs_of_a_batch_from_prefixes(folder: Path):
     model, inputs = model_of(folder), tensors(folder, "inputs")
-    text, vision = model.text_prefix(*text_inputs(inputs)), model.vision_prefix(*vision_inputs(inputs))
-    count = torch.arange(len(text.tokens))
-    output = model.join(text.take(count.repeat_interleave(len(count))), vision.take(count.repeat(len(count))))
-    ours = {"sequence_t": output.words, "sequence_v": output.regions, "pooled_t": output.text}
-    assert_all_close(ours | {"pooled_v": output.vision}, tensors(folder, "outputs"), FORWARD)
+    text, vision = model.encode_text(*text_inputs(inputs)), model.encode_image(*vision_inputs(inputs))
+    count = torch.arange(len(text.hidden_states))
+    output = model.fuse(
+        text.select_rows(count.repeat_interleave(len(count))), vision.select_rows(count.repeat(len(count)))
+    )
+    ours = {"sequence_t": output.token_states, "sequence_v": output.region_states, "pooled_t": output.pooled_text}
+    assert_all_close(ours | {"pooled_v": output.pooled_vision}, tensors(folder, "outputs"), FORWARD)
 
 
 @pytest.mark.parametrize("folder", **ids(configured("fast_mode")))
 @torch.no_grad()
 def test_one_caption_against_many_images(folder: Path):
     model, inputs = model_of(folder), tensors(folder, "inputs")
-    vision = model.vision_prefix(*vision_inputs(inputs))
-    text = model.text_prefix(*text_inputs(inputs))
-    many = UnimodalEncoding(*(part.expand(len(vision.tokens), *part.shape[1:]) for part in text[:2]))
-    output = model.join(many, vision)
-    scores = model.alignment_head(output.text, output.vision)
+    vision = model.encode_image(*vision_inputs(inputs))
+    text = model.encode_text(*text_inputs(inputs))
+    many = UnimodalEncoding(*(part.expand(len(vision.hidden_states), *part.shape[1:]) for part in text[:2]))
+    output = model.fuse(many, vision)
+    scores = model.alignment_head(output.pooled_text, output.pooled_vision)
     ours = {"seq_relationship_score": scores, "zero_shot_score": scores.softmax(1)[:, 0]}
     assert_all_close(ours, tensors(folder, "outputs"), FORWARD)
 

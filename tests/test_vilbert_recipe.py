@@ -59,21 +59,21 @@ def trained(world, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_folder_holds_what_serving_needs(trained: Path):
     model = load_model(trained)
     assert isinstance(model, ViLBERT)
-    assert (model.config.region_features, model.config.region_targets) == (DIM, len(KINDS))
+    assert (model.config.region_feature_dim, model.config.region_targets) == (DIM, len(KINDS))
     words = WordPieceTokenizer.read(trained)
     assert words.size == model.config.vocabulary
-    assert words.unknown not in words.encode("a bell and a clock.")
+    assert words.unknown_id not in words.encode("a bell and a clock.")
     about = json.loads((trained / "model" / "regions.json").read_text())
     assert about["dim"] == DIM and len(about["fingerprint"]) == 16
     metrics = {line["split"]: line for line in read_log(trained / "metrics.jsonl")}
-    for name in ("word", "region", "alignment"):
+    for name in ("token", "region", "alignment"):
         assert {f"{name}_loss", f"{name}_accuracy"} <= metrics["validation"].keys()
 
 
 def test_stopping_and_going_on_changes_no_bit(trained: Path, world, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Dropout is on: the state of torch's chance is part of a checkpoint."""
     asked = iter([0, 0, signal.SIGTERM])
-    monkeypatch.setattr(InterruptHandler, "agreed", lambda *_: next(asked))
+    monkeypatch.setattr(InterruptHandler, "get_agreed_signal", lambda *_: next(asked))
     assert train(recipe, settings(world), tmp_path / "run", **OPTIONS) == 128 + signal.SIGTERM
     monkeypatch.undo()
     assert len(losses(tmp_path / "run")) == 3
@@ -107,7 +107,7 @@ def test_it_learns_words_regions_and_alignment_of_pairs_that_it_has_not_seen(tmp
     train(recipe, values, tmp_path / "run", **{**OPTIONS, "validate_every": 1000, "log_every": 50})
     (found,) = [line for line in read_log(tmp_path / "run" / "metrics.jsonl") if line["split"] == "validation"]
     assert found["alignment_accuracy"] > 0.8
-    assert found["word_accuracy"] > 0.6
+    assert found["token_accuracy"] > 0.6
     assert found["region_accuracy"] > 0.3
 
 
@@ -117,7 +117,7 @@ def test_it_learns_words_regions_and_alignment_of_pairs_that_it_has_not_seen(tmp
         {"region_targets": ["features", "contrast"]},
         {"region_targets": ["tokens"], "regions_as": "tokens"},
         {"variant": "single_stream", "region_targets": ["tokens"]},
-        {"faithful": True, "tell_mismatched": False, "overlap": 0.4},
+        {"faithful": True, "mask_loss_on_mismatched": False, "overlap": 0.4},
     ],
 )
 def test_every_way_to_train_trains(tmp_path: Path, others: dict):
@@ -142,19 +142,19 @@ def write_bert(folder: Path, vocabulary: tuple[str, ...], dim: int = 32) -> Path
 
 
 def test_it_begins_with_a_bert_whose_weights_learn_more_slowly(world, tmp_path: Path):
-    vocabulary = WordPieceTokenizer.of_texts(["a ball and a bell.", " ".join(KINDS)]).vocabulary
+    vocabulary = WordPieceTokenizer.from_texts(["a ball and a bell.", " ".join(KINDS)]).vocabulary
     bert = write_bert(tmp_path / "bert", vocabulary)
-    run = recipe(**settings(world, bert=bert, pretrained_rate=0.1, allow_missing=True))
-    embeddings = run.objective.model.text_embeddings.words.weight
-    shares = {group["share_of_rate"] for group in run.optimizer.param_groups}
+    run = recipe(**settings(world, bert=bert, backbone_lr_scale=0.1, allow_missing=True))
+    embeddings = run.objective.model.text_embeddings.tokens.weight
+    shares = {group["lr_scale"] for group in run.optimizer.param_groups}
     assert shares == {0.1, 1.0}
-    slow = [p for group in run.optimizer.param_groups if group["share_of_rate"] == 0.1 for p in group["params"]]
+    slow = [p for group in run.optimizer.param_groups if group["lr_scale"] == 0.1 for p in group["params"]]
     assert any(p is embeddings for p in slow) and len(slow) == 1
     count, *named = run.files["bert.txt"].decode().splitlines()
-    parameters = {name for name, _ in run.objective.model.named_parameters()} - {"text_embeddings.words.weight"}
-    assert count == f"1 filled, {len(parameters)} new, 1 of the file not used"
+    parameters = {name for name, _ in run.objective.model.named_parameters()} - {"text_embeddings.tokens.weight"}
+    assert count == f"1 loaded, {len(parameters)} new, 1 unused tensors in the file"
     assert set(named) == {
-        "filled: text_embeddings.words.weight",
+        "filled: text_embeddings.tokens.weight",
         "not used: bert.pooler.dense.bias",
         *(f"new: {name}" for name in parameters),
     }
@@ -167,14 +167,14 @@ def test_what_the_model_will_not_see_is_told(tmp_path: Path, capsys: pytest.Capt
             writer.add(image, np.ones((count, DIM), np.float32), boxes, 10, 10)
     texts = {"a": ["A ball.", "A ball and a bell and a bird."], "b": "A drum.", "c": ["A frog.", " "], "d": "A clock."}
     (tmp_path / "captions.json").write_text(json.dumps(texts))
-    values = settings((tmp_path / "regions", tmp_path / "captions.json"), max_words=6, validation_share=0.0)
+    values = settings((tmp_path / "regions", tmp_path / "captions.json"), max_tokens=6, validation_fraction=0.0)
     recipe(**values)
     said = capsys.readouterr().out
     assert "captions of 3 images (1 without regions), 4 train" in said
-    assert "1 not taken: caption is empty; 1 not taken: image is not in the store" in said
-    assert "captions.json: 1 of 4 captions have more than 6 word pieces and lose their end" in said
-    with pytest.raises(RecipeError, match="--max_words 65: this model has positions for 64 word pieces"):
-        recipe(**values | {"max_words": 65})
+    assert "1 skipped: caption is empty; 1 skipped: image is not in the store" in said
+    assert "captions.json: 1 of 4 captions have more than 6 tokens and are truncated" in said
+    with pytest.raises(RecipeError, match="--max-tokens 65: this model has positions for 64 tokens"):
+        recipe(**values | {"max_tokens": 65})
 
 
 def test_one_image_is_no_validation(tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -187,14 +187,14 @@ def test_one_image_is_no_validation(tmp_path: Path, capsys: pytest.CaptureFixtur
     ]
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert recipe(**settings((tmp_path / "regions", tmp_path / "captions.jsonl"))).validation is None
-    assert "one image for validation is too few" in capsys.readouterr().out
+    assert "no validation, since it would have one image only" in capsys.readouterr().out
 
 
 def test_a_run_can_begin_with_another(trained: Path, world):
     run = recipe(**settings(world, start_from=trained))
     theirs = load_model(trained).state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in run.objective.model.state_dict().items())
-    with pytest.raises(CheckpointError, match="has other sizes"):
+    with pytest.raises(CheckpointError, match="has another configuration"):
         recipe(**settings(world, start_from=trained, dropout=0.3))
 
 
@@ -204,18 +204,18 @@ def test_what_does_not_fit_is_told(world, tmp_path: Path):
     with pytest.raises(DataError, match="has no visual tokens"):
         recipe(**settings(world, regions_as="tokens"))
     with pytest.raises(ValueError, match="--faithful replaces captions"):
-        recipe(**settings(world, faithful=True, replaced="image"))
+        recipe(**settings(world, faithful=True, negatives="image"))
     with pytest.raises(ValueError, match="unknown region target 'colours'"):
         recipe(**settings(world, region_targets=["colours"]))
-    with pytest.raises(DataError, match="captions ask for"):
+    with pytest.raises(DataError, match="captions name"):
         (tmp_path / "others.jsonl").write_text(
             '{"image": "x.jpg", "caption": "Nothing."}\n{"image": "y", "caption": "B"}'
         )
         recipe(**settings((world[0], tmp_path / "others.jsonl")))
-    bert = write_bert(tmp_path / "bert", WordPieceTokenizer.of_texts(["a"]).vocabulary)
-    (tmp_path / "vocab.txt").write_text("\n".join(WordPieceTokenizer.of_texts(["many more words"]).vocabulary) + "\n")
-    with pytest.raises(RecipeError, match="do not fit together"):
-        recipe(**settings(world, bert=bert, words=tmp_path / "vocab.txt"))
+    bert = write_bert(tmp_path / "bert", WordPieceTokenizer.from_texts(["a"]).vocabulary)
+    (tmp_path / "vocab.txt").write_text("\n".join(WordPieceTokenizer.from_texts(["many more words"]).vocabulary) + "\n")
+    with pytest.raises(RecipeError, match="they do not match"):
+        recipe(**settings(world, bert=bert, vocabulary=tmp_path / "vocab.txt"))
 
 
 def test_the_report_shows_the_three_tasks_and_where_words_look(trained: Path, world, tmp_path: Path):
@@ -231,5 +231,5 @@ def test_the_report_shows_the_three_tasks_and_where_words_look(trained: Path, wo
         write_report(trained, tmp_path / "r.html", data=world[0], captions=world[1], images=trained)
     (tmp_path / "others").mkdir()
     (tmp_path / "0000.jpg").rename(tmp_path / "others" / "other.jpg")
-    with pytest.raises(DataError, match="has no image of the name"):
+    with pytest.raises(DataError, match="has no image named"):
         write_report(trained, tmp_path / "r.html", data=world[0], captions=world[1], images=tmp_path / "others")

@@ -43,7 +43,8 @@ def test_official_entries_are_read_in_vqas_way_of_writing(tmp_path: Path):
 def test_it_answers_by_looking(tmp_path: Path):
     store, run = write_colours(tmp_path / "regions"), write_pretrained(tmp_path / "run", [QUESTION])
     settings = {"model": run, "questions": write(tmp_path / "train.json", range(36)), "regions": store.folder,
-                "epochs": 25.0, "batch_size": 8, "learning_rate": 2e-3, "workers": 0, "least_questions": 3}  # fmt: skip
+                "epochs": 25.0, "batch_size": 8, "learning_rate": 2e-3, "workers": 0,
+                "min_answer_count": 3}  # fmt: skip
     assert train(recipe, settings, tmp_path / "vg", device="cpu", precision="fp32") == 0
     held_out = write(tmp_path / "held_out.json", range(36, 40))
     found = evaluate_visual_genome(tmp_path / "vg", held_out, store.folder, out=tmp_path / "out")

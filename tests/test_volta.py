@@ -188,8 +188,11 @@ def test_pretrained_weights_give_what_voltas_code_gives(kind: str, tmp_path: Pat
     assert isinstance(model, ViLBERT)
     with torch.no_grad():
         output = model(*inputs())
-        scores = model.word_head(output.words[0, 1:2]), model.region_head(output.regions[1, 2:3])
-        pairs = model.alignment_head(output.text, output.vision)
+        scores = (
+            model.compute_token_logits(output.token_states[0, 1:2]),
+            model.region_head(output.region_states[1, 2:3]),
+        )
+        pairs = model.alignment_head(output.pooled_text, output.pooled_vision)
     for ours, theirs in zip((scores[0][0, :3], scores[1][0, :3], pairs), (word, region, together), strict=True):
         torch.testing.assert_close(ours, torch.tensor(theirs), rtol=1e-5, atol=5e-6)
 
@@ -218,7 +221,7 @@ def test_the_controlled_one_has_heads_of_zeros_that_never_learn(tmp_path: Path):
     model = converted(tmp_path, SMALL_CONTROLLED, sines(pretraining_of(SMALL_CONTROLLED)))
     assert isinstance(model, ViLBERT)
     output = model(*inputs())
-    (output.words.square().sum() + output.regions.square().sum() + output.text.sum()).backward()
+    (output.token_states.square().sum() + output.region_states.square().sum() + output.pooled_text.sum()).backward()
     for layer in model.co_layers:
         for stream in (layer.text.attention, layer.vision.attention):
             for part in (stream.query, stream.key, stream.value):
@@ -245,18 +248,18 @@ def test_what_has_no_place_is_reported(tmp_path: Path):
     [
         ({"image_embeddings": "lxmert"}, "image_embeddings is 'lxmert', and 'vilbert' in VOLTA's ViLBERT"),
         ({"fusion_act": "tanh"}, "fusion_act is 'tanh'"),
-        ({"bert_model": "xlm-roberta-base"}, "begins with a BERT"),
+        ({"bert_model": "xlm-roberta-base"}, "starts from a BERT"),
         ({"shared_sublayers": [0]}, "shared_sublayers is"),
         ({"tv_attn_sublayers": [2]}, "sub-layers 6 and 7 are not a layer of ViLBERT"),
         ({"t_ff_sublayers": [1, 3, 5, 7]}, "sub-layers 8 and 9 are not a layer of ViLBERT"),
         ({"t_ff_sublayers": [1, 3, 5, 7, 9, 11]}, "sub-layers 10 and 11 are not a layer of ViLBERT"),
-        ({"t_ff_sublayers": 9}, "t_ff_sublayers is 9: VOLTA has whole numbers"),
-        ({"vv_attn_sublayers": [[0]]}, r"vv_attn_sublayers is \[\[0\]\]: VOLTA has whole numbers"),
-        ({"sublayer2attn_hidden_size": [16]}, r"sublayer2attn_hidden_size is \[16\]: VOLTA has whole numbers"),
-        ({"num_attention_heads": 0}, "num_attention_heads is 0: VOLTA has whole numbers"),
+        ({"t_ff_sublayers": 9}, "t_ff_sublayers is 9, not an integer"),
+        ({"vv_attn_sublayers": [[0]]}, r"vv_attn_sublayers is \[\[0\]\], not an integer"),
+        ({"sublayer2attn_hidden_size": [16]}, r"sublayer2attn_hidden_size is \[16\], not an integer"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0, not an integer"),
         ({"sublayer2attn_hidden_size": {"2": 16}}, "only all layers of co-attention can have their own"),
         ({"sublayer2attn_hidden_size": {"0": 24, "2": 16, "6": 16}}, "only all layers of co-attention"),
-        ({"pooler_size": 20}, "co-attention of 2 heads and 16 units beside pooled streams of 20"),
+        ({"pooler_size": 20}, "co-attention of 2 heads and 16 units does not match pooled streams of 20"),
     ],
 )
 def test_voltas_other_models_are_refused(change: dict[str, Any], told: str):

@@ -62,8 +62,8 @@ def test_accuracies_are_the_official_ones():
         for entry in expected["annotations"]
     ]  # fmt: skip
     for question in questions:
-        share = compute_vqa_accuracy(given[question.number], question.answers)
-        assert round(100 * share, 2) == expected["evalQA"][str(question.number)]
+        share = compute_vqa_accuracy(given[question.question_id], question.answers)
+        assert round(100 * share, 2) == expected["evalQA"][str(question.question_id)]
     numbers = score_vqa_answers(questions, given)
     assert round(100 * numbers["vqa.accuracy"], 2) == expected["accuracy"]["overall"]
     for ours, theirs in (("answer_type", "perAnswerType"), ("question_type", "perQuestionType")):
@@ -88,7 +88,7 @@ def test_vocabulary_and_soft_scores_are_those_of_the_code_that_vilbert_took_over
                  entry["multiple_choice_answer"], "", "")
         for entry in expected["annotations"]
     ]  # fmt: skip
-    answers = build_answer_vocabulary(questions, least=1)
+    answers = build_answer_vocabulary(questions, min_answer_count=1)
     numbers = {answer: number for number, answer in enumerate(answers)}
     assert numbers == expected["ans2label"]
     for question, target in zip(questions, expected["target"], strict=True):
@@ -100,7 +100,7 @@ def test_vocabulary_and_soft_scores_are_those_of_the_code_that_vilbert_took_over
 def test_an_answer_needs_enough_questions():
     common = [VQAQuestion(i, "1", "?", ("two",), answer, "", "") for i, answer in enumerate(["two"] * 9 + ["dog"] * 8)]
     assert build_answer_vocabulary(common) == ["2"]
-    assert build_answer_vocabulary(common, least=8) == ["2", "dog"]
+    assert build_answer_vocabulary(common, min_answer_count=8) == ["2", "dog"]
 
 
 # Files
@@ -137,16 +137,16 @@ def tuned(tmp_path: Path, store: RegionStore, **changed: object) -> Path:
     questions, annotations = write_files(tmp_path / "files", [*range(36), 999])
     settings = {
         "model": run, "questions": [questions], "annotations": [annotations], "regions": store.folder, "epochs": 25.0,
-        "batch_size": 12, "learning_rate": 3e-3, "workers": 0, "least_questions": 3,
+        "batch_size": 12, "learning_rate": 3e-3, "workers": 0, "min_answer_count": 3,
     }  # fmt: skip
     assert train(recipe, settings | changed, tmp_path / "vqa", device="cpu", precision="fp32") == 0
     return tmp_path / "vqa"
 
 
 def test_the_report_of_a_run_tells_its_task_and_its_cards(store: RegionStore, tmp_path: Path):
-    model = tuned(tmp_path, store, epochs=1.0, start="scratch", blank="picture")
+    model = tuned(tmp_path, store, epochs=1.0, start_from="scratch", ablate="image")
     questions, annotations = write_files(tmp_path / "val", list(range(36, 40)), "val2014")
-    evaluate_vqa(model, questions, store.folder, annotations, blank="picture", out=tmp_path / "card")
+    evaluate_vqa(model, questions, store.folder, annotations, ablate="image", out=tmp_path / "card")
     write_report(model, tmp_path / "report.html", results=[tmp_path / "card"])
     page = check_page((tmp_path / "report.html").read_text())
     start = "from scratch, with the architecture of run, without the image."
@@ -160,7 +160,7 @@ def test_the_report_of_a_run_tells_its_task_and_its_cards(store: RegionStore, tm
 
 def test_it_answers_by_looking(store: RegionStore, tmp_path: Path, capsys: pytest.CaptureFixture):
     model = tuned(tmp_path, store)
-    assert "1 left out: image is not in the store" in capsys.readouterr().err.replace("\n", " ")
+    assert "1 excluded: image is not in the store" in capsys.readouterr().err.replace("\n", " ")
     assert json.loads((model / "model" / "answers.json").read_text()) == build_answer_vocabulary(
         read_vqa_questions(*write_files(tmp_path / "files", list(range(36)))), 3
     )
@@ -169,11 +169,11 @@ def test_it_answers_by_looking(store: RegionStore, tmp_path: Path, capsys: pytes
     found = evaluate_vqa(model, questions, store.folder, annotations, out=out)
     assert found["vqa.accuracy"] == 1.0 == found["vqa.answer_type.other"]
     assert found["vqa.majority"] == pytest.approx(0.25)  # four pictures of four colours
-    blind = evaluate_vqa(model, questions, store.folder, annotations, blank="picture")
+    blind = evaluate_vqa(model, questions, store.folder, annotations, ablate="image")
     assert blind["vqa.accuracy"] == pytest.approx(0.25)
     questions_too, annotations_too = write_files(tmp_path / "more", [*range(36, 40), 777], "val2014")
     partly = evaluate_vqa(model, questions_too, store.folder, annotations_too)
-    assert (partly["vqa.accuracy"], partly["vqa.accuracy.answered"]) == (pytest.approx(0.8), 1.0)
+    assert (partly["vqa.accuracy"], partly["vqa.accuracy.predicted"]) == (pytest.approx(0.8), 1.0)
     submission = json.loads((out / "submission.json").read_text())
     assert submission == [{"question_id": image * 1000, "answer": COLOURS[colour_of(image)]} for image in range(36, 40)]
     card = json.loads((out / "card.json").read_text())
@@ -189,12 +189,12 @@ def test_without_annotations_there_is_a_submission_that_answers_everything(store
     assert [entry["question_id"] for entry in submission] == [3000, 4000, 777000]
     assert submission[2]["answer"] == "" and submission[0]["answer"] in COLOURS
     card = json.loads((tmp_path / "out" / "card.json").read_text())
-    missing = {"items": 3, "answered": 2, "image is not in the store (scored as wrong)": 1}
+    missing = {"items": 3, "predicted": 2, "image is not in the store (incorrect)": 1}
     assert card["scores"] == {} and card["counts"] == missing
-    assert card["settings"]["training start"] == "pretrained" and card["settings"]["training seed"] == 0
+    assert card["settings"]["training start_from"] == "pretrained" and card["settings"]["training seed"] == 0
     assert "No score" in (tmp_path / "out" / "card.md").read_text()
     (model / "model" / "answers.json").unlink()
-    with pytest.raises(CheckpointError, match="it says what the answers of the model mean"):
+    with pytest.raises(CheckpointError, match=r"answers\.json is missing: it has the answer of each output"):
         evaluate_vqa(model, questions, store.folder)
 
 
@@ -214,7 +214,7 @@ def test_a_vocabulary_is_read_in_every_form_that_people_have(tmp_path: Path):
 def test_questions_that_the_vocabulary_cannot_answer_are_counted():
     people = [("Red.", "red"), ("blue",) * 10, ("two dogs", "dogs")]  # compared in the official way of writing
     assert count_unreachable_questions(people, ["red", "green"]) == {
-        "no answer of people is in the vocabulary (scored all the same)": 2
+        "no human answer is in the vocabulary (still scored)": 2
     }
     assert count_unreachable_questions(people, ["red", "blue", "dogs"]) == {}
 
@@ -223,7 +223,7 @@ def test_what_nothing_can_be_learnt_from_is_told_by_its_file(store: RegionStore,
     (tmp_path / "answers.txt").write_text("mauve\n")
     with pytest.raises(DataError, match=r"train2014_questions\.json: none of its answers is in the vocabulary of 1"):
         tuned(tmp_path, store, answers=tmp_path / "answers.txt")
-    with pytest.raises(ValueError, match="are given together"):
+    with pytest.raises(ValueError, match="pass both validation_questions and validation_annotations"):
         tuned(tmp_path, store, validation_questions=write_files(tmp_path / "val", [1])[0])
 
 
@@ -239,9 +239,9 @@ def test_a_vocabulary_that_is_none_is_told_and_nothing_of_it_is_run(tmp_path: Pa
         read_answer_vocabulary(tmp_path / "bad.pkl")
     assert not (tmp_path / "harmed").exists()
     for content, sentence in (
-        ('{"yes": 1, "no": 2}', "not numbered from 0"),
-        ('{"yes": 0, "no": "1"}', "not numbered from 0"),
-        ('["yes", "no", "yes"]', "'yes' is there twice"),
+        ('{"yes": 1, "no": 2}', "do not have the indices 0, 1, 2"),
+        ('{"yes": 0, "no": "1"}', "do not have the indices 0, 1, 2"),
+        ('["yes", "no", "yes"]', "the answer 'yes' is a duplicate"),
         ('"yes"', "neither a list of answers"),
         ("[1", "not JSON"),
     ):
@@ -257,9 +257,12 @@ def test_results_must_answer_every_question_once(tmp_path: Path):
     assert read_vqa_results(path, questions) == {1000: "yes", 2000: "no"}
     for content, sentence in (
         ('[{"question_id": 1000, "answer": "yes"}]', "1 questions have no answer, the first is 2000"),
-        ('[{"question_id": 1000, "answer": "yes"}, {"question_id": 1000, "answer": "no"}]', "1000 is answered twice"),
+        (
+            '[{"question_id": 1000, "answer": "yes"}, {"question_id": 1000, "answer": "no"}]',
+            "question 1000 has two answers",
+        ),
         ('[{"question_id": 1000, "answer": 3}]', "entry 0: not like"),
-        ('[{"question_id": 1000, "answ', "not JSON .* is the file whole"),
+        ('[{"question_id": 1000, "answ', "not JSON .*; the file may be truncated"),
     ):
         path.write_text(content)
         with pytest.raises(DataError, match=sentence):
@@ -278,12 +281,12 @@ def test_files_that_do_not_fit_are_told(tmp_path: Path):
     twice = json.loads(annotations.read_text())
     twice["annotations"].append(twice["annotations"][1])
     others.write_text(json.dumps(twice))
-    with pytest.raises(DataError, match=r"annotations\.json: question_id 2000 is there twice"):
+    with pytest.raises(DataError, match=r"annotations\.json: question_id 2000 is a duplicate"):
         read_vqa_questions(questions, others)
     twice = json.loads(questions.read_text())
     twice["questions"].append(twice["questions"][0])
     questions.write_text(json.dumps(twice))
-    with pytest.raises(DataError, match="question_id 1000 is there twice"):
+    with pytest.raises(DataError, match=r"questions\.json: question_id 1000 is a duplicate"):
         read_vqa_questions(questions, annotations)
 
 

@@ -48,7 +48,7 @@ def test_workers_that_keep_dying_for_no_item_s_fault_are_one_sentence(monkeypatc
         return futures
 
     monkeypatch.setattr(workers, "run_one_by_one", alone)
-    with pytest.raises(DataError, match="workers keep dying, perhaps for want of memory"):
+    with pytest.raises(DataError, match="workers keep crashing, possibly for lack of memory"):
         list(run_in_parallel(die, range(100), 2))
 
 
@@ -67,7 +67,7 @@ def test_a_file_that_crashes_its_decoder_is_a_line_of_the_report(
     planned = FileJobs([FileJob(tmp_path / f"{name}.wav", (tmp_path / f"{name}.npz",)) for name in names], Counter())
     with pytest.raises(DataError, match=r"1 of 5 files could not be embedded .*kills\.wav: crashed the decoder"):
         run_file_jobs(planned, write_or_die, processes, overwrite=False)
-    assert "4 written, 0 were there already, 1 could not be read" in capsys.readouterr().out
+    assert "4 written, 0 existed already, 1 could not be read" in capsys.readouterr().out
     assert sorted(path.stem for path in tmp_path.glob("*.npz")) == ["a", "b", "d", "e"]
 
 
@@ -93,7 +93,7 @@ def test_a_worker_that_the_system_kills_costs_no_file_and_leaves_none_of_its_sib
     (tmp_path / "out").mkdir()
     jobs = [FileJob(tmp_path / f"{name}.wav", (tmp_path / "out" / f"{name}.npz",)) for name in names]
     run_file_jobs(FileJobs(jobs, Counter()), write_or_be_killed_once, 2, overwrite=False)
-    assert "6 written, 0 were there already, 0 could not be read" in capsys.readouterr().out
+    assert "6 written, 0 existed already, 0 could not be read" in capsys.readouterr().out
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == dict.fromkeys(
         [f"{name}.npz" for name in names], b"whole"
     )

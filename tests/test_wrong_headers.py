@@ -72,7 +72,7 @@ def test_a_truncated_mp3_ends_where_its_data_end(tmp_path: Path):
     assert same(path, 6.0) == []
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     (said,) = same(path)[:1]
-    assert "truncated" in said and "its header promises 6.0" in said
+    assert "truncated" in said and "its header declares 6.0" in said
     assert 1.5 < len(read_quietly(path)) / RATE < 4.5
 
 
@@ -119,7 +119,7 @@ def test_a_chain_of_oggs_is_what_ffmpeg_decodes(tmp_path: Path, subtype: str, ra
 
 def test_a_chain_of_oggs_that_ffmpeg_cannot_follow_is_told(tmp_path: Path):
     path = write_chain(tmp_path / "chain.ogg", "VORBIS", (44_100, 22_050))
-    with pytest.warns(MediaWarning, match="chain.ogg: damaged: its sound cannot be read after 1"):
+    with pytest.warns(MediaWarning, match="chain.ogg: damaged: its audio cannot be read after 1"):
         assert len(read_audio(path, 44_100)) / 44_100 == pytest.approx(1.0, abs=0.02)
 
 
@@ -150,7 +150,7 @@ def test_a_truncated_file_is_read_to_its_end_and_told(tmp_path: Path, name: str)
     data = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(data[: len(data) // 2])
     said = same(tmp_path / name)
-    assert len(said) >= 1 and "truncated" in said[0] and "promises 4.00 s" in said[0]
+    assert len(said) >= 1 and "truncated" in said[0] and "declares 4.00 s" in said[0]
 
 
 def test_alac_in_caf_and_gsm_in_wav_are_read(tmp_path: Path):
@@ -181,7 +181,7 @@ def test_the_report_of_a_command_has_the_note(tmp_path: Path):
     path = mp3(tmp_path / "cut.mp3", 6.0)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     outcome = attempt_job(FileJob(path, ()), lambda job: len(read_audio(job.source, RATE)))
-    assert outcome.rows and not outcome.problem
+    assert outcome.rows and not outcome.error_message
     assert any(note.startswith("truncated") for note in outcome.notes)
 
 
@@ -191,7 +191,7 @@ def test_a_folder_is_searched_for_every_kind_that_can_be_read_and_the_rest_is_co
         (tmp_path / name).write_bytes(b"x")
     found = plan_file_jobs([tmp_path], AUDIO_SUFFIXES, None, ("",))
     assert {job.source.name for job in found.jobs} == set(names[:6])
-    assert found.left_out == {".txt": 1, ".jpg": 1}
+    assert found.other_suffixes == {".txt": 1, ".jpg": 1}
 
 
 AUDIO = {
@@ -225,4 +225,4 @@ def test_audio_of_every_suffix_is_read(tmp_path: Path, suffix: str):
 def test_sound_of_a_video_is_not_a_sound_of_its_own(tmp_path: Path):
     write_video(tmp_path / "a.mp4", sound=tone(1, 48000))
     (tmp_path / "b.wav").write_bytes(b"x")
-    assert plan_file_jobs([tmp_path], AUDIO_SUFFIXES, None, ("",)).left_out == {".mp4": 1}
+    assert plan_file_jobs([tmp_path], AUDIO_SUFFIXES, None, ("",)).other_suffixes == {".mp4": 1}

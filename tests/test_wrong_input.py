@@ -35,16 +35,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(L3Net(make_small_l3net_config(4)), folder / "network", {})
     extract_regions(folder / "images", folder / "store", str(folder / "network"), grid=2, workers=1)
     words, store, run = (
-        WordPieceTokenizer.of_texts(["what is on the grass"]),
+        WordPieceTokenizer.from_texts(["what is on the grass"]),
         RegionStore(folder / "store"),
         folder / "run",
     )
     vilbert = small_config(words.size)
     heads = (Head("vqa", "answers", len(ANSWERS), 8), Head("regions", "regions", 1))
-    sizes = {**vars(vilbert), "region_features": store.dim}
+    sizes = {**vars(vilbert), "region_feature_dim": store.dim}
     save_model(TaskModel(TaskModelConfig(type(vilbert)(**sizes), heads)), run, {})
     words.save(run)
-    (run / "regions.json").write_bytes(store.described())
+    (run / "regions.json").write_bytes(store.encode_provenance())
     (run / "answers.json").write_text(json.dumps(ANSWERS))
     return folder
 
@@ -61,15 +61,17 @@ def told(capsys: pytest.CaptureFixture, *words: object) -> str:
 @pytest.mark.parametrize("top", [0, -1])
 def test_no_guess_at_all_cannot_be_asked_for(world: Path, capsys: pytest.CaptureFixture, command: str, top: int):
     image, run = world / "images" / "a.png", world / "run"
-    assert told(capsys, command, image, "a [MASK]", "--model", run, "--top", top) == f"top ({top}) must be at least 1"
+    assert (
+        told(capsys, command, image, "a [MASK]", "--model", run, "--top-k", top) == f"top_k ({top}) must be at least 1"
+    )
 
 
 @pytest.mark.parametrize(
     ("file", "content", "sentence"),
     [
         *(("regions.json", text, "regions.json") for text in ("[]", "{}", "null", "7", "{")),
-        ("answers.json", '["yes", "no"]', "run: its 2 answers are not those of its 3 scores"),
-        ("answers.json", '["a", "b", "c", "d"]', "run: its 4 answers are not those of its 3 scores"),
+        ("answers.json", '["yes", "no"]', "run: its 2 answers do not fit its 3 scores"),
+        ("answers.json", '["a", "b", "c", "d"]', "run: its 4 answers do not fit its 3 scores"),
         ("answers.json", '["a", "b"', "answers.json: not JSON"),
         ("config.json", "[]", "config.json: "),
         ("model.safetensors", "", "model.safetensors: "),
@@ -93,7 +95,7 @@ def test_a_picture_too_thin_for_regions_is_told_by_its_name(world: Path, tmp_pat
 
 def test_a_mask_that_is_not_read_is_told_without_repeating_the_text(world: Path, capsys: pytest.CaptureFixture):
     said = told(capsys, "fill", world / "images" / "a.png", "the grass " * 300 + "[MASK]", "--model", world / "run")
-    assert "has no [MASK] to fill in the first 34 pieces" in said and len(said) < 200
+    assert "has no [MASK] in its first 34 tokens" in said and len(said) < 200
 
 
 @pytest.mark.parametrize("name", ["toaster", "cuda:99", ""])

@@ -48,9 +48,9 @@ def test_a_model_of_lists_without_end_is_told(tmp_path: Path):
         ({"answer_label": 1.0}, "line 1: 'answer_label' is 1.0, not 0 to 3"),
         ({"answer_label": True}, "line 1: 'answer_label' is True, not 0 to 3"),
         ({"answer_label": 4}, "line 1: 'answer_label' is 4, not 0 to 3"),
-        ({"objects": ["dog", None]}, "line 1: None among the 'objects'"),
-        ({"objects": ["dog", 7]}, "line 1: 7 among the 'objects'"),
-        ({"objects": ["dog", []]}, r"line 1: \[\] among the 'objects'"),
+        ({"objects": ["dog", None]}, "line 1: None in 'objects' is not a class name"),
+        ({"objects": ["dog", 7]}, "line 1: 7 in 'objects' is not a class name"),
+        ({"objects": ["dog", []]}, r"line 1: \[\] in 'objects' is not a class name"),
     ],
 )
 def test_riddles_of_another_version_are_told_by_their_line(tmp_path: Path, changed: dict, sentence: str):

@@ -80,9 +80,13 @@ def forward(model: ViLBERT, inputs: dict[str, torch.Tensor]) -> ViLBERTOutput:
 def predictions(model: ViLBERT, output: ViLBERTOutput) -> dict[str, torch.Tensor]:
     """The three heads at every place, under the original's names."""
     return {
-        "prediction_scores_t": model.word_head(output.words.flatten(0, 1)).unflatten(0, output.words.shape[:2]),
-        "prediction_scores_v": model.region_head(output.regions.flatten(0, 1)).unflatten(0, output.regions.shape[:2]),
-        "seq_relationship_score": model.alignment_head(output.text, output.vision),
+        "prediction_scores_t": model.compute_token_logits(output.token_states.flatten(0, 1)).unflatten(
+            0, output.token_states.shape[:2]
+        ),
+        "prediction_scores_v": model.region_head(output.region_states.flatten(0, 1)).unflatten(
+            0, output.region_states.shape[:2]
+        ),
+        "seq_relationship_score": model.alignment_head(output.pooled_text, output.pooled_vision),
     }
 
 
@@ -96,23 +100,23 @@ def batch_of(inputs: dict[str, torch.Tensor], target: str) -> CaptionBatch:
     masked_regions = padded.flatten().nonzero().flatten()
     known = inputs["image_target"][hidden]
     return CaptionBatch(
-        words=words,
-        segments=segments,
-        words_attended=words_attended,
-        regions=regions,
-        locations=locations,
-        regions_attended=regions_attended,
-        images=torch.arange(len(words)),
-        mismatched=inputs["next_sentence_label"] == 1,
-        masked_words=masked_words,
-        word_targets=labels[masked_words],
-        masked_regions=masked_regions,
-        region_features=known if target != "classes" else torch.zeros(len(known), regions.shape[2]),
-        region_classes=known if target == "classes" else torch.zeros(len(known), 0),
-        region_tokens=torch.zeros(0, dtype=torch.int64),
-        tokens=torch.zeros(regions.shape[:2], dtype=torch.int64),
-        attended_words=words_attended.flatten().nonzero().flatten(),
-        attended_regions=regions_attended.flatten().nonzero().flatten(),
+        token_ids=words,
+        token_types=segments,
+        token_mask=words_attended,
+        region_features=regions,
+        spatials=locations,
+        region_mask=regions_attended,
+        image_rows=torch.arange(len(words)),
+        is_mismatch=inputs["next_sentence_label"] == 1,
+        masked_token_indices=masked_words,
+        token_targets=labels[masked_words],
+        masked_region_indices=masked_regions,
+        feature_targets=known if target != "classes" else torch.zeros(len(known), regions.shape[2]),
+        class_targets=known if target == "classes" else torch.zeros(len(known), 0),
+        visual_token_targets=torch.zeros(0, dtype=torch.int64),
+        visual_tokens=torch.zeros(regions.shape[:2], dtype=torch.int64),
+        unpadded_token_indices=words_attended.flatten().nonzero().flatten(),
+        unpadded_region_indices=regions_attended.flatten().nonzero().flatten(),
         keys=tuple(str(i) for i in range(len(words))),
     )
 
@@ -127,7 +131,7 @@ def watched(model: ViLBERT) -> Iterator[dict[str, torch.Tensor]]:
         seen[f"{name}:input"] = arguments[0]
         if isinstance(module, Attention):
             x, context, _, *gates = arguments
-            seen[f"{name}:queries"], seen[f"{name}:keys"] = module.queries_and_keys(x, context, *gates)
+            seen[f"{name}:queries"], seen[f"{name}:keys"] = module.project_queries_and_keys(x, context, *gates)
 
     handles = [module.register_forward_hook(partial(watch, name)) for name, module in model.named_modules() if name]
     try:

@@ -23,7 +23,7 @@ CONTROL_CHARACTERS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 
 def escape_control_characters(text: object) -> str:
     """Returns a text as one line, with each control character as its JSON escape."""
-    return CONTROL_CHARACTERS.sub(lambda found: f"\\u{ord(found[0]):04x}", str(text))
+    return CONTROL_CHARACTERS.sub(lambda match: f"\\u{ord(match[0]):04x}", str(text))
 
 
 def escape_plot_text(text: str) -> str:
@@ -71,9 +71,9 @@ class Table:
             title=Text(escape_control_characters(title), style="table.title") if title else None,
             caption=Text(escape_control_characters(caption), style="table.caption") if caption else None,
         )
-        numbers = set(right)
-        for number, heading in enumerate(headings):
-            self.add_column(heading, right=number in numbers)
+        right_columns = set(right)
+        for index, heading in enumerate(headings):
+            self.add_column(heading, right=index in right_columns)
 
     def add_column(self, heading: str, right: bool = False) -> None:
         self.table.add_column(Text(escape_control_characters(heading)), justify="right" if right else "left")

@@ -30,7 +30,7 @@ def init_distributed(device: str) -> torch.device:
 
 
 def shut_down_distributed() -> None:
-    """Leaves the process group that `init_distributed` joined."""
+    """Leaves the process group of `init_distributed`."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

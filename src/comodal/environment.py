@@ -36,8 +36,8 @@ REPORTED_VARIABLES = (
 GIB = 2**30
 
 
-def environment() -> dict[str, Any]:
-    """Plain values: hardware, versions, extras, and what `auto` resolves to, with the reason."""
+def collect_environment() -> dict[str, Any]:
+    """Collects as JSON values: hardware, versions, extras, and what `auto` resolves to, with the reason."""
     compute = hardware.resolve_compute()
     return {
         "comodal": version("comodal"),
@@ -105,15 +105,15 @@ def read_memory_gib() -> float | None:
 
 def list_gpus() -> list[dict[str, Any]]:
     """Lists the CUDA devices."""
-    found = []
+    gpus = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
-        found.append({
+        gpus.append({
             "name": properties.name,
             "memory_gib": round(properties.total_memory / GIB, 1),
             "compute_capability": f"{properties.major}.{properties.minor}",
         })  # fmt: skip
-    return found
+    return gpus
 
 
 def find_package_version(package: str) -> str | None:
@@ -141,19 +141,21 @@ def env(json: bool = False) -> None:
         comodal env
         comodal env --json
     """
-    found = environment()
+    report = collect_environment()
     if json:
-        print_json(found)
+        print_json(report)
         return
-    for name, value in found.items():
+    for name, value in report.items():
         if name not in {"auto", "why", "packages", "extras"}:
             print_line(f"{name.replace('_', ' '):<18} {format_environment_value(value)}")
-    print_line(f"{'packages':<18} {', '.join(f'{name} {value}' for name, value in found['packages'].items())}")
-    print_line(f"{'extras':<18} {', '.join(name for name, there in found['extras'].items() if there) or 'none'}")
+    print_line(f"{'packages':<18} {', '.join(f'{name} {value}' for name, value in report['packages'].items())}")
+    print_line(
+        f"{'extras':<18} {', '.join(name for name, is_installed in report['extras'].items() if is_installed) or 'none'}"
+    )
     print_line("")
-    print_line("auto takes")
-    for name, value in found["auto"].items():
-        why = found["why"].get(name)
+    print_line("auto selects")
+    for name, value in report["auto"].items():
+        why = report["why"].get(name)
         print_line(f"  {name.replace('_', ' '):<16} {value}{f' ({why})' if why else ''}")
 
 

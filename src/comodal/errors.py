@@ -1,4 +1,4 @@
-"""Exceptions for causes outside the library: files, settings, hardware. Each message says what to do in one sentence.
+"""Exceptions for causes outside the library: files, settings, hardware. Each message states the cause and what to do.
 
 The command line prints these without a stack trace. Invalid arguments of the Python functions raise a ValueError.
 """
@@ -73,7 +73,7 @@ def check_number(name: str, value: int | float, low: int | float, high: int | fl
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory is used up. PyTorch raises a RuntimeError, numpy a MemoryError."""
+    """Whether an exception means that memory is used up. PyTorch raises a RuntimeError, numpy a MemoryError."""
     if isinstance(error, RuntimeError):
         is_torch_error = type(error).__name__ == TORCH_MEMORY_ERROR
         return is_torch_error or any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)

@@ -6,10 +6,12 @@ next process that writes into the same folder. Modes follow the umask.
 
 import errno
 import hashlib
+import io
 import json
 import os
 import re
 import socket
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +22,8 @@ FINGERPRINT_PARTS = 8  # from its beginning to its end; two recordings of one le
 MAX_NAME_BYTES = 255  # of a file's name, on every usual file system
 TEMPORARY_NAME = re.compile(r"\..*\.(\d+)-([0-9a-f]{4})\.part", re.DOTALL)
 DISK_ERRORS = {
-    errno.ENOSPC: "the disk is full; make room and run the same command again",
-    errno.EDQUOT: "the disk quota is used up; make room and run the same command again",
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
     errno.EFBIG: "the file system or `ulimit -f` allows no file of this size",
 }
 _cleaned_folders: set[Path] = set()  # folders that this process has checked for stale files
@@ -29,12 +31,25 @@ _cleaned_folders: set[Path] = set()  # folders that this process has checked for
 
 def shorten_file_name(name: str, spare: int = 0) -> str:
     """Shortens a file name to 255 bytes less `spare`: its beginning, a hash, and its suffix."""
-    most = MAX_NAME_BYTES - spare
-    if len(os.fsencode(name)) <= most:
+    max_bytes = MAX_NAME_BYTES - spare
+    if len(os.fsencode(name)) <= max_bytes:
         return name
     suffix = Path(name).suffix if len(os.fsencode(Path(name).suffix)) <= 16 else ""
     ending = f"-{hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()}{suffix}"
-    return os.fsencode(name)[: most - len(os.fsencode(ending))].decode("utf-8", "ignore") + ending
+    return os.fsencode(name)[: max_bytes - len(os.fsencode(ending))].decode("utf-8", "ignore") + ending
+
+
+def open_regular_file(path: Path) -> io.BufferedReader:
+    """Opens a file to read its bytes. A FIFO would block, and a device never ends.
+
+    Raises:
+        OSError: It cannot be opened, or is not a regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def fingerprint_file(path: Path) -> str:
@@ -44,7 +59,7 @@ def fingerprint_file(path: Path) -> str:
     """
     digest = hashlib.blake2b(digest_size=8)
     try:
-        with path.open("rb") as file:
+        with open_regular_file(path) as file:
             size = file.seek(0, os.SEEK_END)
             last = max(size - FINGERPRINT_BYTES, 0)
             for start in dict.fromkeys(last * part // (FINGERPRINT_PARTS - 1) for part in range(FINGERPRINT_PARTS)):
@@ -85,9 +100,9 @@ def remove_stale_files(folder: Path) -> None:
         return
     _cleaned_folders.add(folder)
     with os.scandir(folder) as entries:
-        left = [(entry.path, found) for entry in entries if (found := TEMPORARY_NAME.fullmatch(entry.name))]
-    for name, found in left:
-        if found[2] == hash_host_name() and not is_process_running(int(found[1])):
+        temporary_files = [(entry.path, match) for entry in entries if (match := TEMPORARY_NAME.fullmatch(entry.name))]
+    for name, match in temporary_files:
+        if match[2] == hash_host_name() and not is_process_running(int(match[1])):
             Path(name).unlink(missing_ok=True)
 
 

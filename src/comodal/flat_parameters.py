@@ -1,6 +1,6 @@
 """Lets a function that takes dataclasses of options also be called with their fields as keywords.
 
-A recipe or a command groups the options that belong together in frozen dataclasses. Python users, run configs and the
+A recipe or a command groups related options in frozen dataclasses. Python users, run configs and the
 command line set each field by its own name:
 
     @flatten_parameters
@@ -57,7 +57,7 @@ def flatten_parameters(function: Callable[..., Result]) -> Callable[..., Result]
     """Makes the fields of a function's dataclass parameters keywords of the function.
 
     A keyword replaces a field of the given dataclass, or of the parameter's default. Fields and dataclasses are taken
-    by name only. The signature and the docstring of the result have the fields in place of the dataclasses.
+    by name only. In the signature and the docstring of the result, the fields replace the dataclasses.
 
     Raises:
         ValueError: Two parameters or fields have the same name.
@@ -88,7 +88,7 @@ def flatten_parameters(function: Callable[..., Result]) -> Callable[..., Result]
 
 
 def expand_parameters(parameters: Iterable[inspect.Parameter]) -> Iterator[inspect.Parameter]:
-    """The parameters, with a keyword for each field of a dataclass in its place."""
+    """The parameters, where a dataclass is replaced by a keyword for each of its fields."""
     for parameter in parameters:
         if not is_dataclass(parameter.annotation):
             yield parameter

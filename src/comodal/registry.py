@@ -108,8 +108,8 @@ TASKS = Registry(
             "comodal.tasks.audio.dcase:evaluate_dcase", "acoustic scenes of DCASE 2013 or TAU, a submission"
         ),
         "us8k": RegistryEntry("comodal.tasks.audio.urbansound8k:evaluate_us8k", "UrbanSound8K in its ten folds"),
-        "sounds": RegistryEntry(
-            "comodal.tasks.audio.audio_folders:evaluate_sounds", "a probe on class folders of audio files"
+        "audio": RegistryEntry(
+            "comodal.tasks.audio.audio_folders:evaluate_audio", "a probe on class folders of audio files"
         ),
         "retrieval": RegistryEntry(
             "comodal.tasks.retrieval.caption_retrieval:evaluate_retrieval", "images by captions, captions by images"

@@ -47,7 +47,7 @@ def read_text(path: Path, error: ErrorType = DataError, max_bytes: int = MAX_TEX
         if not stat.S_ISREG(status.st_mode):  # reading a FIFO would block, a device never ends
             raise error(f"{path} is not a regular file")
         if status.st_size > max_bytes:
-            raise error(f"{path} has {status.st_size:,} bytes, more than the {max_bytes:,} that such a file may have")
+            raise error(f"{path} has {status.st_size:,} bytes, the limit for this kind of file is {max_bytes:,}")
         return path.read_text(encoding="utf-8-sig")
     except OSError as reason:
         raise error(f"{path}: {reason.strerror or reason}") from reason
@@ -72,12 +72,12 @@ def split_lines(text: str) -> list[str]:
     return lines[:-1] if not lines[-1] else lines
 
 
-def parse_json(text: str, where: object, error: ErrorType = DataError, hook: PairsHook | None = None) -> Any:
+def parse_json(text: str, location: object, error: ErrorType = DataError, hook: PairsHook | None = None) -> Any:
     """Parses a JSON text.
 
     Args:
         text: The text.
-        where: File of the text, and its line if any, for messages.
+        location: File of the text, and its line if any, for messages.
         error: Exception class to raise.
         hook: Converts the pairs of an object to a value.
 
@@ -87,11 +87,11 @@ def parse_json(text: str, where: object, error: ErrorType = DataError, hook: Pai
     try:
         value = json.loads(text, object_pairs_hook=hook)
     except RecursionError as reason:
-        raise error(f"{where}: JSON nested deeper than {MAX_NESTING_DEPTH} levels") from reason
+        raise error(f"{location}: JSON nested deeper than {MAX_NESTING_DEPTH} levels") from reason
     except ValueError as reason:
-        raise error(f"{where}: not JSON ({reason}); is the file whole?") from reason
+        raise error(f"{location}: not JSON ({reason}); the file may be truncated") from reason
     if len(text) < MAX_CHECKED_CHARACTERS and is_deeply_nested(value):
-        raise error(f"{where}: JSON nested deeper than {MAX_NESTING_DEPTH} levels")
+        raise error(f"{location}: JSON nested deeper than {MAX_NESTING_DEPTH} levels")
     return value
 
 
@@ -150,12 +150,12 @@ def parse_json_lines(
     text: str, path: Path, error: ErrorType = DataError, hook: PairsHook | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Parses JSON Lines, as `read_json_lines`."""
-    for number, line in enumerate(split_lines(text), start=1):
+    for line_number, line in enumerate(split_lines(text), start=1):
         if line.strip():
-            value = parse_json(line, f"{path}, line {number}", error, hook)
+            value = parse_json(line, f"{path}, line {line_number}", error, hook)
             if not isinstance(value, dict):
-                raise error(f"{path}, line {number}: a JSON object is expected, this is {describe_type(value)}")
-            yield number, value
+                raise error(f"{path}, line {line_number}: a JSON object is expected, this is {describe_type(value)}")
+            yield line_number, value
 
 
 def read_log(path: Path, error: ErrorType = DataError) -> list[dict[str, Any]]:
@@ -164,8 +164,8 @@ def read_log(path: Path, error: ErrorType = DataError) -> list[dict[str, Any]]:
     Raises:
         ComodalError: As `read_json_lines`.
     """
-    whole, _, _ = (read_text(path, error) if path.exists() else "").rpartition("\n")
-    return [line for _, line in parse_json_lines(whole, path, error)]
+    complete_lines, _, _ = (read_text(path, error) if path.exists() else "").rpartition("\n")
+    return [line for _, line in parse_json_lines(complete_lines, path, error)]
 
 
 def parse_csv(text: str, path: Path, delimiter: str = ",", skip_space: bool = False) -> Iterator[tuple[int, list[str]]]:
@@ -177,12 +177,12 @@ def parse_csv(text: str, path: Path, delimiter: str = ",", skip_space: bool = Fa
     previous = csv.field_size_limit(MAX_FIELD_CHARACTERS)
     try:
         rows = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=skip_space, strict=True)
-        found = [(rows.line_num, row) for row in rows]
+        numbered_rows = [(rows.line_num, row) for row in rows]
     except csv.Error as reason:
         raise DataError(f"{path}: not a table ({reason})") from reason
     finally:
         csv.field_size_limit(previous)
-    yield from ((line, row) for line, row in found if any(cell.strip() for cell in row))
+    yield from ((line, row) for line, row in numbered_rows if any(cell.strip() for cell in row))
 
 
 def read_yaml(path: Path, error: ErrorType = DataError) -> dict[str, Any]:
@@ -198,7 +198,7 @@ def read_yaml(path: Path, error: ErrorType = DataError) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError) as reason:
         raise error(f"{path}: not YAML ({' '.join(str(reason).split())})") from reason
     if not isinstance(value, dict):
-        raise error(f"{path}: settings are names with values, this is {describe_type(value)}")
+        raise error(f"{path}: a mapping of names to values is expected, this is {describe_type(value)}")
     return value
 
 
@@ -217,3 +217,8 @@ def describe_type(value: Any) -> str:
     """The type of a JSON or YAML value, for messages."""
     kinds: dict[type, str] = {list: "a list", dict: "an object", str: "text", type(None): "nothing"}
     return kinds.get(type(value), f"{value!r:.40}")
+
+
+def is_valid_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8; half of a surrogate pair, which JSON permits as an escape, cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

@@ -76,11 +76,11 @@ def run_one_by_one(work: Callable[[A], T], items: Iterable[A]) -> Iterator["Futu
 
     Yields the future of each item; its exception is a BrokenProcessPool if the item crashed the process.
     """
-    left = deque(items)
-    while left:
-        with ProcessPoolExecutor(max_workers=1, **collect_start_settings()) as alone:
-            while left:
-                future = alone.submit(work, left.popleft())
+    pending = deque(items)
+    while pending:
+        with ProcessPoolExecutor(max_workers=1, **collect_start_settings()) as executor:
+            while pending:
+                future = executor.submit(work, pending.popleft())
                 ended = isinstance(future.exception(), BrokenProcessPool)
                 yield future
                 if ended:
@@ -104,26 +104,29 @@ def run_in_parallel(work: Callable[[A], T], items: Sequence[A], processes: int) 
     if processes == 1:
         yield from zip(items, map(get_result_or_none, run_one_by_one(work, items)), strict=True)
         return
-    left, failures = dict(enumerate(items)), 0
+    pending, failures = dict(enumerate(items)), 0
     with tempfile.TemporaryDirectory(prefix="comodal-workers-") as folder, select_backend("loky"):
         journal = Path(folder)
-        while left:
+        while pending:
             pool = joblib.Parallel(n_jobs=processes, return_as="generator_unordered")
-            calls = (joblib.delayed(run_with_journal)(work, item, place, journal) for place, item in list(left.items()))
+            calls = (
+                joblib.delayed(run_with_journal)(work, item, index, journal) for index, item in list(pending.items())
+            )
             try:
-                for place, result in pool(calls):
-                    yield left.pop(place), result
+                for index, result in pool(calls):
+                    yield pending.pop(index), result
             except BrokenProcessPool as error:
-                suspects = [place for place in read_journal(journal) if place in left]
-                found = [
-                    get_result_or_none(future) for future in run_one_by_one(work, [left[place] for place in suspects])
+                suspects = [index for index in read_journal(journal) if index in pending]
+                results = [
+                    get_result_or_none(future)
+                    for future in run_one_by_one(work, [pending[index] for index in suspects])
                 ]
-                yield from ((left.pop(place), result) for place, result in zip(suspects, found, strict=True))
-                failures = 0 if None in found else failures + 1
+                yield from ((pending.pop(index), result) for index, result in zip(suspects, results, strict=True))
+                failures = 0 if None in results else failures + 1
                 if failures == MAX_CRASHES:
                     raise DataError(
-                        "workers keep dying, perhaps for want of memory; what is written stays, and the same command "
-                        f"goes on: take fewer --workers than {processes}"
+                        "workers keep crashing, possibly for lack of memory; results are kept: run the same command "
+                        f"again with fewer --workers than {processes}"
                     ) from error
 
 
@@ -132,10 +135,10 @@ def get_result_or_none(future: "Future[T]") -> T | None:
     return None if isinstance(future.exception(), BrokenProcessPool) else future.result()
 
 
-def run_with_journal(work: Callable[[A], T], item: A, place: int, journal: Path) -> tuple[int, T]:
+def run_with_journal(work: Callable[[A], T], item: A, index: int, journal: Path) -> tuple[int, T]:
     """Runs the function in a worker, and first writes the item's index to the journal."""
-    (journal / str(os.getpid())).write_text(str(place))
-    return place, work(item)
+    (journal / str(os.getpid())).write_text(str(index))
+    return index, work(item)
 
 
 def read_journal(journal: Path) -> list[int]:

@@ -24,23 +24,23 @@ def resize_maps(maps: Float[Tensor, "maps rows columns"], size: tuple[int, int])
 
 
 def shade_by_heat(
-    picture: UInt8[np.ndarray, "height width 3"], warmth: Float[np.ndarray, "height width"]
+    image: UInt8[np.ndarray, "height width 3"], heat: Float[np.ndarray, "height width"]
 ) -> UInt8[np.ndarray, "height width 3"]:
     """An image with its brightness scaled by a map from 0 to 1."""
-    return (picture * (MIN_HEAT_BRIGHTNESS + (1 - MIN_HEAT_BRIGHTNESS) * warmth[..., None])).astype(np.uint8)
+    return (image * (MIN_HEAT_BRIGHTNESS + (1 - MIN_HEAT_BRIGHTNESS) * heat[..., None])).astype(np.uint8)
 
 
-def normalize_map(places: Float[np.ndarray, "height width"]) -> Float[np.ndarray, "height width"]:
+def normalize_map(values: Float[np.ndarray, "height width"]) -> Float[np.ndarray, "height width"]:
     """Scales a map from its minimum (0) to its maximum (1). A constant map becomes 1."""
-    low, high = float(places.min()), float(places.max())
-    return (places - low) / (high - low) if high > low else np.ones_like(places)
+    low, high = float(values.min()), float(values.max())
+    return (values - low) / (high - low) if high > low else np.ones_like(values)
 
 
 def render_spectrogram(
-    spectrum: Float[np.ndarray, "bands frames"], warmth: Float[np.ndarray, "bands frames"], width: int, height: int
+    spectrum: Float[np.ndarray, "bands frames"], heat: Float[np.ndarray, "bands frames"], width: int, height: int
 ) -> UInt8[np.ndarray, "height width 3"]:
     """A spectrogram in colors, low frequencies at the bottom, with its brightness scaled by a map."""
-    colours = matplotlib.colormaps["magma"](normalize_map(spectrum), bytes=True)[..., :3]
+    colors = matplotlib.colormaps["magma"](normalize_map(spectrum), bytes=True)[..., :3]
     return np.asarray(
-        Image.fromarray(shade_by_heat(colours, warmth)[::-1]).resize((width, height), Image.Resampling.BILINEAR)
+        Image.fromarray(shade_by_heat(colors, heat)[::-1]).resize((width, height), Image.Resampling.BILINEAR)
     )

@@ -50,7 +50,7 @@ def inspect(path: Path, sheet: Path | None = None) -> dict[str, Any]:
         comodal inspect vectors/street.npz
     """
     if not path.exists():
-        raise DataError(f"{path}: there is no such file or folder")
+        raise DataError(f"{path}: no such file or folder")
     refuse_packed_run(path)
     description = describe_folder(path) if path.is_dir() else describe_file(path)
     print_description(path, description)
@@ -63,7 +63,7 @@ def inspect(path: Path, sheet: Path | None = None) -> dict[str, Any]:
 def describe_folder(path: Path) -> Description:
     """Describes a comodal folder, identified by the files that only its kind has."""
     about = read_json_object(path / "about.json") if (path / "about.json").is_file() else {}
-    if about.get("kind") == "playground":
+    if about.get("kind") == "synthetic":
         return {**about, "files": count_files_by_suffix(path)}
     if about.get("kind") == "regions":
         return {**RegionStore(path).about, "bytes": sum(file.stat().st_size for file in path.glob("*.bin"))}
@@ -75,8 +75,10 @@ def describe_folder(path: Path) -> Description:
         return {"kind": "scores", **read_json_object(path / "results.json")}
     if about or any(path.glob("*.index")) or any(path.glob("*/*.index")):
         return {**describe_shards(path), "kind": "shards"}
-    found = count_files_by_suffix(path)
-    raise DataError(f"{path}: none of shards, regions, run, model, scores, playground; it holds {found or 'nothing'}")
+    suffix_counts = count_files_by_suffix(path)
+    raise DataError(
+        f"{path}: not shards, regions, run, model, scores or synthetic data; it has {suffix_counts or 'nothing'}"
+    )
 
 
 def describe_file(path: Path) -> Description:
@@ -92,25 +94,25 @@ def describe_file(path: Path) -> Description:
         return readers.get(path.suffix, readers[".safetensors"])(path)
     if path.suffix.lower() in INSPECTED_IMAGE_SUFFIXES:
         height, width, _ = read_image(path).shape
-        return {"kind": "picture", "width": width, "height": height}
+        return {"kind": "image", "width": width, "height": height}
     return describe_media_file(path)
 
 
 def describe_media_file(path: Path) -> Description:
     """Describes an audio file that soundfile can read, or else a video."""
     try:
-        sound = soundfile.info(path)
+        info = soundfile.info(path)
     except soundfile.LibsndfileError:
         try:
             return {"kind": "video", **read_video_info(path)._asdict()}
         except MediaError as error:
-            raise DataError(f"{path}: nothing that comodal knows ({error.reason}: {error.detail})") from error
+            raise DataError(f"{path}: not a supported file ({error.reason}: {error.detail})") from error
     return {
-        "kind": "sound",
-        "seconds": sound.duration,
-        "sample_rate": sound.samplerate,
-        "channels": sound.channels,
-        "format": f"{sound.format} {sound.subtype}",
+        "kind": "audio",
+        "seconds": info.duration,
+        "sample_rate": info.samplerate,
+        "channels": info.channels,
+        "format": f"{info.format} {info.subtype}",
     }
 
 
@@ -134,13 +136,13 @@ def describe_run(path: Path) -> Description:
 
 def describe_model(path: Path) -> Description:
     """Class, configuration, origin and parameters. The weights are read and verified."""
-    described = read_model_config(find_model_folder(path))
+    config_values = read_model_config(find_model_folder(path))
     model = load_model(path)
     parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.named_children()}
     return {
-        **described,
+        **config_values,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "parameters_of": {name: number for name, number in parts.items() if number},
+        "parameters_of": {name: count for name, count in parts.items() if count},
     }
 
 

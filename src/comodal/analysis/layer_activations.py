@@ -26,21 +26,21 @@ class TowerInput(NamedTuple):
 
 
 def build_image_tower_input(model: L3Net) -> TowerInput:
-    return TowerInput(model.image_tower, model.normalised)
+    return TowerInput(model.image_tower, model.normalize_image)
 
 
 def build_audio_tower_input(model: L3Net) -> TowerInput:
-    return TowerInput(model.sound_tower, model.spectrogram)
+    return TowerInput(model.audio_tower, model.spectrogram)
 
 
 @contextmanager
-def record_layer_activations(tower: VGGTower, see: Callable[[str, Tensor], None]) -> Iterator[None]:
+def record_layer_activations(tower: VGGTower, on_activation: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Passes the map of each layer, after its norm and ReLU, to a callback while the tower computes."""
 
-    def shown(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda _layer, _inputs, output: see(name, output)
+    def make_hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        return lambda _layer, _inputs, output: on_activation(name, output)
 
-    handles = [layer.register_forward_hook(shown(name)) for name, layer in tower.layers.items()]
+    handles = [layer.register_forward_hook(make_hook(name)) for name, layer in tower.layers.items()]
     try:
         yield
     finally:
@@ -49,26 +49,28 @@ def record_layer_activations(tower: VGGTower, see: Callable[[str, Tensor], None]
 
 
 @torch.inference_mode()
-def max_channel_activations(side: TowerInput, inputs: Tensor) -> dict[str, Float[np.ndarray, "moments channels"]]:
+def max_channel_activations(
+    tower_input: TowerInput, inputs: Tensor
+) -> dict[str, Float[np.ndarray, "moments channels"]]:
     """The maximum of each channel over the map of each layer, for each input."""
-    found: dict[str, list[Tensor]] = {name: [] for name in VGG_LAYER_NAMES}
-    device = get_module_device(side.tower)
-    with record_layer_activations(side.tower, lambda name, output: found[name].append(output.amax((2, 3)))):
+    maxima: dict[str, list[Tensor]] = {name: [] for name in VGG_LAYER_NAMES}
+    device = get_module_device(tower_input.tower)
+    with record_layer_activations(tower_input.tower, lambda name, output: maxima[name].append(output.amax((2, 3)))):
         for part in inputs.split(max(ACTIVATION_BATCH_SIZE, choose_inference_batch_size(device))):
-            side.tower(side.prepare(part.to(device)))
-    values = {name: torch.cat(parts).float().cpu().numpy() for name, parts in found.items()}
-    for name, of_layer in values.items():
-        check_finite_scores(of_layer, f"units of {name}")
+            tower_input.tower(tower_input.prepare(part.to(device)))
+    values = {name: torch.cat(parts).float().cpu().numpy() for name, parts in maxima.items()}
+    for name, layer_maxima in values.items():
+        check_finite_scores(layer_maxima, f"units of {name}")
     return values
 
 
-def compute_layer_map(side: TowerInput, layer: str) -> Callable[[Tensor], Tensor]:
+def compute_layer_map(tower_input: TowerInput, layer: str) -> Callable[[Tensor], Tensor]:
     """A function from bytes or waveforms to the map of one layer, on the CPU."""
 
     def feature_map(inputs: Tensor) -> Tensor:
-        kept: dict[str, Tensor] = {}
-        with record_layer_activations(side.tower, kept.__setitem__):
-            side.tower(side.prepare(inputs.to(get_module_device(side.tower))))
-        return kept[layer].cpu()
+        recorded: dict[str, Tensor] = {}
+        with record_layer_activations(tower_input.tower, recorded.__setitem__):
+            tower_input.tower(tower_input.prepare(inputs.to(get_module_device(tower_input.tower))))
+        return recorded[layer].cpu()
 
     return feature_map

@@ -26,44 +26,46 @@ class PairPredictions:
     """Pairs, and the model's probability that each is a match."""
 
     pairs: AudioVisualBatch
-    together: Float[np.ndarray, " batch"]
+    probabilities: Float[np.ndarray, " batch"]
 
     @property
     def accuracy(self) -> float:
         """The fraction of correct predictions, with a threshold of one half."""
-        check_finite_scores(self.together, "probabilities of the pairs")
-        return float(((self.together > 0.5) == self.pairs.together.numpy()).mean())
+        check_finite_scores(self.probabilities, "probabilities of the pairs")
+        return float(((self.probabilities > 0.5) == self.pairs.is_match.numpy()).mean())
 
 
 def predict_pairs(model: L3Net, shards: Path, pairs: int, seed: int) -> PairPredictions:
     """The first pairs of a seed from the clips of a split, as in validation: center crops, no augmentation."""
-    opened, config = ShardReader(shards), model.config
-    sampler = PairSampler(opened, seed, config.sound_seconds)
-    clips = ClipPairDataset(opened, sampler, config.image_size, config.sample_rate, None)
+    reader, config = ShardReader(shards), model.config
+    sampler = PairSampler(reader, seed, config.audio_seconds)
+    clips = ClipPairDataset(reader, sampler, config.image_size, config.sample_rate, None)
     batch = clips.batch([(0, index) for index in range(pairs)])
     with torch.inference_mode():
         device = get_module_device(model)
         size = max(PAIR_BATCH_SIZE, choose_inference_batch_size(device))
-        parts = zip(batch.image.split(size), batch.sound.split(size), strict=True)
-        logits = torch.cat([model(image.to(device), sound.to(device)).logits.float().cpu() for image, sound in parts])
+        parts = zip(batch.image.split(size), batch.audio.split(size), strict=True)
+        logits = torch.cat([model(image.to(device), audio.to(device)).logits.float().cpu() for image, audio in parts])
     return PairPredictions(batch, logits.float().softmax(-1)[:, 1].numpy())
 
 
-def draw_pair_predictions(model: L3Net, verdicts: PairPredictions, columns: int = 8) -> Figure:
+def draw_pair_predictions(model: L3Net, predictions: PairPredictions, columns: int = 8) -> Figure:
     """Images above spectrograms, titled by the probability of correspondence: green where the prediction is correct."""
-    shown = min(columns, len(verdicts.together))
-    figure = Figure(figsize=(1.6 * shown, 3.3), layout="constrained")
+    num_shown = min(columns, len(predictions.probabilities))
+    figure = Figure(figsize=(1.6 * num_shown, 3.3), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(2, shown, squeeze=False)
+    grid = figure.subplots(2, num_shown, squeeze=False)
     with torch.inference_mode():
-        spectrograms = model.spectrogram(verdicts.pairs.sound[:shown].to(get_module_device(model)))[:, 0].cpu().numpy()
-    for place in range(shown):
-        probability, truth = float(verdicts.together[place]), bool(verdicts.pairs.together[place])
-        above, below = grid[:, place]
-        above.imshow(verdicts.pairs.image[place].permute(1, 2, 0).numpy())
-        below.imshow(spectrograms[place], origin="lower", aspect="auto", cmap="magma")
-        colour = CORRECT_COLOR if (probability > 0.5) == truth else INCORRECT_COLOR
-        above.set_title(f"{probability:.2f}", fontsize=8, color=colour, fontweight="bold")
+        spectrograms = (
+            model.spectrogram(predictions.pairs.audio[:num_shown].to(get_module_device(model)))[:, 0].cpu().numpy()
+        )
+    for index in range(num_shown):
+        probability, truth = float(predictions.probabilities[index]), bool(predictions.pairs.is_match[index])
+        above, below = grid[:, index]
+        above.imshow(predictions.pairs.image[index].permute(1, 2, 0).numpy())
+        below.imshow(spectrograms[index], origin="lower", aspect="auto", cmap="magma")
+        color = CORRECT_COLOR if (probability > 0.5) == truth else INCORRECT_COLOR
+        above.set_title(f"{probability:.2f}", fontsize=8, color=color, fontweight="bold")
         below.set_title("truth: match" if truth else "truth: mismatch", fontsize=8, color="#444444")
         for axes in (above, below):
             axes.set_xticks([])
@@ -71,14 +73,14 @@ def draw_pair_predictions(model: L3Net, verdicts: PairPredictions, columns: int 
     return figure
 
 
-def draw_probability_histogram(verdicts: PairPredictions) -> Figure:
+def draw_probability_histogram(predictions: PairPredictions) -> Figure:
     """Histograms of the probability of correspondence over matched and mismatched pairs."""
     figure = Figure(figsize=(6.0, 2.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    truth = verdicts.pairs.together.numpy()
-    shares = [verdicts.together[truth], verdicts.together[~truth]]
-    axes.hist(shares, bins=20, range=(0.0, 1.0), label=["match", "mismatch"], color=["#3b6ea5", "#d9a441"])
+    truth = predictions.pairs.is_match.numpy()
+    groups = [predictions.probabilities[truth], predictions.probabilities[~truth]]
+    axes.hist(groups, bins=20, range=(0.0, 1.0), label=["match", "mismatch"], color=["#3b6ea5", "#d9a441"])
     axes.set_xlabel("probability of correspondence")
     axes.set_ylabel("pairs")
     axes.spines[["top", "right"]].set_visible(False)

@@ -26,7 +26,7 @@ class ClipMoments:
     """One frame of each of many clips, and the second of audio around it; `labels` is empty if a clip has none."""
 
     image: UInt8[Tensor, "moments 3 size size"]
-    sound: Float[Tensor, "moments samples"]
+    audio: Float[Tensor, "moments samples"]
     names: tuple[str, ...]
     labels: tuple[str, ...]
 
@@ -37,23 +37,23 @@ class UnitActivation:
 
     channel: int
     moments: Int[np.ndarray, " top"]
-    strengths: Float[np.ndarray, " top"]
+    activations: Float[np.ndarray, " top"]
 
 
 def read_clip_moments(shards: Path, model: L3Net, count: int) -> ClipMoments:
     """The middle of equally spaced clips of a split: its frame, cropped as in validation, and the second around it."""
-    opened, size = ShardReader(shards), model.config.image_size
-    images, sounds, names, labels = [], [], [], []
-    for clip in np.unique(np.linspace(0, len(opened) - 1, min(count, len(opened))).round().astype(int)).tolist():
-        record = opened.record(clip)
-        image, sound = read_clip_moment(opened, clip, len(record["frames"]) // 2, model)
+    reader, size = ShardReader(shards), model.config.image_size
+    images, waveforms, names, labels = [], [], [], []
+    for clip in np.unique(np.linspace(0, len(reader) - 1, min(count, len(reader))).round().astype(int)).tolist():
+        record = reader.read_record(clip)
+        image, waveform = read_clip_moment(reader, clip, len(record["frames"]) // 2, model)
         images.append(crop_image_center(image, size))
-        sounds.append(sound)
+        waveforms.append(waveform)
         names.append(str(record.get("label", record["key"])))
         labels += [str(record["label"])] if record.get("label") is not None else []
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    known = tuple(labels) if len(labels) == len(names) else ()
-    return ClipMoments(pixels, torch.from_numpy(np.stack(sounds)), tuple(names), known)
+    clip_labels = tuple(labels) if len(labels) == len(names) else ()
+    return ClipMoments(pixels, torch.from_numpy(np.stack(waveforms)), tuple(names), clip_labels)
 
 
 def read_clip_moment(
@@ -64,29 +64,27 @@ def read_clip_moment(
     Raises:
         DataError: The sample rate of the audio is not the model's.
     """
-    record, config = shards.record(clip), model.config
+    record, config = shards.read_record(clip), model.config
     short_side = round(config.image_size * 8 / 7)
-    image = decode_jpeg(shards.read(clip, record["frames"][frame]), min_short_side=short_side)
-    latest = max(0.0, record["seconds"] - config.sound_seconds)
-    start = min(max(0.0, record["frame_seconds"][frame] - config.sound_seconds / 2), latest)
-    sound, sample_rate = decode_flac(shards.read(clip, "flac"), start, config.sound_seconds)
+    image = decode_jpeg(shards.read_member(clip, record["frames"][frame]), min_short_side=short_side)
+    max_start = max(0.0, record["seconds"] - config.audio_seconds)
+    start = min(max(0.0, record["frame_seconds"][frame] - config.audio_seconds / 2), max_start)
+    waveform, sample_rate = decode_flac(shards.read_member(clip, "flac"), start, config.audio_seconds)
     if sample_rate != config.sample_rate:
-        raise DataError(
-            f"{shards.folder}: sound of {sample_rate} samples a second; the model hears {config.sample_rate}"
-        )
+        raise DataError(f"{shards.folder}: audio at {sample_rate} Hz; the model needs {config.sample_rate} Hz")
     return resize_short_side(image, short_side), np.pad(
-        sound, (0, round(config.sound_seconds * sample_rate) - len(sound))
+        waveform, (0, round(config.audio_seconds * sample_rate) - len(waveform))
     )
 
 
-def rank_units(activations: Float[np.ndarray, "moments channels"], units: int, top: int) -> list[UnitActivation]:
-    """The units whose `top` strongest activations are furthest above their mean, in units of std."""
-    order = np.argsort(-activations, axis=0, kind="stable")[:top]
-    deviation = activations.std(0)
+def rank_units(activations: Float[np.ndarray, "moments channels"], units: int, top_k: int) -> list[UnitActivation]:
+    """The units whose `top_k` strongest activations are furthest above their mean, in units of std."""
+    order = np.argsort(-activations, axis=0, kind="stable")[:top_k]
+    std = activations.std(0)
     above = np.take_along_axis(activations, order, axis=0).mean(0) - activations.mean(0)
-    score = np.divide(above, deviation, out=np.zeros_like(above), where=deviation > 0)
-    chosen = np.argsort(-score, kind="stable")[:units]
-    return [UnitActivation(int(c), order[:, c], activations[order[:, c], c]) for c in chosen]
+    score = np.divide(above, std, out=np.zeros_like(above), where=std > 0)
+    channels = np.argsort(-score, kind="stable")[:units]
+    return [UnitActivation(int(c), order[:, c], activations[order[:, c], c]) for c in channels]
 
 
 @torch.inference_mode()
@@ -94,6 +92,6 @@ def compute_unit_heatmaps(
     feature_map: Callable[[Tensor], Tensor], inputs: Tensor, unit: UnitActivation, size: tuple[int, int]
 ) -> Float[np.ndarray, "top height width"]:
     """The activation map of the unit for each of its moments, at the size of the input, with a maximum of 1."""
-    found = feature_map(inputs[torch.from_numpy(unit.moments)])[:, unit.channel].float()
-    large = resize_maps(found, size).clamp(min=0.0)
+    activation_maps = feature_map(inputs[torch.from_numpy(unit.moments)])[:, unit.channel].float()
+    large = resize_maps(activation_maps, size).clamp(min=0.0)
     return (large / large.amax((1, 2), keepdim=True).clamp(min=1e-12)).numpy()

@@ -1,11 +1,11 @@
 """Class selectivity of units trained without labels (L3-Net, section 4.4, "Versus random features").
 
-With many units, some prefer a class by chance. Each measure is therefore compared for the trained network, for an
+With many units, some prefer a class at random. Each measure is therefore compared for the trained network, for an
 untrained one, and for the trained one with shuffled labels. The features of a layer are the maxima of its units:
 
 - NMI of clusters: normalized mutual information between labels and k-means clusters of the features;
-- NMI of units: a unit is on for its strongest moments, as many as an average class has, and off for the others; the
-  mean over the units, and the maximum;
+- NMI of units: a unit is on for its strongest moments, as many as a class has on average. Reported are the mean and the
+  maximum over the units;
 - high preference: units with at least half of their strongest moments in one class, and the classes that have such
   units.
 
@@ -33,12 +33,12 @@ SELECTIVITY_SYSTEMS = ("trained", "untrained", "shuffled")
 class LayerSelectivity(NamedTuple):
     """Class selectivity of the units of one layer."""
 
-    units: int
+    num_units: int
     clusters_nmi: float
     units_nmi: float
     best_nmi: float
-    preferring: int
-    preferred: int
+    num_selective_units: int
+    num_preferred_classes: int
 
 
 class SelectiveUnit(NamedTuple):
@@ -71,23 +71,27 @@ def study_units(model: L3Net, moments: ClipMoments, seed: int = 0) -> dict[str, 
     """
     classes, target = np.unique(moments.labels, return_inverse=True)
     if len(target) != len(moments.names) or len(classes) < 2:
-        raise ValueError(f"units are compared with labels of two classes or more; {len(classes)} came")
+        raise ValueError(f"class selectivity needs labels of all moments and two or more classes; got {len(classes)}")
     shuffled = np.random.default_rng(seed).permutation(target)
     untrained = make_untrained_copy(model, seed)
-    calibrate_batch_norms(untrained, untrained, moments.image, moments.sound)
+    calibrate_batch_norms(untrained, untrained, moments.image, moments.audio)
     studies = {}
-    for name, side_of, inputs in (
-        ("picture", build_image_tower_input, moments.image),
-        ("sound", build_audio_tower_input, moments.sound),
+    for name, build_tower_input, inputs in (
+        ("image", build_image_tower_input, moments.image),
+        ("audio", build_audio_tower_input, moments.audio),
     ):
-        trained, fresh = (
-            max_channel_activations(side_of(model), inputs),
-            max_channel_activations(side_of(untrained), inputs),
+        trained, untrained_activations = (
+            max_channel_activations(build_tower_input(model), inputs),
+            max_channel_activations(build_tower_input(untrained), inputs),
         )
-        seen = {"trained": (trained, target), "untrained": (fresh, target), "shuffled": (trained, shuffled)}
+        labeled_activations = {
+            "trained": (trained, target),
+            "untrained": (untrained_activations, target),
+            "shuffled": (trained, shuffled),
+        }
         systems = {
             system: {layer: measure_layer_selectivity(values, labels, seed) for layer, values in layers.items()}
-            for system, (layers, labels) in seen.items()
+            for system, (layers, labels) in labeled_activations.items()
         }
         studies[name] = SelectivityStudy(systems, len(target), tuple(str(name) for name in classes))
     return studies
@@ -101,23 +105,23 @@ def measure_layer_selectivity(
     clusters = run_kmeans(standardize_units(activations), min(classes, len(target)), seed)[1]
     on = binarize_activations(activations, classes)
     nmi = compute_nmi_of_counts(np.stack([count_active_by_class(~on, target), count_active_by_class(on, target)], 1))
-    favourite, share = find_preferred_classes(activations, target)
-    high = share >= MIN_HIGH_PREFERENCE
+    preferred_classes, fraction = find_preferred_classes(activations, target)
+    high = fraction >= MIN_HIGH_PREFERENCE
     return LayerSelectivity(
-        units=activations.shape[1],
+        num_units=activations.shape[1],
         clusters_nmi=compute_labeling_nmi(clusters, target),
         units_nmi=float(nmi.mean()),
         best_nmi=float(nmi.max()),
-        preferring=int(high.sum()),
-        preferred=len(np.unique(favourite[high])),
+        num_selective_units=int(high.sum()),
+        num_preferred_classes=len(np.unique(preferred_classes[high])),
     )
 
 
 def standardize_units(activations: Float[np.ndarray, "moments units"]) -> Float[np.ndarray, "moments units"]:
     """Scales each unit to mean 0 and std 1; a constant unit is 0."""
-    deviation = activations.std(0)
-    centred = activations - activations.mean(0)
-    return np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 0).astype(np.float32)
+    std = activations.std(0)
+    centered = activations - activations.mean(0)
+    return np.divide(centered, std, out=np.zeros_like(centered), where=std > 0).astype(np.float32)
 
 
 def binarize_activations(
@@ -153,20 +157,20 @@ def compute_nmi_of_counts(table: Int[np.ndarray, "units clusters classes"]) -> F
     return np.where(certain, 0.0, np.clip(shared / np.where(certain, 1.0, (clusters + classes) / 2), 0.0, 1.0))
 
 
-def compute_row_entropy(shares: Float[np.ndarray, "units values"]) -> Float[np.ndarray, " units"]:
+def compute_row_entropy(probabilities: Float[np.ndarray, "units values"]) -> Float[np.ndarray, " units"]:
     """The entropy of each row, in nats."""
-    return -(shares * np.log(shares, out=np.zeros_like(shares), where=shares > 0)).sum(1)
+    return -(probabilities * np.log(probabilities, out=np.zeros_like(probabilities), where=probabilities > 0)).sum(1)
 
 
 def find_preferred_classes(
     activations: Float[np.ndarray, "moments units"], target: Int[np.ndarray, " moments"]
 ) -> tuple[Int[np.ndarray, " units"], Float[np.ndarray, " units"]]:
     """The most frequent class of each unit's strongest moments, and its fraction; 0 for a constant unit."""
-    top = min(NUM_TOP_MOMENTS, len(activations))
-    strongest_moments = np.argsort(-activations, axis=0, kind="stable")[:top]
-    found = np.eye(int(target.max()) + 1)[target[strongest_moments]].sum(0)
-    share = found.max(1) / top
-    return found.argmax(1), np.where(np.ptp(activations, axis=0) > 0, share, 0.0)
+    num_top = min(NUM_TOP_MOMENTS, len(activations))
+    strongest_moments = np.argsort(-activations, axis=0, kind="stable")[:num_top]
+    class_counts = np.eye(int(target.max()) + 1)[target[strongest_moments]].sum(0)
+    fraction = class_counts.max(1) / num_top
+    return class_counts.argmax(1), np.where(np.ptp(activations, axis=0) > 0, fraction, 0.0)
 
 
 def select_units(

@@ -16,8 +16,8 @@ COMMON_OPTIONS = (
 )
 NAME_WIDTH, MAX_LINE_WIDTH = 28, 120
 GENERAL_OPTIONS = (
-    ("--config FILE", "Take options from a YAML file, such as the config.yaml of a run. Flags win over the file."),
-    ("--print-config", "Print all options as YAML, and do nothing else."),
+    ("--config FILE", "Take options from a YAML file, such as the config.yaml of a run. Flags override the file."),
+    ("--print-config", "Print all options as YAML and exit."),
     ("-h, --help", "Print this page."),
 )
 
@@ -36,37 +36,38 @@ class HelpPage:
         self.options = options
         self.docstring = docstring
 
-    def usage(self) -> str:
+    def format_usage(self) -> str:
         """One line with the required arguments."""
-        words = [one.shown + "..." * one.kind.is_list for one in self.options if one.is_positional]
-        words += [
-            f"{one.flags[0]} {one.kind.placeholder}"
-            for one in self.options
-            if one.is_required and not one.is_positional
+        parts = [option.display_name + "..." * option.kind.is_list for option in self.options if option.is_positional]
+        parts += [
+            f"{option.flags[0]} {option.kind.placeholder}"
+            for option in self.options
+            if option.is_required and not option.is_positional
         ]
-        return " ".join(["usage: comodal", self.name, *words, "[options]"])
+        return " ".join(["usage: comodal", self.name, *parts, "[options]"])
 
-    def short(self) -> str:
+    def format_short(self) -> str:
         """The usage and one example."""
         example = [line for line in self.docstring.examples if f"comodal {self.name} " in line][:1]
         lines = [
-            self.usage(),
+            self.format_usage(),
             *(f"example: {line}" for line in example),
             f"`comodal {self.name} --help` lists all options.",
         ]
         return "\n".join(lines) + "\n"
 
-    def full(self) -> str:
+    def format_full(self) -> str:
         """The whole page: required arguments first, then common options, then the others, then examples."""
-        required = [one for one in self.options if one.is_required]
-        rest = [one for one in self.options if not one.is_required]
+        required = [option for option in self.options if option.is_required]
+        rest = [option for option in self.options if not option.is_required]
         common = sorted(
-            (one for one in rest if one.name in COMMON_OPTIONS), key=lambda one: COMMON_OPTIONS.index(one.name)
+            (option for option in rest if option.name in COMMON_OPTIONS),
+            key=lambda option: COMMON_OPTIONS.index(option.name),
         )
-        others = [one for one in rest if one.name not in COMMON_OPTIONS]
-        parts = [self.usage(), self.docstring.about]
-        for title, options in (("required", required), ("common options", common), ("more options", others)):
-            rows = [(format_invocation(one), format_explanation(one)) for one in options]
+        remaining = [option for option in rest if option.name not in COMMON_OPTIONS]
+        parts = [self.format_usage(), self.docstring.about]
+        for title, options in (("required", required), ("common options", common), ("more options", remaining)):
+            rows = [(format_invocation(option), format_explanation(option)) for option in options]
             rows += GENERAL_OPTIONS if title == "more options" else ()
             if rows:
                 parts.append(f"{title}:\n" + format_columns(rows, NAME_WIDTH))
@@ -78,10 +79,12 @@ class HelpPage:
 def format_invocation(option: Option) -> str:
     """The written form of an option."""
     if option.is_positional:
-        return option.shown + "..." * option.kind.is_list
+        return option.display_name + "..." * option.kind.is_list
     if option.kind.is_switch:
-        return option.shown if option.default is False else f"{option.shown}, --no-{option.shown[2:]}"
-    return f"{option.shown} {option.kind.placeholder}" + " ..." * option.kind.is_list
+        return (
+            option.display_name if option.default is False else f"{option.display_name}, --no-{option.display_name[2:]}"
+        )
+    return f"{option.display_name} {option.kind.placeholder}" + " ..." * option.kind.is_list
 
 
 def format_explanation(option: Option) -> str:
@@ -128,18 +131,18 @@ def list_commands(group: str = "") -> str:
     """The commands, or those of a group."""
     if group == "train":
         return list_entries(RECIPES)
-    chosen = {name: entry for name, entry in list_all_commands().items() if not group or name.split()[0] == group}
+    entries = {name: entry for name, entry in list_all_commands().items() if not group or name.split()[0] == group}
     if not group:
-        chosen["train"] = RegistryEntry("", COMMAND_GROUPS["train"])
-        chosen["list"] = RegistryEntry("", "commands and recipes: comodal list [commands|recipes]")
-        chosen["help"] = RegistryEntry("", "the help page of a command: comodal help COMMAND")
-    return list_entries(chosen, "comodal ")
+        entries["train"] = RegistryEntry("", COMMAND_GROUPS["train"])
+        entries["list"] = RegistryEntry("", "commands and recipes: comodal list [commands|recipes]")
+        entries["help"] = RegistryEntry("", "the help page of a command: comodal help COMMAND")
+    return list_entries(entries, "comodal ")
 
 
 def format_overview(group: str = "") -> str:
     """The help of the whole command line, or of one group of commands."""
-    word = "RECIPE" if group == "train" else "COMMAND"
-    usage = " ".join(filter(None, ["usage: comodal", group, word, "..."]))
+    placeholder = "RECIPE" if group == "train" else "COMMAND"
+    usage = " ".join(filter(None, ["usage: comodal", group, placeholder, "..."]))
     about = COMMAND_GROUPS.get(group, "self-supervised learning from video with audio, and from images with text")
-    end = f"`{' '.join(filter(None, ['comodal', group, word, '--help']))}` lists options and examples."
+    end = f"`{' '.join(filter(None, ['comodal', group, placeholder, '--help']))}` lists options and examples."
     return "\n\n".join([usage, about, list_commands(group), end]) + "\n"

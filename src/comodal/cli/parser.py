@@ -1,7 +1,7 @@
 """Builds command-line options from the parameters of a function: argparse for the flags, and settings from a YAML file.
 
 A flag is a parameter's name with dashes; the name with underscores is accepted as well. `--flag` and `--no-flag` set a
-boolean, and a list takes one or more words.
+boolean, and a list takes one or more values.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from comodal.errors import DataError
 from comodal.text_files import read_yaml
 
 POSITIONAL_NAMES = {
-    *("source", "store", "out", "images", "sounds", "folder", "path", "files", "run"),
+    *("source", "store", "out", "images", "audio", "folder", "path", "files", "run"),
     *("image", "question", "text", "texts", "phrase", "repository"),
 }
 
@@ -56,7 +56,7 @@ class Option:
         return list(dict.fromkeys([f"--{name.replace('_', '-')}", f"--{name}"]))
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         return self.name.upper() if self.is_positional else self.flags[0]
 
 
@@ -66,13 +66,13 @@ def build_options(
     """The options of a function's parameters: required inputs are positional, all others are flags."""
     return tuple(
         Option(
-            one.name,
-            resolve_parameter_type(one.annotation),
-            one.default,
-            helps.get(one.name, ""),
-            one.default is one.empty and one.name in POSITIONAL_NAMES and not flags_only,
+            parameter.name,
+            resolve_parameter_type(parameter.annotation),
+            parameter.default,
+            helps.get(parameter.name, ""),
+            parameter.default is parameter.empty and parameter.name in POSITIONAL_NAMES and not flags_only,
         )
-        for one in parameters
+        for parameter in parameters
     )
 
 
@@ -106,9 +106,9 @@ class ConvertedValue(argparse.Action):
         del flag
         kind = self.option.kind
         try:
-            value = [kind.convert(word) for word in values] if kind.is_list else kind.convert(values)
+            value = [kind.convert(text) for text in values] if kind.is_list else kind.convert(values)
         except ValueError as error:
-            parser.error(f"{self.option.shown}: {error}")
+            parser.error(f"{self.option.display_name}: {error}")
         setattr(namespace, self.dest, value)
 
 
@@ -127,17 +127,17 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
-    def read(self, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-        """The parsed values, and the remaining words."""
+    def read_known(self, argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+        """The parsed values, and the remaining arguments."""
         try:
-            namespace, rest = self.parse_known_args(words)
+            namespace, rest = self.parse_known_args(argv)
         except argparse.ArgumentError as error:
             raise UsageError(f"{(error.argument_name or '').split('/')[0]}: {error.message}") from None
         return vars(namespace), rest
 
 
 class CommandParser:
-    """Parses the words of one command: its flags, at any position, then the remaining words as positional arguments.
+    """Parses the arguments of one command: its flags, at any position, then the others as positional arguments.
 
     Args:
         options: The options of the command.
@@ -151,9 +151,9 @@ class CommandParser:
         self.flags.add_argument("--config", type=Path)
         self.flags.add_argument("--print-config", "--print_config", action="store_true")
         for option in options:
-            self.add(option)
+            self.add_option(option)
 
-    def add(self, option: Option) -> None:
+    def add_option(self, option: Option) -> None:
         """Add a flag or a positional argument. Missing arguments are checked later, since a YAML file may set some."""
         settings: dict[str, Any] = {"action": ConvertedValue, "option": option}
         if option.is_positional:
@@ -165,31 +165,31 @@ class CommandParser:
             nargs = "+" if option.kind.is_list else None
             self.flags.add_argument(*option.flags, dest=option.name, nargs=nargs, **settings)
 
-    def parse(self, words: Sequence[str]) -> ParsedArguments:
+    def parse(self, argv: Sequence[str]) -> ParsedArguments:
         """The values of the command line and of the file of `--config`; the command line takes precedence. Defaults are
         omitted.
 
         Raises:
             UsageError: An option is unknown, or a value is of another type.
         """
-        end = words.index("--") if "--" in words else len(words)  # the words after it are not flags
-        given, rest = self.flags.read(words[:end])
-        unknown = next((word.partition("=")[0] for word in rest if word.startswith("--")), "")
+        end = argv.index("--") if "--" in argv else len(argv)  # the arguments after it are not flags
+        flag_values, rest = self.flags.read_known(argv[:end])
+        unknown = next((argument.partition("=")[0] for argument in rest if argument.startswith("--")), "")
         if unknown:
-            known = [one.flags[0] for one in self.options if not one.is_positional]
-            hint = suggest_closest(unknown.replace("_", "-"), [*known, "--help", "--config", "--print-config"])
-            raise UsageError(f"there is no option {unknown}{hint}")
-        rest += words[end + 1 :]
-        arguments, extra = self.arguments.read(["--", *rest] if rest else [])
+            known_flags = [option_.flags[0] for option_ in self.options if not option_.is_positional]
+            hint = suggest_closest(unknown.replace("_", "-"), [*known_flags, "--help", "--config", "--print-config"])
+            raise UsageError(f"unknown option {unknown}{hint}")
+        rest += argv[end + 1 :]
+        arguments, extra = self.arguments.read_known(["--", *rest] if rest else [])
         if extra:
-            raise UsageError(f"{extra[-1]!r} is one argument too many")
-        is_print = given.pop("print_config", False)
-        settings = read_settings(given.pop("config", None), self.options)
-        return ParsedArguments(settings | given | arguments, is_print)
+            raise UsageError(f"{extra[-1]!r} is an unexpected argument")
+        is_print = flag_values.pop("print_config", False)
+        settings = read_settings(flag_values.pop("config", None), self.options)
+        return ParsedArguments(settings | flag_values | arguments, is_print)
 
-    def missing(self, values: Mapping[str, Any]) -> list[str]:
+    def list_missing(self, values: Mapping[str, Any]) -> list[str]:
         """The required arguments without a value."""
-        return [option.shown for option in self.options if option.is_required and option.name not in values]
+        return [option.display_name for option in self.options if option.is_required and option.name not in values]
 
 
 def read_settings(path: Path | None, options: Sequence[Option]) -> dict[str, Any]:
@@ -204,13 +204,13 @@ def read_settings(path: Path | None, options: Sequence[Option]) -> dict[str, Any
         settings = read_yaml(path)
     except DataError as error:
         raise UsageError(f"--config: {error}") from None
-    known, values = {option.name.rstrip("_"): option for option in options}, {}
+    options_by_name, values = {option.name.rstrip("_"): option for option in options}, {}
     for name, value in settings.items():
-        option = known.get(str(name).replace("-", "_"))
+        option = options_by_name.get(str(name).replace("-", "_"))
         if option is None:
-            raise UsageError(f"--config: {path}: there is no option {name}{suggest_closest(str(name), known)}")
+            raise UsageError(f"--config: {path}: unknown option {name}{suggest_closest(str(name), options_by_name)}")
         try:
-            values[option.name] = option.kind.read(value)
+            values[option.name] = option.kind.read_yaml_value(value)
         except ValueError as error:
             raise UsageError(f"--config: {path}: {name}: {error}") from None
     return values

@@ -27,19 +27,20 @@ from comodal.flat_parameters import split_docstring
 from comodal.hub_download import is_hub_name, resolve_model_path
 from comodal.media.storage.path_patterns import is_path_pattern
 from comodal.registry import RECIPES, import_object
-from comodal.training.run_config import to_plain_values
+from comodal.training.run_config import to_yaml_values
 
 MAX_WORKERS = 1024
+MAX_SENTENCE_CHARACTERS = 4000  # of an error message
 MAX_SEED = (1 << 63) - 1 - (1 << 32)  # of PyTorch's generator; some recipes add a little to the seed
 EXIT_FAILURE, EXIT_USAGE_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 RECIPE_ARGUMENTS = frozenset({"recipe", "parameters"})
 # Parameters of type Path that must exist; others may be written, or are read only sometimes.
 INPUT_OPTIONS = {
     *("annotations", "apply", "bert", "captions", "data", "files", "image", "images", "instances", "model", "path"),
-    *("questions", "references", "regions", "run", "sentences", "sounds", "source", "start_from", "store", "words"),
+    *("questions", "references", "regions", "run", "sentences", "audio", "source", "start_from", "store", "vocabulary"),
 }
-MODEL_OPTIONS = {"model", "start", "start_from", "run"}  # may be OWNER/NAME on the Hugging Face hub
-PATTERN_OPTIONS = {"source", "images", "sounds", "captions"}  # inputs that may be several files: "{00000..00099}.tar"
+MODEL_OPTIONS = {"model", "start_from", "run"}  # may be OWNER/NAME on the Hugging Face hub
+PATTERN_OPTIONS = {"source", "images", "audio", "captions"}  # inputs that may be several files: "{00000..00099}.tar"
 OUTPUT_OPTIONS = ("out", "sheet", "explain")  # printed at the end, if they exist
 
 
@@ -76,8 +77,15 @@ def report_failure(error: BaseException, sentence: str) -> int:
     """Print a one-line error message; COMODAL_DEBUG=1 shows the stack trace instead."""
     if os.environ.get("COMODAL_DEBUG"):
         raise error
-    print_error(f"comodal: error: {sentence}")
+    print_error(f"comodal: error: {shorten_sentence(sentence)}")
     return EXIT_FAILURE
+
+
+def shorten_sentence(sentence: str) -> str:
+    """A message without its middle, if it quotes so much of a file that nobody could read it."""
+    half = MAX_SENTENCE_CHARACTERS // 2
+    is_long = len(sentence) > MAX_SENTENCE_CHARACTERS
+    return f"{sentence[:half]} [...] {sentence[-half:]}" if is_long else sentence
 
 
 def print_error(sentence: str) -> None:
@@ -94,9 +102,9 @@ def report_usage(name: str, sentence: str, more: str = "") -> int:
     return EXIT_USAGE_ERROR
 
 
-def dispatch_command(words: list[str]) -> int:
-    """Run the command that the first words name."""
-    match words:
+def dispatch_command(argv: list[str]) -> int:
+    """Run the command that the first arguments name."""
+    match argv:
         case [] | ["-h" | "--help" | "help"] | ["help", "-h" | "--help"]:
             print(format_overview(), end="")
             return 0
@@ -116,33 +124,33 @@ def dispatch_command(words: list[str]) -> int:
         case ["train", recipe, *rest]:
             return run_train(recipe, rest)
     for length in (2, 1):
-        name = " ".join(words[:length])
+        name = " ".join(argv[:length])
         if find_command(name):
-            return run_command(name, words[length:])
-    if words[0].startswith("-"):
-        return report_usage("", f"there is no option {words[0]}{suggest_closest(words[0], ['--help', '--version'])}")
-    name = " ".join(words[: 1 + (words[0] in COMMAND_GROUPS)])
-    known = [*list_all_commands(), *COMMAND_GROUPS, "list", "help"]
+            return run_command(name, argv[length:])
+    if argv[0].startswith("-"):
+        return report_usage("", f"unknown option {argv[0]}{suggest_closest(argv[0], ['--help', '--version'])}")
+    name = " ".join(argv[: 1 + (argv[0] in COMMAND_GROUPS)])
+    known_names = [*list_all_commands(), *COMMAND_GROUPS, "list", "help"]
     return report_usage(
-        "", f"there is no command {name!r}{suggest_closest(' '.join(words[:2]), known) or suggest_closest(name, known)}"
+        "",
+        f"unknown command "
+        f"{name!r}{suggest_closest(' '.join(argv[:2]), known_names) or suggest_closest(name, known_names)}",
     )
 
 
-def run_list(words: list[str]) -> int:
+def run_list(argv: list[str]) -> int:
     """`comodal list`: commands, recipes, or the commands of a group."""
-    if words in ([], ["-h"], ["--help"]):
+    if argv in ([], ["-h"], ["--help"]):
         print(f"commands:\n{list_commands()}\n\nrecipes, for `comodal train`:\n{list_entries(RECIPES)}")
-    elif words == ["commands"]:
+    elif argv == ["commands"]:
         print(list_commands())
-    elif words == ["recipes"]:
+    elif argv == ["recipes"]:
         print(list_entries(RECIPES))
-    elif words[0] in COMMAND_GROUPS and len(words) == 1:
-        print(list_commands(words[0]))
+    elif argv[0] in COMMAND_GROUPS and len(argv) == 1:
+        print(list_commands(argv[0]))
     else:
         kinds = ["commands", "recipes", *COMMAND_GROUPS]
-        return report_usage(
-            "list", f"{words[-1]!r} is not one of {', '.join(kinds)}{suggest_closest(words[-1], kinds)}"
-        )
+        return report_usage("list", f"{argv[-1]!r} is not one of {', '.join(kinds)}{suggest_closest(argv[-1], kinds)}")
     return 0
 
 
@@ -165,44 +173,44 @@ def build_recipe_page(name: str) -> HelpPage:
     return HelpPage(f"train {name}", build_options(parameters, helps, flags_only=True), docstring)
 
 
-def run_command(name: str, words: list[str]) -> int:
-    """Parse a command's words and call its function."""
+def run_command(name: str, argv: list[str]) -> int:
+    """Parse a command's arguments and call its function."""
 
     def call(values: dict[str, Any]) -> int:
         import_object(get_command_target(name))(**values)
         return 0
 
-    return call_with_options(build_command_page(name), words, call)
+    return call_with_options(build_command_page(name), argv, call)
 
 
-def run_train(name: str, words: list[str]) -> int:
-    """Parse the words of `comodal train RECIPE` and train."""
+def run_train(name: str, argv: list[str]) -> int:
+    """Parse the arguments of `comodal train RECIPE` and train."""
     if name not in RECIPES:
         hint = suggest_closest(name, RECIPES) or "; `comodal list recipes` lists them"
-        return report_usage("train", f"there is no recipe {name!r}{hint}")
-    own = {parameter.name for parameter in read_function(RECIPES[name].target).parameters}
+        return report_usage("train", f"unknown recipe {name!r}{hint}")
+    recipe_parameters = {parameter.name for parameter in read_function(RECIPES[name].target).parameters}
 
     def start(values: dict[str, Any]) -> int:
-        parameters = {key: values.pop(key) for key in own & set(values)}
+        parameters = {key: values.pop(key) for key in recipe_parameters & set(values)}
         return int(import_object(TRAIN_FUNCTION)(import_object(RECIPES[name].target), parameters, **values))
 
-    return call_with_options(build_recipe_page(name), words, start)
+    return call_with_options(build_recipe_page(name), argv, start)
 
 
-def call_with_options(page: HelpPage, words: list[str], call: Callable[[dict[str, Any]], int]) -> int:
-    """Parse words by a command's options; call its function if they are complete and correct."""
-    parser = CommandParser(page.options, page.full)
+def call_with_options(page: HelpPage, argv: list[str], call: Callable[[dict[str, Any]], int]) -> int:
+    """Parse arguments by a command's options; call its function if they are complete and correct."""
+    parser = CommandParser(page.options, page.format_full)
     try:
-        values, is_print = parser.parse(words)
+        values, is_print = parser.parse(argv)
     except UsageError as error:
         return report_usage(page.name, str(error))
     if is_print:
-        print(yaml.safe_dump(to_plain_values(fill_defaults(page.options, values)), sort_keys=False), end="")
+        print(yaml.safe_dump(to_yaml_values(fill_defaults(page.options, values)), sort_keys=False), end="")
         return 0
-    missing = parser.missing(values)
+    missing = parser.list_missing(values)
     if missing:
         names = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
-        return report_usage(page.name, f"{names} {'is' if len(missing) == 1 else 'are'} required", page.short())
+        return report_usage(page.name, f"{names} {'is' if len(missing) == 1 else 'are'} required", page.format_short())
     check_inputs(values)
     status = call(values)
     for path in [values[name] for name in OUTPUT_OPTIONS if status == 0 and name in values]:
@@ -213,7 +221,11 @@ def call_with_options(page: HelpPage, words: list[str], call: Callable[[dict[str
 
 def fill_defaults(options: Sequence[Option], values: dict[str, Any]) -> dict[str, Any]:
     """Every option's value, except for required ones that were not given."""
-    return {one.name: values.get(one.name, one.default) for one in options if one.name in values or not one.is_required}
+    return {
+        option.name: values.get(option.name, option.default)
+        for option in options
+        if option.name in values or not option.is_required
+    }
 
 
 def check_inputs(values: dict[str, Any]) -> None:

@@ -2,8 +2,8 @@
 
 Importing a command imports torch, which takes seconds. Help and usage errors only need names, types and defaults. These
 are evaluated from the syntax tree: literals, arithmetic, builtins, names of a few standard modules, and names that
-comodal's own modules define in the same ways. The fields of a parameter that is a dataclass stand in its place, as
-`flatten_parameters` makes them. The test suite compares the result with `inspect.signature` for every command.
+comodal's own modules define in the same ways. A parameter that is a dataclass is replaced by its fields, as by
+`flatten_parameters`. The test suite compares the result with `inspect.signature` for every command.
 """
 
 import ast

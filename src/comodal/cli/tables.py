@@ -28,7 +28,7 @@ COMMANDS = {
         "comodal.regions.visual_tokens:prepare_tokens", "a region store -> a visual token for each region"
     ),
     "extract": RegistryEntry("comodal.regions.extract:extract_regions", "a folder of images -> a region store"),
-    "env": RegistryEntry("comodal.environment:env", "what was detected of this machine, and what will be used"),
+    "env": RegistryEntry("comodal.environment:env", "the detected hardware, and what will be used"),
     "inspect": RegistryEntry(
         "comodal.analysis.inspect_path:inspect", "what a shard folder, run, checkpoint or embedding is"
     ),
@@ -46,7 +46,7 @@ COMMANDS = {
     ),
     "ask": RegistryEntry("comodal.inference.vision_language_commands:ask", "an image and a question -> answers"),
     "fill": RegistryEntry(
-        "comodal.inference.vision_language_commands:fill", "an image and a sentence with [MASK] -> words"
+        "comodal.inference.vision_language_commands:fill", "an image and a sentence with [MASK] -> tokens"
     ),
     "align": RegistryEntry(
         "comodal.inference.vision_language_commands:align", "an image and texts -> how likely each matches it"
@@ -74,7 +74,7 @@ COMMANDS = {
 TRAIN_FUNCTION = "comodal.training.run:train"  # trains every recipe; its parameters are options of `comodal train`
 COMMAND_GROUPS = {
     "prepare": "videos, images, features -> training data",
-    "evaluate": "scores on labelled data sets",
+    "evaluate": "scores on labeled data sets",
     "embed": "files -> embeddings",
     "convert": "published weights -> models of comodal",
     "train": "train a recipe: comodal train RECIPE --data DATA --out RUN",

@@ -56,9 +56,9 @@ class AudioVisualBatch(Tensors):
     """Images and seconds of audio, and whether the two of a pair come from the same moment of the same clip."""
 
     image: UInt8[Tensor, "batch 3 height width"]
-    sound: Float[Tensor, "batch samples"]
-    together: Bool[Tensor, "batch"]
-    sources: Int64[Tensor, "batch"]  # the id of the image's source video
+    audio: Float[Tensor, "batch samples"]
+    is_match: Bool[Tensor, "batch"]
+    source_ids: Int64[Tensor, "batch"]  # the id of the image's source video
     keys: tuple[str, ...]  # one a pair: the image's clip and frame, and the audio's clip and start
 
 
@@ -67,7 +67,7 @@ class TokenInput(IntEnum):
 
     PADDING = 0
     IMAGE = 1  # row 0, and every region of a store without tokens
-    HIDDEN = 2
+    MASK = 2
 
 
 @dataclass(frozen=True)
@@ -78,23 +78,27 @@ class CaptionBatch(Tensors):
     Masked positions are flat indices (row of the batch x its length + column), because most positions are not masked.
     """
 
-    words: Int64[Tensor, "batch words"]
-    segments: Int64[Tensor, "batch words"]
-    words_attended: Bool[Tensor, "batch words"]
-    regions: Float[Tensor, "batch regions features"]
-    locations: Float[Tensor, "batch regions 5"]  # left, top, right, bottom and area, as fractions of the image
-    regions_attended: Bool[Tensor, "batch regions"]
-    images: Int64[Tensor, "batch"]  # the row of each image in the store
-    mismatched: Bool[Tensor, "batch"]  # a negative: the caption or the image was replaced
-    masked_words: Int64[Tensor, "hidden_words"]  # flat indices into `words`
-    word_targets: Int64[Tensor, "hidden_words"]  # the original token ids
-    masked_regions: Int64[Tensor, "hidden_regions"]  # flat indices into `regions`, never row 0
-    region_features: Float[Tensor, "hidden_regions features"]  # the original features
-    region_classes: Float[Tensor, "hidden_regions classes"]  # class probabilities; no columns if the store has none
-    region_tokens: Int64[Tensor, "hidden_tokens"]  # visual tokens; no rows if the store has none
-    tokens: Int64[Tensor, "batch regions"]  # visual tokens as input: token + len(TokenInput), or one of TokenInput
-    attended_words: Int64[Tensor, "words_there"]  # flat indices into `words` that are not padding
-    attended_regions: Int64[Tensor, "regions_there"]  # flat indices into `regions` that are not padding
+    token_ids: Int64[Tensor, "batch length"]
+    token_types: Int64[Tensor, "batch length"]
+    token_mask: Bool[Tensor, "batch length"]
+    region_features: Float[Tensor, "batch regions features"]
+    spatials: Float[Tensor, "batch regions 5"]  # left, top, right, bottom and area, as fractions of the image
+    region_mask: Bool[Tensor, "batch regions"]
+    image_rows: Int64[Tensor, "batch"]  # the row of each image in the store
+    is_mismatch: Bool[Tensor, "batch"]  # a negative: the caption or the image was replaced
+    masked_token_indices: Int64[Tensor, "masked_tokens"]  # flat indices into `token_ids`
+    token_targets: Int64[Tensor, "masked_tokens"]  # the original token ids
+    masked_region_indices: Int64[Tensor, "masked_regions"]  # flat indices into `region_features`, never row 0
+    feature_targets: Float[Tensor, "masked_regions features"]  # the original features
+    class_targets: Float[Tensor, "masked_regions classes"]  # class probabilities; no columns if the store has none
+    visual_token_targets: Int64[Tensor, "masked_visual_tokens"]  # visual tokens; no rows if the store has none
+    visual_tokens: Int64[
+        Tensor, "batch regions"
+    ]  # visual tokens as input: token + len(TokenInput), or one of TokenInput
+    unpadded_token_indices: Int64[Tensor, "unpadded_tokens"]  # flat indices into `token_ids` that are not padding
+    unpadded_region_indices: Int64[
+        Tensor, "unpadded_regions"
+    ]  # flat indices into `region_features` that are not padding
     keys: tuple[str, ...]  # the caption and its image
 
 
@@ -105,13 +109,15 @@ class TaskBatch(Tensors):
     Each image occurs once, however many texts refer to it. Row 0 of the regions is the whole image.
     """
 
-    words: Int64[Tensor, "texts words"]
-    segments: Int64[Tensor, "texts words"]
-    words_attended: Bool[Tensor, "texts words"]
-    regions: Float[Tensor, "images regions features"] | Int64[Tensor, "images regions"]  # features, or visual tokens
-    locations: Float[Tensor, "images regions 5"]
-    regions_attended: Bool[Tensor, "images regions"]
-    images: Int64[Tensor, "texts"]  # the image of each text
+    token_ids: Int64[Tensor, "texts length"]
+    token_types: Int64[Tensor, "texts length"]
+    token_mask: Bool[Tensor, "texts length"]
+    region_features: (
+        Float[Tensor, "images regions features"] | Int64[Tensor, "images regions"]
+    )  # features, or visual tokens
+    spatials: Float[Tensor, "images regions 5"]
+    region_mask: Bool[Tensor, "images regions"]
+    image_indices: Int64[Tensor, "texts"]  # the image of each text
     targets: Float[Tensor, "rows columns"] | Int64[Tensor, "rows"]  # one row per example; no rows without labels
     keys: tuple[str, ...]  # one per example
 
@@ -120,6 +126,6 @@ class TaskBatch(Tensors):
 class ClassificationBatch(Tensors):
     """Images or audio, each with one class."""
 
-    shown: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch samples"]
+    inputs: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch samples"]
     target: Int64[Tensor, "batch"]
     keys: tuple[str, ...]  # the name of each image or recording

@@ -61,7 +61,7 @@ def check_hdf5_links(file: Any, path: Path) -> None:
     """
     import h5py
 
-    seen, groups, count = set(), [file], 0
+    visited, groups, count = set(), [file], 0
     while groups:
         group = groups.pop()
         for name in group:
@@ -73,13 +73,13 @@ def check_hdf5_links(file: Any, path: Path) -> None:
                 raise DataError(f"{path}: refused, {name!r} is a link to another file ({link.filename!r})")
             if not isinstance(link, h5py.HardLink):
                 continue
-            found = group[name]
-            address = h5py.h5o.get_info(found.id).addr
-            if isinstance(found, h5py.Group) and address not in seen:
-                groups.append(found)
-            if isinstance(found, h5py.Dataset):
-                check_hdf5_dataset(found, name, path)
-            seen.add(address)
+            item = group[name]
+            address = h5py.h5o.get_info(item.id).addr
+            if isinstance(item, h5py.Group) and address not in visited:
+                groups.append(item)
+            if isinstance(item, h5py.Dataset):
+                check_hdf5_dataset(item, name, path)
+            visited.add(address)
 
 
 def check_hdf5_dataset(dataset: Any, name: str, path: Path) -> None:
@@ -89,9 +89,9 @@ def check_hdf5_dataset(dataset: Any, name: str, path: Path) -> None:
         DataError: It is stored in other files, or in chunks that are too large.
     """
     if dataset.external:
-        raise DataError(f"{path}: refused, the numbers of {name!r} lie in another file ({dataset.external[0][0]!r})")
+        raise DataError(f"{path}: refused, {name!r} is stored in another file ({dataset.external[0][0]!r})")
     if dataset.is_virtual:
-        raise DataError(f"{path}: refused, {name!r} is a virtual dataset, whose numbers lie in other files")
+        raise DataError(f"{path}: refused, {name!r} is a virtual dataset; its values are stored in other files")
     size = dataset.dtype.itemsize
     for length in dataset.chunks or ():
         size *= length
@@ -100,7 +100,7 @@ def check_hdf5_dataset(dataset: Any, name: str, path: Path) -> None:
 
 
 def check_hdf5_bytes(dataset: Any, rows: int, name: str) -> None:
-    """Check that rows of a dataset fit in memory, whatever its header says.
+    """Check that rows of a dataset fit in memory, regardless of its header.
 
     Raises:
         ValueError: They do not.

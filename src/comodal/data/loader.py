@@ -1,6 +1,6 @@
 """Batches in an order that depends only on the seed: the same for any number of workers and processes.
 
-Samples are numbered without end; sample n is index n % N of epoch n // N, for an epoch of N samples. The state of a
+Sample indices grow without end; sample n is index n % N of epoch n // N, for an epoch of N samples. The state of a
 loader is the number of samples done, so training resumes at the exact sample even on another number of machines.
 """
 
@@ -34,7 +34,7 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, places: Sequence[tuple[int, int]], /) -> Batch: ...
+    def batch(self, positions: Sequence[tuple[int, int]], /) -> Batch: ...
 
 
 class Loader:
@@ -59,7 +59,7 @@ class Loader:
         self.workers = workers
         self.length = length
 
-    def batches(self, samples_done: int = 0, parts: int = 1, device: torch.device = CPU) -> Iterator[Batch]:
+    def iterate_batches(self, samples_done: int = 0, parts: int = 1, device: torch.device = CPU) -> Iterator[Batch]:
         """The batches after the first `samples_done` samples.
 
         Args:
@@ -98,7 +98,7 @@ class Loader:
 
 @dataclass(frozen=True)
 class _Order:
-    """The sample numbers of each batch of this process: contiguous parts of every step's samples, in rank order."""
+    """The sample indices of each batch of this process: contiguous parts of every step's samples, in rank order."""
 
     batch_size: int
     samples_done: int
@@ -106,16 +106,16 @@ class _Order:
     parts: int
 
     def __iter__(self) -> Iterator[range]:
-        shares = distributed.count_processes() * self.parts
-        if self.batch_size % shares:
-            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of processes x parts ({shares})")
-        share = self.batch_size // shares
+        num_parts = distributed.count_processes() * self.parts
+        if self.batch_size % num_parts:
+            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of processes x parts ({num_parts})")
+        part_size = self.batch_size // num_parts
         for start in count(self.samples_done, self.batch_size):
             if start == self.length:
                 return
             for part in range(self.parts):
-                first = start + (distributed.get_process_rank() * self.parts + part) * share
-                yield range(first, first + share)
+                first = start + (distributed.get_process_rank() * self.parts + part) * part_size
+                yield range(first, first + part_size)
 
 
 class _Fetch(Dataset):
@@ -124,9 +124,9 @@ class _Fetch(Dataset):
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
-    def __getitem__(self, numbers: range) -> Batch | ComodalError:
+    def __getitem__(self, sample_indices: range) -> Batch | ComodalError:
         try:
-            return self.samples.batch([divmod(number, len(self.samples)) for number in numbers])
+            return self.samples.batch([divmod(sample_index, len(self.samples)) for sample_index in sample_indices])
         except ComodalError as error:
             return error
 
@@ -137,7 +137,7 @@ def _return_batch(batch: Any) -> Any:
 
 def _ignore_stop_signals(_worker: int) -> None:
     """Ignore SIGINT and SIGTERM in a worker. Ctrl-C reaches every process of a terminal, and a scheduler's SIGTERM
-    every process of a job: the trainer responds by saving a checkpoint, and needs its workers until then.
+    every process of a job. The trainer then saves a checkpoint, and needs its workers until this is done.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))

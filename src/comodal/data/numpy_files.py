@@ -22,12 +22,12 @@ DAMAGED_NUMPY_ERRORS = (
 )
 
 
-def read_npy(file: io.BufferedIOBase, most: int) -> Shaped[np.ndarray, "..."]:
+def read_npy(file: io.BufferedIOBase, max_bytes: int) -> Shaped[np.ndarray, "..."]:
     """Read one array at the current position of a file.
 
     Args:
         file: An open binary file.
-        most: The maximum number of data bytes.
+        max_bytes: The maximum number of data bytes.
 
     Raises:
         ValueError: It holds objects, is larger than the data that follows, or is not an array.
@@ -38,20 +38,20 @@ def read_npy(file: io.BufferedIOBase, most: int) -> Shaped[np.ndarray, "..."]:
     if dtype.hasobject:
         raise ValueError("it holds pickled objects")
     size = math.prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or size > most:
-        raise ValueError(f"its header says {size:,} bytes, and there are {most:,} at most")
+    if min(shape, default=0) < 0 or size > max_bytes:
+        raise ValueError(f"its header declares {size:,} bytes, and at most {max_bytes:,} are available")
     data = file.read(size)
     if len(data) < size:
         raise ValueError(f"it ends after {len(data):,} of {size:,} bytes")
     return np.frombuffer(bytearray(data), dtype).reshape(shape, order="F" if is_fortran else "C")
 
 
-def read_npz(path: Path, wanted: Collection[str] | None = None) -> dict[str, Shaped[np.ndarray, "..."]]:
+def read_npz(path: Path, names: Collection[str] | None = None) -> dict[str, Shaped[np.ndarray, "..."]]:
     """The arrays of an .npz file by their names.
 
     Args:
         path: The file.
-        wanted: Names of the arrays to read; by default all.
+        names: Names of the arrays to read; by default all.
 
     Raises:
         DataError: It is damaged, holds objects, or decompresses to far more than its size.
@@ -67,9 +67,9 @@ def read_npz(path: Path, wanted: Collection[str] | None = None) -> dict[str, Sha
             arrays = {}
             for info in members:
                 name = info.filename.removesuffix(".npy")
-                if wanted is None or name in wanted:
+                if names is None or name in names:
                     with archive.open(info) as file:
                         arrays[name] = read_npy(file, info.file_size)  # type: ignore[arg-type]
             return arrays
     except DAMAGED_NUMPY_ERRORS as error:
-        raise DataError(f"{path}: not a whole npz file: {error}") from error
+        raise DataError(f"{path}: an incomplete or damaged .npz file: {error}") from error

@@ -32,33 +32,35 @@ def translate_os_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = "" if error.filename else f"{out}: "
-        raise DataError(f"{where}{describe_os_error(error)}") from error
+        prefix = "" if error.filename else f"{out}: "
+        raise DataError(f"{prefix}{describe_os_error(error)}") from error
 
 
-def check_same_options(out: Path, fresh: dict[str, Any]) -> bool:
-    """Check that OUT was begun with the same options on the same files; returns whether it is finished.
+def check_same_options(out: Path, new_settings: dict[str, Any]) -> bool:
+    """Check that OUT was started with the same options on the same files; returns whether it is finished.
 
     Raises:
-        DataError: It was not; the message says what has changed.
+        DataError: It was not; the message lists the changes.
     """
     about = out / "about.json"
     if not about.is_file():
         if any(not path.name.startswith(".") for path in out.iterdir()):
-            raise DataError(f"{out} is not empty and was not made by `comodal prepare`: give another folder")
+            raise DataError(f"{out} is not empty and was not created by `comodal prepare`; use another folder")
         return False
     old = read_json_object(about)
     changed = [
         f"{name} was {old['options'].get(name)!r} and is {value!r}"
-        for name, value in fresh["options"].items()
+        for name, value in new_settings["options"].items()
         if old["options"].get(name) != value
     ]
-    if old["kind"] != fresh["kind"]:
-        changed = [f"it holds {old['kind']}, not {fresh['kind']}"]
-    if not changed and old["plan"] != fresh["plan"]:
-        changed = ["the files that it is made from are not the same as before"]
+    if old["kind"] != new_settings["kind"]:
+        changed = [f"it holds {old['kind']}, not {new_settings['kind']}"]
+    if not changed and old["plan"] != new_settings["plan"]:
+        changed = ["the source files have changed"]
     if changed:
-        raise DataError(f"{out} was begun otherwise: {'; '.join(changed)}. Give another folder, or delete this one")
+        raise DataError(
+            f"{out} was started with other options: {'; '.join(changed)}. Use another folder, or delete this one"
+        )
     return old["finished"]
 
 

@@ -50,7 +50,7 @@ from comodal.workers import watch_parent_process
 EXTRACT_WORKERS = 1  # starting a worker process takes longer than a thousand images with this network
 WARMUP_STEPS = 50
 CACHE_MEGABYTES = 1000  # all decoded clips of the synthetic data
-CAPTION_TASKS = {"word": "words", "region": "regions", "alignment": "alignment"}
+CAPTION_TASKS = {"token": "tokens", "region": "regions", "alignment": "alignment"}
 TASK_IMAGE_FOLDERS = {
     "coco": "images",
     "flickr30k": "flickr30k-images",
@@ -58,7 +58,7 @@ TASK_IMAGE_FOLDERS = {
 REFCOCO_PARAMETERS = ("references", "instances", "regions")
 RESULT_KEYS = {
     "vision": ("trained", "untrained", "pixels"),
-    "sound": ("trained", "untrained", "spectrogram", "log_mel"),
+    "audio": ("trained", "untrained", "spectrogram", "log_mel"),
 }
 
 
@@ -82,45 +82,45 @@ def run_demo(
         seed: Of the synthetic data, the pairs and the initial weights.
 
     Returns:
-        The flat numbers of results.json.
+        The flat dict of metrics in results.json.
 
     Examples:
         comodal demo demo/
         comodal demo demo-full/ --full
         comodal demo quick/ --videos 100 --steps 50 --scenes 100 --caption-steps 20
     """
-    started, parts = time.perf_counter(), DemoFolders(folder)
+    start_seconds, parts = time.perf_counter(), DemoFolders(folder)
     scale = sizes.apply(FULL_SCALE if full else SHORT_SCALE)
-    with start_second_process() as beside:
+    with start_second_process() as pool:
         synthesize_videos(parts, scale, seed)
-        labelled = beside.submit(synthesize_labeled_media, parts, scale, seed)
+        labeled_media = pool.submit(synthesize_labeled_media, parts, scale, seed)
         print_heading("L3-Net: audio-visual correspondence")
         train_l3net(parts, scale, seed)
-        labelled.result()
-        evaluated = beside.submit(evaluate_l3net, parts, scale)
+        labeled_media.result()
+        pending_evaluation = pool.submit(evaluate_l3net, parts, scale)
         print_heading("ViLBERT: images and captions")
         pretrain_vilbert(parts, scale, bert, seed)
-        numbers = evaluate_vilbert(parts, scale)
-        print_heading("evaluation of L3-Net: linear probes beside their controls")
-        done = evaluated.result()
-    print_text(done.text)
-    numbers = done.numbers | numbers
+        metrics = evaluate_vilbert(parts, scale)
+        print_heading("evaluation of L3-Net: linear probes compared with baselines")
+        evaluation = pending_evaluation.result()
+    print_text(evaluation.text)
+    metrics = evaluation.metrics | metrics
     if scale.task_epochs:
         print_heading("ViLBERT: tasks with labels")
         fine_tune_tasks(parts, scale, seed)
-        numbers |= evaluate_tasks(parts)
-    write_page(folder / "report.html", "comodal demo", done.page + report_vilbert(parts, scale))
-    numbers["seconds"] = time.perf_counter() - started
-    write_bytes_atomically(folder / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
-    print_demo_results(numbers)
-    print_line(f"Look at {folder / 'report.html'}; the numbers are in {folder / 'results.json'}.")
-    return numbers
+        metrics |= evaluate_tasks(parts)
+    write_page(folder / "report.html", "comodal demo", evaluation.page + report_vilbert(parts, scale))
+    metrics["seconds"] = time.perf_counter() - start_seconds
+    write_bytes_atomically(folder / "results.json", (json.dumps(metrics, indent=2) + "\n").encode())
+    print_demo_results(metrics)
+    print_line(f"Report: {folder / 'report.html'}; metrics: {folder / 'results.json'}.")
+    return metrics
 
 
 class L3NetEvaluation(NamedTuple):
     """The results of the second process: flat numbers, sections of the page, and printed output."""
 
-    numbers: dict[str, float]
+    metrics: dict[str, float]
     page: list[PageSection]
     text: str
 
@@ -149,7 +149,7 @@ def synthesize_videos(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
         parts.videos,
         videos=scale.videos,
         seconds=scale.video_seconds,
-        sounds=0,
+        audio=0,
         images=0,
         scenes=0,
         side=scale.side,
@@ -169,9 +169,9 @@ def synthesize_labeled_media(parts: DemoFolders, scale: DemoScale, seed: int) ->
     """Synthesizes labeled audio and images, and images with captions."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         synthesize(
-            parts.playground,
+            parts.synthetic_data,
             videos=0,
-            sounds=scale.sounds,
+            audio=scale.audio,
             images=scale.images,
             scenes=scale.scenes,
             side=scale.side,
@@ -191,8 +191,8 @@ def train_l3net(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
         "objective": scale.objective,
         "steps": scale.steps,
         "learning_rate": scale.learning_rate,
-        "warm_up_steps": min(WARMUP_STEPS, scale.steps),
-        "final_fraction": 0.02,
+        "warmup_steps": min(WARMUP_STEPS, scale.steps),
+        "min_lr_ratio": 0.02,
         "workers": 1,
         "cache_megabytes": CACHE_MEGABYTES,
         "seed": seed,
@@ -216,7 +216,7 @@ def pretrain_vilbert(parts: DemoFolders, scale: DemoScale, bert: Path | None, se
         "data": parts.regions,
         "captions": parts.scenes / "captions.jsonl",
         "bert": bert,
-        "words": None if bert else parts.playground / "vocab.txt",
+        "vocabulary": None if bert else parts.synthetic_data / "vocab.txt",
         "variant": "small",
         "dropout": 0.0,
         "steps": scale.caption_steps,
@@ -233,20 +233,22 @@ def evaluate_vilbert(parts: DemoFolders, scale: DemoScale) -> dict[str, float]:
     """Accuracy of the three tasks on held-out pairs, and zero-shot retrieval among held-out images."""
     captions = parts.scenes / "captions.jsonl"
     scores: ScoreType = "contrastive" if scale.contrastive_weight else "alignment"
-    found = evaluate_retrieval(parts.caption_run, captions, parts.regions, scores=scores, out=parts.scores("retrieval"))
+    results = evaluate_retrieval(
+        parts.caption_run, captions, parts.regions, scores=scores, out=parts.scores("retrieval")
+    )
     last = [line for line in read_log(parts.caption_run / "metrics.jsonl") if line["split"] == "validation"][-1]
-    numbers = {f"vilbert.{name}.validation": last[f"{key}_accuracy"] for key, name in CAPTION_TASKS.items()}
+    metrics = {f"vilbert.{name}.validation": last[f"{key}_accuracy"] for key, name in CAPTION_TASKS.items()}
     for cut in ("r1", "r5", "r10"):
-        numbers[f"vilbert.retrieval.text_to_image.{cut}"] = found[f"retrieval.text_to_image.{cut}"]
-        numbers[f"vilbert.retrieval.untrained.{cut}"] = found[f"retrieval.untrained.text_to_image.{cut}"]
-        numbers[f"vilbert.retrieval.chance.{cut}"] = found[f"retrieval.chance.{cut}"]
-    return numbers
+        metrics[f"vilbert.retrieval.text_to_image.{cut}"] = results[f"retrieval.text_to_image.{cut}"]
+        metrics[f"vilbert.retrieval.untrained.{cut}"] = results[f"retrieval.untrained.text_to_image.{cut}"]
+        metrics[f"vilbert.retrieval.chance_level.{cut}"] = results[f"retrieval.chance_level.{cut}"]
+    return metrics
 
 
 def fine_tune_tasks(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
     """Fine-tunes on referring expressions (RefCOCO+) and visual entailment (SNLI-VE)."""
     for name, images in TASK_IMAGE_FOLDERS.items():
-        folder = parts.playground / name
+        folder = parts.synthetic_data / name
         boxes, out = folder / "boxes.jsonl", parts.task_regions(name)
         extract_regions(folder / images, out, str(parts.run), boxes, cells=2, workers=EXTRACT_WORKERS)
     common: dict[str, Any] = {
@@ -257,10 +259,10 @@ def fine_tune_tasks(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
         "workers": 0,
         "seed": seed,
     }
-    said = {"data": parts.statements("train"), "validation": parts.statements("dev")}
+    statement_files = {"data": parts.statements("train"), "validation": parts.statements("dev")}
     tasks = (
         ("grounding", refcoco.recipe, dict(zip(REFCOCO_PARAMETERS, parts.references, strict=True))),
-        ("entailment", snli_ve.recipe, said | {"regions": parts.task_regions("flickr30k")}),
+        ("entailment", snli_ve.recipe, statement_files | {"regions": parts.task_regions("flickr30k")}),
     )
     for name, recipe, files in tasks:
         train_to_last_step(recipe, common | files, parts.task_run(name))
@@ -269,17 +271,17 @@ def fine_tune_tasks(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
 def evaluate_tasks(parts: DemoFolders) -> dict[str, float]:
     """Accuracy on held-out images, and of the same networks with one modality ablated."""
     run = parts.task_run("grounding")
-    found = evaluate_grounding(run, *parts.references, out=parts.scores("grounding"))
-    blind = evaluate_grounding(run, *parts.references, blank="text")
+    results = evaluate_grounding(run, *parts.references, out=parts.scores("grounding"))
+    ablated = evaluate_grounding(run, *parts.references, ablate="text")
     run, statements, regions = parts.task_run("entailment"), parts.statements("test"), parts.task_regions("flickr30k")
-    found |= evaluate_entailment(run, statements, regions, out=parts.scores("entailment"))
-    blind |= evaluate_entailment(run, statements, regions, blank="picture")
-    numbers: dict[str, float] = {}
+    results |= evaluate_entailment(run, statements, regions, out=parts.scores("entailment"))
+    ablated |= evaluate_entailment(run, statements, regions, ablate="image")
+    metrics: dict[str, float] = {}
     for name in ("grounding", "entailment"):
-        numbers[f"vilbert.{name}.trained"] = found[f"{name}.accuracy"]
-        numbers[f"vilbert.{name}.blind"] = blind[f"{name}.accuracy"]
-        numbers[f"vilbert.{name}.chance"] = found[f"{name}.chance"]
-    return numbers
+        metrics[f"vilbert.{name}.trained"] = results[f"{name}.accuracy"]
+        metrics[f"vilbert.{name}.ablated"] = ablated[f"{name}.accuracy"]
+        metrics[f"vilbert.{name}.chance_level"] = results[f"{name}.chance_level"]
+    return metrics
 
 
 def report_vilbert(parts: DemoFolders, scale: DemoScale) -> list[PageSection]:
@@ -295,52 +297,56 @@ def evaluate_l3net(parts: DemoFolders, scale: DemoScale) -> L3NetEvaluation:
     """L3-Net's numbers and its sections of the page, in the second process."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(io.StringIO()):
-        numbers = collect_results(parts, scale)
-        scores = [parts.scores("sounds"), parts.scores("images")]
+        metrics = collect_results(parts, scale)
+        scores = [parts.scores("audio"), parts.scores("images")]
         inputs = ReportInputs(parts.shards, scores, truth=parts.videos / "worlds.jsonl")
         page = build_run_parts(parts.run, inputs, resolve_compute("auto", "auto"))
-    return L3NetEvaluation(numbers, page, text.getvalue())
+    return L3NetEvaluation(metrics, page, text.getvalue())
 
 
 def collect_results(parts: DemoFolders, scale: DemoScale) -> dict[str, float]:
-    """The demo's main numbers, under flat keys."""
+    """The demo's main metrics, under flat keys."""
     validation = [line for line in read_log(parts.run / "metrics.jsonl") if line["split"] == "validation"]
     if not validation:
         raise DataError(f"{parts.run}: no validation was logged")
-    numbers = {"l3net.avc.validation": validation[-1]["accuracy"]}
-    found = evaluate_images(parts.run, parts.playground / "images", out=parts.scores("images"))
-    found |= evaluate_esc50(parts.run, parts.playground / "sounds", windows=scale.windows, out=parts.scores("sounds"))
-    return numbers | {
-        f"l3net.{task}.{name}": found[f"{task}.{name}"] for task, names in RESULT_KEYS.items() for name in names
+    metrics = {"l3net.avc.validation": validation[-1]["accuracy"]}
+    results = evaluate_images(parts.run, parts.synthetic_data / "images", out=parts.scores("images"))
+    results |= evaluate_esc50(
+        parts.run, parts.synthetic_data / "esc50", windows=scale.windows, out=parts.scores("audio")
+    )
+    return metrics | {
+        f"l3net.{task}.{name}": results[f"{task}.{name}"] for task, names in RESULT_KEYS.items() for name in names
     }
 
 
-def print_demo_results(numbers: dict[str, float]) -> None:
+def print_demo_results(metrics: dict[str, float]) -> None:
     """Prints the scores of the trained models and their baselines."""
     headings = ("", "trained", "untrained", "pixels or raw spectrogram", "log-mel statistics")
-    table = Table(*headings, title="L3-Net, trained on videos alone")
+    table = Table(*headings, title="L3-Net, trained on unlabeled videos")
     for task, names in RESULT_KEYS.items():
-        cells = [f"{numbers[f'l3net.{task}.{name}']:.3f}" for name in names]
+        cells = [f"{metrics[f'l3net.{task}.{name}']:.3f}" for name in names]
         table.add_row(f"{task} probe", *cells, *[""] * (len(headings) - 1 - len(cells)))
-    table.add_row("audio-visual correspondence", f"{numbers['l3net.avc.validation']:.3f}", "0.500", "", "")
+    table.add_row("audio-visual correspondence", f"{metrics['l3net.avc.validation']:.3f}", "0.500", "", "")
     table.show()
     table = Table("", "R@1", "R@5", "R@10", title="ViLBERT: zero-shot retrieval of images by captions")
-    for name, key in (("trained", "text_to_image"), ("untrained", "untrained"), ("chance", "chance")):
-        table.add_row(name, *(f"{numbers[f'vilbert.retrieval.{key}.{cut}']:.3f}" for cut in ("r1", "r5", "r10")))
+    for name, key in (("trained", "text_to_image"), ("untrained", "untrained"), ("chance_level", "chance_level")):
+        table.add_row(name, *(f"{metrics[f'vilbert.retrieval.{key}.{cut}']:.3f}" for cut in ("r1", "r5", "r10")))
     table.show()
-    if "vilbert.grounding.trained" in numbers:
-        print_task_results(numbers)
-    held_out = ", ".join(f"{name} {numbers[f'vilbert.{name}.validation']:.3f}" for name in CAPTION_TASKS.values())
-    print_line(f"ViLBERT on held-out pairs: {held_out}")
-    print_line(f"{numbers['seconds']:.0f} seconds")
+    if "vilbert.grounding.trained" in metrics:
+        print_task_results(metrics)
+    accuracies = ", ".join(f"{name} {metrics[f'vilbert.{name}.validation']:.3f}" for name in CAPTION_TASKS.values())
+    print_line(f"ViLBERT on held-out pairs: {accuracies}")
+    print_line(f"{metrics['seconds']:.0f} seconds")
 
 
-def print_task_results(numbers: dict[str, float]) -> None:
+def print_task_results(metrics: dict[str, float]) -> None:
     """Prints the accuracy of the two labeled tasks."""
-    table = Table("", "trained", "without text or image", "chance", title="tasks with labels")
+    table = Table("", "trained", "without text or image", "chance_level", title="tasks with labels")
     for name, task in (
         ("grounding", "referring expressions (RefCOCO+)"),
         ("entailment", "visual entailment (SNLI-VE)"),
     ):
-        table.add_row(task, *(f"{numbers[f'vilbert.{name}.{key}']:.3f}" for key in ("trained", "blind", "chance")))
+        table.add_row(
+            task, *(f"{metrics[f'vilbert.{name}.{key}']:.3f}" for key in ("trained", "ablated", "chance_level"))
+        )
     table.show()

@@ -15,7 +15,7 @@ class DemoScale:
         video_seconds: Length of a video; a second of audio can start anywhere in it.
         side: Size of all synthetic images and frames, in pixels.
         frames_per_second: Of these videos.
-        sounds: Number of clips in the ESC-50 folder.
+        audio: Number of clips in the ESC-50 folder.
         images: Number of images in each of the splits train and test of the image folder.
         windows: Seconds of each clip of the ESC-50 folder that are used.
         scenes: Number of images with captions.
@@ -32,7 +32,7 @@ class DemoScale:
     video_seconds: float
     side: int
     frames_per_second: float
-    sounds: int
+    audio: int
     images: int
     windows: int
     scenes: int
@@ -85,9 +85,9 @@ class DemoFolders:
         return self.folder / "videos"
 
     @property
-    def playground(self) -> Path:
+    def synthetic_data(self) -> Path:
         """The other synthetic data: labeled audio and images, images with captions."""
-        return self.folder / "playground"
+        return self.folder / "synthetic"
 
     @property
     def shards(self) -> Path:
@@ -99,7 +99,7 @@ class DemoFolders:
 
     @property
     def scenes(self) -> Path:
-        return self.playground / "scenes"
+        return self.synthetic_data / "scenes"
 
     @property
     def regions(self) -> Path:
@@ -112,11 +112,11 @@ class DemoFolders:
     @property
     def references(self) -> tuple[Path, Path, Path]:
         """The two files of RefCOCO+, and the regions of its images."""
-        folder = self.playground / "coco" / "refcoco+"
+        folder = self.synthetic_data / "coco" / "refcoco+"
         return folder / "refs(unc).p", folder / "instances.json", self.task_regions("coco")
 
     def statements(self, split: str) -> Path:
-        return self.playground / "flickr30k" / f"snli_ve_{split}.jsonl"
+        return self.synthetic_data / "flickr30k" / f"snli_ve_{split}.jsonl"
 
     def task_regions(self, name: str) -> Path:
         return self.folder / f"{name}_regions"

@@ -11,7 +11,7 @@ from jaxtyping import Float, Float32
 from comodal.analysis.localization import predict_by_position
 from comodal.errors import CheckpointError
 from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
-from comodal.inference.embed_inputs import image_embedding, sound_embedding
+from comodal.inference.embed_inputs import get_audio_embedding, get_image_embedding
 from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
 from comodal.inference.embedding_rows import embed_timed_frames
 from comodal.inference.match import MatchResult, match_files
@@ -74,7 +74,7 @@ class AudioVisualPipeline:
             MediaError: The file cannot be read.
             TypeError, ValueError: The input is not audio, or its sample rate is missing.
         """
-        return sound_embedding(audio, sample_rate, self.embedder, hop_seconds, center)
+        return get_audio_embedding(audio, sample_rate, self.embedder, hop_seconds, center)
 
     def embed_image(self, images: Any) -> Float32[np.ndarray, "images features"]:
         """Embeddings of one or a list of images: paths, PIL images, arrays (height, width, 3) or tensors of bytes.
@@ -83,7 +83,7 @@ class AudioVisualPipeline:
             MediaError: A file cannot be read.
             TypeError, ValueError: An input is not an image.
         """
-        return image_embedding(images, self.embedder)
+        return get_image_embedding(images, self.embedder)
 
     def embed_video(self, path: Path | str, frames_per_second: float = 1.0, hop_seconds: float = 0.1) -> VideoEmbedding:
         """Embeddings of the frames and of the audio of a video file, with timestamps on the same clock.
@@ -116,7 +116,7 @@ class AudioVisualPipeline:
     def localize(
         self, image: Any, audio: Any, sample_rate: int | float | None = None
     ) -> Float32[np.ndarray, "rows columns"]:
-        """Where in the image the sound comes from: logit of match less that of mismatch, at each position of conv4_2.
+        """Sound source localization: logit of match minus that of mismatch, at each position of conv4_2.
 
         Args:
             image: The short side is resized to 8/7 of the model's image size; the map covers the whole image.
@@ -131,15 +131,19 @@ class AudioVisualPipeline:
         self.check_fusion()
         config = self.model.config
         pixels = resize_short_side(to_rgb_array(image), round(config.image_size * 8 / 7))
-        samples = self.embedder.resampled(*to_waveform(audio, sample_rate)).astype(np.float32)
-        window = round(config.sound_seconds * config.sample_rate)
-        if len(samples) < window:
-            raise ValueError(f"{len(samples)} samples at {config.sample_rate} Hz are shorter than a window of {window}")
+        waveform = self.embedder.resample(*to_waveform(audio, sample_rate)).astype(np.float32)
+        window = round(config.audio_seconds * config.sample_rate)
+        if len(waveform) < window:
+            raise ValueError(
+                f"{len(waveform)} samples at {config.sample_rate} Hz are shorter than a window of {window}"
+            )
         device = self.compute.device
-        images = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(device)
-        waveforms = torch.from_numpy(samples[None, :window]).to(device)
+        image_batch = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].to(device)
+        waveform_batch = torch.from_numpy(waveform[None, :window]).to(device)
         with self.compute.autocast():
-            return predict_by_position(self.model, images, waveforms).places[0].float().cpu().numpy()
+            return (
+                predict_by_position(self.model, image_batch, waveform_batch).position_margins[0].float().cpu().numpy()
+            )
 
     def check_fusion(self) -> None:
         """Raises a CheckpointError if the weights are those of embedding towers only."""

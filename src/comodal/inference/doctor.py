@@ -30,12 +30,12 @@ CANDIDATE_FRONTENDS: tuple[Frontend, ...] = ("kapre014", "kapre03", "librosa")
 FRONTEND_DESCRIPTIONS = {
     "kapre014": "kapre 0.1.4, as the weights were trained",
     "kapre03": "kapre 0.3, OpenL3's default since 0.4",
-    "librosa": "librosa, OpenL3's other front end since 0.4",
+    "librosa": "librosa, OpenL3's other frontend since 0.4",
 }
 SIZE_DESCRIPTIONS = {
-    512: "sound or pictures, 512 numbers",
-    6144: "sound, all 6144 numbers",
-    8192: "pictures, all 8192 numbers",
+    512: "audio or images, 512 features",
+    6144: "audio, all 6144 features",
+    8192: "images, all 8192 features",
 }
 
 
@@ -44,27 +44,27 @@ class EmbeddingCandidate:
     """A combination of network and settings, and the distance of its embeddings from the file's."""
 
     weights: str
-    how: str
-    faithful: bool
+    settings: str
+    is_faithful: bool
     distance: float
     cosine: float
 
 
 def diagnose_embedding(
-    path: Path, sound: Path | None = None, image: Path | None = None, model: Path | None = None, rows: int = 8
+    path: Path, audio: Path | None = None, image: Path | None = None, model: Path | None = None, rows: int = 8
 ) -> dict[str, Any]:
     """Reports which frontend and network made an embedding, and its distance from the reference.
 
     Args:
         path: an .npz file of OpenL3 or comodal.
-        sound: the audio file that it was made from; some of its windows are embedded with every candidate.
-        image: the image file that it was made from.
+        audio: the audio file that was embedded; some of its windows are embedded with every candidate.
+        image: the image file that was embedded.
         model: a weights file, a folder of weights files, or a model folder; by default the OpenL3 files in
             $COMODAL_OPENL3 and in the cache.
         rows: number of embeddings to compare.
 
     Returns:
-        Metadata of the file; with the audio or image also "best", "best.distance", "faithful.distance" and "verdict".
+        Metadata of the file; with the audio or image also "best", "best.distance", "faithful.distance" and "diagnosis".
 
     Raises:
         DataError: it is not an embedding, or does not match the audio or image.
@@ -72,24 +72,24 @@ def diagnose_embedding(
 
     Examples:
         comodal doctor street.npz
-        comodal doctor street.npz --sound street.wav --model openl3_audio_mel256_music.h5
+        comodal doctor street.npz --audio street.wav --model openl3_audio_mel256_music.h5
         comodal doctor daisy.npz --image daisy.jpg --model weights/
     """
-    if rows < 1 or (sound is not None and image is not None):
-        raise ValueError("rows must be at least 1, and a file is made from a sound or from an image")
+    if rows < 1 or (audio is not None and image is not None):
+        raise ValueError("rows must be at least 1; give --audio or --image, not both")
     arrays = read_embedding(path)
-    found = inspect_arrays(arrays)
+    diagnosis = inspect_arrays(arrays)
     candidates: list[EmbeddingCandidate] = []
-    if sound is not None:
-        candidates = compare_with_audio(path, arrays, sound, list_weights_paths(model), rows)
+    if audio is not None:
+        candidates = compare_with_audio(path, arrays, audio, list_weights_paths(model), rows)
     elif image is not None:
         candidates = compare_with_image(path, arrays, image, list_weights_paths(model))
     if candidates:
-        found |= rank_candidates(candidates)
-    elif sound is not None or image is not None:
-        raise CheckpointError(f"{model or 'the folders of weights'}: no network gives {found['features']} numbers")
-    print_diagnosis(path, found, candidates)
-    return found
+        diagnosis |= rank_candidates(candidates)
+    elif audio is not None or image is not None:
+        raise CheckpointError(f"{model or 'the folders of weights'}: no network has {diagnosis['features']} features")
+    print_diagnosis(path, diagnosis, candidates)
+    return diagnosis
 
 
 def read_embedding(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
@@ -111,76 +111,76 @@ def read_embedding(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
 def inspect_arrays(arrays: dict[str, Shaped[np.ndarray, "..."]]) -> dict[str, Any]:
     """Reports what can be inferred from the file alone."""
     vectors = arrays["embedding"]
-    found: dict[str, Any] = {
+    report: dict[str, Any] = {
         "vectors": len(vectors),
         "features": vectors.shape[1],
         "of": SIZE_DESCRIPTIONS.get(vectors.shape[1], "none of OpenL3's sizes"),
         "type": str(vectors.dtype),
         "mean": float(vectors.mean()),
-        "deviation": float(vectors.std()),
-        "largest": float(np.abs(vectors).max()),
+        "std": float(vectors.std()),
+        "max_abs": float(np.abs(vectors).max()),
         "negative": float((vectors < 0).mean()),
         "not_finite": int((~np.isfinite(vectors)).sum()),
     }
-    found["cut"] = "before the last ReLU (OpenL3)" if found["negative"] else "after the last ReLU (L3-Net's paper)"
+    report["cut"] = "before the last ReLU (OpenL3)" if report["negative"] else "after the last ReLU (L3-Net's paper)"
     if "timestamps" not in arrays:
-        found["of"] = "pictures; OpenL3 writes no timestamps for them"
+        report["of"] = "images; OpenL3 writes no timestamps for them"
     elif len(vectors) > 1:
         steps = np.diff(arrays["timestamps"])
-        found["hop_seconds"] = float(np.median(steps))
-        found["even"] = bool(np.allclose(steps, steps[0], atol=1e-6))
-    found["zero_vectors"] = int((~vectors.any(axis=1)).sum())
-    again = (vectors[1:] == vectors[:-1]).all(axis=1) & vectors[1:].any(axis=1)
-    found["repeated_vectors"] = int(again.sum())
+        report["hop_seconds"] = float(np.median(steps))
+        report["even"] = bool(np.allclose(steps, steps[0], atol=1e-6))
+    report["zero_vectors"] = int((~vectors.any(axis=1)).sum())
+    is_repeated = (vectors[1:] == vectors[:-1]).all(axis=1) & vectors[1:].any(axis=1)
+    report["repeated_vectors"] = int(is_repeated.sum())
     if "about" in arrays:
-        found["made_by"] = describe_metadata(arrays["about"])
+        report["created_by"] = describe_metadata(arrays["about"])
     else:
-        found["made_by"] = "OpenL3, or comodal as OpenL3 or with a network of its own: the file does not say it"
-    return found
+        report["created_by"] = "unknown (no metadata): OpenL3, comodal --as-openl3, or a comodal model"
+    return report
 
 
 def describe_metadata(about: Shaped[np.ndarray, "..."]) -> str:
     """Describes the metadata of a file written by comodal."""
     try:
-        said = parse_json(str(about), "about")
-        front_end = FRONTEND_DESCRIPTIONS.get(said["front_end"], said["front_end"])
-        network = f"{said['representation']} {said['content']}".strip()
-        return f"comodal {said['comodal']}, {network} in {said['precision']}, {front_end}"
+        metadata = parse_json(str(about), "about")
+        frontend = FRONTEND_DESCRIPTIONS.get(metadata["frontend"], metadata["frontend"])
+        network = f"{metadata['representation']} {metadata['content']}".strip()
+        return f"comodal {metadata['comodal']}, {network} in {metadata['precision']}, {frontend}"
     except (DataError, KeyError, TypeError):
-        return "comodal, but what it says of itself cannot be read"
+        return "comodal, with unreadable metadata"
 
 
 def list_weights_paths(model: Path | None) -> list[Path]:
     """Lists the weights files and model folders of a path."""
     folders = list_weights_folders() if model is None else [model]
-    found = [
+    paths = [
         file
         for folder in folders
         if folder.is_dir() and not (folder / "config.json").is_file() and not (folder / "model").is_dir()
         for file in sorted(folder.iterdir())
         if file.name.endswith(WEIGHTS_SUFFIXES)
     ]
-    if not found and model is None:
-        raise CheckpointError(f"no weights in {' or '.join(map(str, folders))}; name some with --model")
-    return found or folders
+    if not paths and model is None:
+        raise CheckpointError(f"no weights in {' or '.join(map(str, folders))}; pass a file or folder with --model")
+    return paths or folders
 
 
 def load_candidate_embedders(
-    paths: list[Path], features: int, modality: str, front_ends: bool
+    paths: list[Path], features: int, modality: str, has_frontends: bool
 ) -> Iterator[tuple[Path, Embedder]]:
     """Loads networks of the modality with this embedding size; an invalid file is skipped if there are others."""
     for path in paths:
-        for front_end in CANDIDATE_FRONTENDS if front_ends else CANDIDATE_FRONTENDS[:1]:
+        for frontend in CANDIDATE_FRONTENDS if has_frontends else CANDIDATE_FRONTENDS[:1]:
             try:
                 embedder = load_embedder(path, EmbedderOptions(precision="fp32", size=features))
-                if front_ends and embedder.about:
-                    if embedder.about["representation"] == "linear" and front_end != "kapre014":
+                if has_frontends and embedder.about:
+                    if embedder.about["representation"] == "linear" and frontend != "kapre014":
                         continue  # the same in all three frontends
-                    embedder = load_embedder(path, EmbedderOptions(None, front_end, "fp32", features))
-                elif front_end != "kapre014":
+                    embedder = load_embedder(path, EmbedderOptions(None, frontend, "fp32", features))
+                elif frontend != "kapre014":
                     continue
-                embedder.grid("sound" if modality == "sound" else "image")
-                assert embedder.sound_tower if modality == "sound" else embedder.image_tower
+                embedder.get_grid("audio" if modality == "audio" else "image")
+                assert embedder.audio_tower if modality == "audio" else embedder.image_tower
             except (CheckpointError, ValueError) as error:
                 if len(paths) == 1:
                     raise CheckpointError(str(error)) from error
@@ -189,47 +189,56 @@ def load_candidate_embedders(
 
 
 def compare_with_audio(
-    path: Path, arrays: dict[str, Shaped[np.ndarray, "..."]], sound: Path, paths: list[Path], rows: int
+    path: Path, arrays: dict[str, Shaped[np.ndarray, "..."]], audio: Path, paths: list[Path], rows: int
 ) -> list[EmbeddingCandidate]:
     """Embeds some windows of the audio with every candidate: networks, frontends, centered or not."""
     vectors, times = arrays["embedding"], arrays.get("timestamps")
     if times is None:
-        raise DataError(f"{path}: has no timestamps, so it was not made from a sound")
+        raise DataError(f"{path}: has no timestamps, so it was not computed from audio")
     candidates = []
     samples: Float[np.ndarray, " samples"] | None = None
-    for weights, embedder in load_candidate_embedders(paths, vectors.shape[1], "sound", front_ends=True):
-        rate = embedder.config.sample_rate
+    for weights, embedder in load_candidate_embedders(paths, vectors.shape[1], "audio", has_frontends=True):
+        sample_rate = embedder.config.sample_rate
         if samples is None:
-            samples = read_first_minute(sound, embedder)
-        for centre in (True, False):
-            starts = np.rint(times * rate).astype(int) - (rate // 2 if centre else 0)
-            heard_whole = len(samples) <= MAX_COMPARED_SECONDS * rate
+            samples = read_first_minute(audio, embedder)
+        for center in (True, False):
+            starts = np.rint(times * sample_rate).astype(int) - (sample_rate // 2 if center else 0)
+            is_complete = len(samples) <= MAX_COMPARED_SECONDS * sample_rate
             inside = [
                 row
                 for row, start in enumerate(starts)
-                if samples[max(start, 0) : start + rate].any() and (heard_whole or start + rate <= len(samples))
+                if samples[max(start, 0) : start + sample_rate].any()
+                and (is_complete or start + sample_rate <= len(samples))
             ]
             if not inside:  # silence does not distinguish candidates
                 continue
-            chosen = [inside[place] for place in np.linspace(0, len(inside) - 1, min(rows, len(inside))).astype(int)]
-            windows = np.stack([cut_padded_window(samples, int(starts[row]), rate) for row in chosen])
-            centered = "centered" if centre else "not centered"
-            how = f"{FRONTEND_DESCRIPTIONS.get(embedder.front_end, 'its own frontend')}, {centered}"
-            faithful = embedder.front_end in ("kapre014", "")
-            candidates.append(measure_candidate(weights, how, faithful, embedder.sound(windows)[0], vectors[chosen]))
+            selected_rows = [
+                inside[index] for index in np.linspace(0, len(inside) - 1, min(rows, len(inside))).astype(int)
+            ]
+            windows = np.stack([cut_padded_window(samples, int(starts[row]), sample_rate) for row in selected_rows])
+            centered = "centered" if center else "not centered"
+            settings = f"{FRONTEND_DESCRIPTIONS.get(embedder.frontend, 'its own frontend')}, {centered}"
+            is_faithful = embedder.frontend in ("kapre014", "")
+            candidates.append(
+                measure_candidate(
+                    weights, settings, is_faithful, embedder.embed_audio(windows)[0], vectors[selected_rows]
+                )
+            )
     if samples is not None and not candidates:
-        raise DataError(f"{sound}: no sound where {path} has vectors; are they of another file?")
+        raise DataError(
+            f"{audio}: silent where {path} has vectors; check that this is the audio file that was embedded"
+        )
     return candidates
 
 
-def read_first_minute(sound: Path, embedder: Embedder) -> Float[np.ndarray, " samples"]:
+def read_first_minute(audio_path: Path, embedder: Embedder) -> Float[np.ndarray, " samples"]:
     """Reads the beginning of a recording at the network's sample rate."""
-    pieces: list[np.ndarray] = []
-    for block in read_embedder_audio(sound, embedder):
-        pieces.append(block)
-        if sum(map(len, pieces)) > MAX_COMPARED_SECONDS * embedder.config.sample_rate:
+    blocks: list[np.ndarray] = []
+    for block in read_embedder_audio(audio_path, embedder):
+        blocks.append(block)
+        if sum(map(len, blocks)) > MAX_COMPARED_SECONDS * embedder.config.sample_rate:
             break
-    return np.concatenate(pieces)
+    return np.concatenate(blocks)
 
 
 def cut_padded_window(
@@ -247,75 +256,81 @@ def compare_with_image(
     """Embeds the image with every candidate: networks, pixel ranges, resizing methods."""
     vectors = arrays["embedding"]
     if len(vectors) != 1:
-        raise DataError(f"{path}: {len(vectors)} vectors, and a picture gives one")
-    picture = read_image(image)
+        raise DataError(f"{path}: {len(vectors)} vectors, but an image has one")
+    image_array = read_image(image)
     candidates = []
-    for weights, embedder in load_candidate_embedders(paths, vectors.shape[1], "image", front_ends=False):
-        ours = next(embed_image_batches([picture], embedder, 1))
-        candidates.append(measure_candidate(weights, "[-1, 1], as the weights were trained", True, ours, vectors))
-        if embedder.about and min(picture.shape[:2]) >= 224:
-            theirs = embedder.pixels(prepare_squares_as_openl3(picture[None]))
-            candidates.append(measure_candidate(weights, "OpenL3 0.4.2's own range", False, theirs, vectors))
-            scaled = rescale_short_side(picture) if min(picture.shape[:2]) > 256 else convert_to_float(picture)
+    for weights, embedder in load_candidate_embedders(paths, vectors.shape[1], "image", has_frontends=False):
+        embedding = next(embed_image_batches([image_array], embedder, 1))
+        candidates.append(measure_candidate(weights, "[-1, 1], as the weights were trained", True, embedding, vectors))
+        if embedder.about and min(image_array.shape[:2]) >= 224:
+            openl3_embedding = embedder.embed_pixels(prepare_squares_as_openl3(image_array[None]))
+            candidates.append(
+                measure_candidate(weights, "the input range of OpenL3 0.4.2", False, openl3_embedding, vectors)
+            )
+            scaled = (
+                rescale_short_side(image_array) if min(image_array.shape[:2]) > 256 else convert_to_float(image_array)
+            )
             pixels = (2 * crop_center(scaled[None]) - 1).astype(np.float32)
             candidates.append(
-                measure_candidate(weights, "[-1, 1], scaled as OpenL3 does", False, embedder.pixels(pixels), vectors)
+                measure_candidate(
+                    weights, "[-1, 1], scaled as OpenL3 does", False, embedder.embed_pixels(pixels), vectors
+                )
             )
     return candidates
 
 
 def measure_candidate(
     weights: Path,
-    how: str,
-    faithful: bool,
-    ours: Float[np.ndarray, "rows features"],
-    theirs: Float[np.ndarray, "rows features"],
+    settings: str,
+    is_faithful: bool,
+    computed: Float[np.ndarray, "rows features"],
+    stored: Float[np.ndarray, "rows features"],
 ) -> EmbeddingCandidate:
     """Relative distance of the file's embeddings from a candidate's: norm of the difference over the candidate's."""
-    norm, other = float(np.linalg.norm(ours)), float(np.linalg.norm(theirs))
-    distance = float(np.linalg.norm(ours - theirs)) / max(norm, 1e-12)
-    cosine = float((ours * theirs).sum()) / max(norm * other, 1e-12)
-    return EmbeddingCandidate(weights.name, how, faithful, distance, cosine)
+    computed_norm, stored_norm = float(np.linalg.norm(computed)), float(np.linalg.norm(stored))
+    distance = float(np.linalg.norm(computed - stored)) / max(computed_norm, 1e-12)
+    cosine = float((computed * stored).sum()) / max(computed_norm * stored_norm, 1e-12)
+    return EmbeddingCandidate(weights.name, settings, is_faithful, distance, cosine)
 
 
 def rank_candidates(candidates: list[EmbeddingCandidate]) -> dict[str, Any]:
     """Returns the nearest candidate, and the file's distance from the same network with its training frontend."""
     candidates.sort(key=lambda candidate: candidate.distance)
     best = candidates[0]
-    faithful = next(other for other in candidates if other.weights == best.weights and other.faithful)
+    faithful = next(entry for entry in candidates if entry.weights == best.weights and entry.is_faithful)
     if best.distance < MAX_DISTANCE:
-        verdict = "made so"
+        diagnosis = "matches"
     elif best.distance < MAX_BF16_DISTANCE:
-        verdict = "made so, up to the rounding of bf16 or another resampler"
+        diagnosis = "matches up to the rounding of bf16 or another resampler"
     else:
-        verdict = "made in none of these ways; the nearest is shown"
+        diagnosis = "no candidate matches; the nearest is shown"
     if best.distance < MAX_BF16_DISTANCE:
-        verdict += "; faithful to the weights" if best.faithful else "; not as the weights were trained: embed it again"
+        diagnosis += "; faithful to the weights" if best.is_faithful else "; not the training frontend: embed it again"
     return {
-        "best": f"{best.weights}: {best.how}",
+        "best": f"{best.weights}: {best.settings}",
         "best.distance": best.distance,
         "best.cosine": best.cosine,
         "faithful.distance": faithful.distance,
         "faithful.cosine": faithful.cosine,
-        "verdict": verdict,
+        "diagnosis": diagnosis,
     }
 
 
-def print_diagnosis(path: Path, found: dict[str, Any], candidates: list[EmbeddingCandidate]) -> None:
+def print_diagnosis(path: Path, diagnosis: dict[str, Any], candidates: list[EmbeddingCandidate]) -> None:
     """Prints the diagnosis, and the candidates by distance."""
     table = Table("", "", header=False)
-    for name, value in found.items():
+    for name, value in diagnosis.items():
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     print_line(f"{path}:")
     table.show()
-    if found["repeated_vectors"]:
-        what = "vectors equal the one before them: probably silence, which OpenL3 takes for the loudest noise"
-        print_line(f"{found['repeated_vectors']} {what}")
+    if diagnosis["repeated_vectors"]:
+        message = "vectors equal their predecessor: probably silence, which OpenL3 amplifies to full level"
+        print_line(f"{diagnosis['repeated_vectors']} {message}")
     if candidates:
-        listed = Table("weights", "how", "distance", "cosine")
+        listed = Table("weights", "settings", "distance", "cosine")
         for candidate in candidates:
-            how = candidate.how
-            listed.add_row(candidate.weights, how, f"{candidate.distance:.2g}", f"{candidate.cosine:.4f}")
+            settings = candidate.settings
+            listed.add_row(candidate.weights, settings, f"{candidate.distance:.2g}", f"{candidate.cosine:.4f}")
         listed.show()
     else:
-        print_line("The sound or picture (--sound, --image) and the weights (--model) tell more.")
+        print_line("Pass the audio or the image (--audio, --image) and the weights (--model) to compare candidates.")

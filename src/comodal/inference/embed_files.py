@@ -64,8 +64,8 @@ class EmbeddingOptions:
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU one process embeds.
         precision: auto (bf16 where the hardware computes it natively, else fp32; fp32 with as_openl3), fp32, bf16, or
             int8 (of an exported engine).
-        engine: torch, or an export of `comodal export` for onnx or openvino (which may be in int8). auto takes torch
-            where its fused convolutions run on this CPU, or else an installed engine that the model was exported for.
+        engine: torch, or an export of `comodal export` for onnx or openvino (which may be in int8). auto selects torch
+            if its fused convolutions run on this CPU, or else an installed engine that the model was exported for.
     """
 
     workers: int = 0
@@ -75,13 +75,13 @@ class EmbeddingOptions:
     precision: EmbedPrecision = "auto"
     engine: EngineChoice = "auto"
 
-    def choose_embedder(self, size: int | None = None, front_end: Frontend | None = None) -> EmbedderOptions:
+    def choose_embedder(self, size: int | None = None, frontend: Frontend | None = None) -> EmbedderOptions:
         """The options of the embedder."""
-        return EmbedderOptions(self.as_openl3, front_end, self.precision, size, self.device, engine=self.engine)
+        return EmbedderOptions(self.as_openl3, frontend, self.precision, size, self.device, engine=self.engine)
 
-    def run(self, jobs: FileJobs, work: Callable[[FileJob], int], together: BatchedWork | None) -> dict[str, float]:
+    def run(self, jobs: FileJobs, work: Callable[[FileJob], int], batched: BatchedWork | None) -> dict[str, float]:
         """Embeds the files of the jobs; returns what was written and skipped."""
-        return run_file_jobs(jobs, work, self.workers, self.overwrite, together)
+        return run_file_jobs(jobs, work, self.workers, self.overwrite, batched)
 
 
 @dataclass(frozen=True)
@@ -90,16 +90,16 @@ class AudioWindows:
 
     Args:
         hop_seconds: time between windows of one second.
-        centre: window k is centered on its timestamp (padded by half a window of silence); otherwise it starts there.
+        center: window k is centered on its timestamp (padded by half a window of silence); otherwise it starts there.
         batch_size: windows, or frames of a video, in memory at a time, by default 32 or on a GPU 256; it bounds memory
             and changes no result.
-        front_end: spectrogram frontend of OpenL3; by default the one that its weights were trained with (kapre014).
+        frontend: spectrogram frontend of OpenL3; by default the one that its weights were trained with (kapre014).
     """
 
     hop_seconds: float = 0.1
-    centre: bool = True
+    center: bool = True
     batch_size: int | None = None
-    front_end: Frontend | None = None
+    frontend: Frontend | None = None
 
     def check(self) -> None:
         """Raises ValueError if a number is not positive."""
@@ -140,7 +140,7 @@ def embed_audio(
         options: The options that these commands share.
 
     Returns:
-        embed.written, embed.skipped, embed.windows, embed.noted and embed.left_out.
+        embed.written, embed.skipped, embed.windows, embed.noted and embed.other_files.
 
     Raises:
         DataError: some files could not be read; all others are written first.
@@ -150,9 +150,9 @@ def embed_audio(
     """
     windows.check()
     model, jobs = to_path(model), plan_file_jobs(to_paths(files), AUDIO_SUFFIXES, to_optional_path(out), ("",))
-    choice = options.choose_embedder(size, windows.front_end)
-    embedder = load_embedder_for(model, choice, "sound")
-    work = partial(write_audio_embedding, model=model, choice=choice, windows=windows.fill_batch_size(embedder))
+    choice = options.choose_embedder(size, windows.frontend)
+    embedder = load_embedder_for(model, choice, "audio")
+    work = partial(write_audio_embedding, model=model, options=choice, windows=windows.fill_batch_size(embedder))
     return options.run(jobs, work, choose_gpu_batching(work, options.workers, embedder))
 
 
@@ -178,19 +178,22 @@ def embed_image(
         options: The options that these commands share.
 
     Returns:
-        embed.written, embed.skipped, embed.windows, embed.noted and embed.left_out.
+        embed.written, embed.skipped, embed.windows, embed.noted and embed.other_files.
 
     Raises:
         DataError: some files could not be read; all others are written first.
 
     Examples:
-        comodal embed image pictures/ --model RUN --out vectors/
+        comodal embed image images/ --model RUN --out vectors/
     """
     model, jobs = to_path(model), plan_file_jobs(to_paths(files), {*IMAGE_SUFFIXES}, to_optional_path(out), ("",))
     choice = options.choose_embedder(size)
     embedder = load_embedder_for(model, choice, "image")
-    work, many = partial(write_image, model=model, choice=choice), partial(write_images, model=model, choice=choice)
-    return options.run(jobs, work, BatchedWork(many, embedder.batch_size) if embedder.on_gpu else None)
+    work, batch_work = (
+        partial(write_image, model=model, options=choice),
+        partial(write_images, model=model, options=choice),
+    )
+    return options.run(jobs, work, BatchedWork(batch_work, embedder.batch_size) if embedder.is_on_gpu else None)
 
 
 @flatten_parameters
@@ -218,13 +221,13 @@ def embed_video(
         as_openl3: reproduce this version of OpenL3, which embeds every frame, stretched to 256 x 256.
 
     Returns:
-        embed.written, embed.skipped, embed.windows, embed.noted and embed.left_out.
+        embed.written, embed.skipped, embed.windows, embed.noted and embed.other_files.
 
     Raises:
         DataError: some files could not be read; all others are written first.
 
     Examples:
-        comodal embed video clips/ --model RUN --out vectors/ --frames_per_second 5
+        comodal embed video clips/ --model RUN --out vectors/ --frames-per-second 5
     """
     windows.check()
     if not frames_per_second > 0:
@@ -233,12 +236,12 @@ def embed_video(
         to_path(model),
         plan_file_jobs(to_paths(files), VIDEO_SUFFIXES, to_optional_path(out), OUTPUT_SUFFIXES),
     )
-    choice = options.choose_embedder(front_end=windows.front_end)
-    embedder = load_embedder_for(model, choice, "image", "sound")
+    choice = options.choose_embedder(frontend=windows.frontend)
+    embedder = load_embedder_for(model, choice, "image", "audio")
     work = partial(
         write_video_embeddings,
         model=model,
-        choice=choice,
+        options=choice,
         frames_per_second=frames_per_second,
         windows=windows.fill_batch_size(embedder),
     )
@@ -250,9 +253,9 @@ def to_optional_path(path: Path | str | None) -> Path | None:
     return path if path is None else to_path(path)
 
 
-def load_embedder_for(model: Path, choice: EmbedderOptions, *modalities: TowerModality) -> Embedder:
+def load_embedder_for(model: Path, options: EmbedderOptions, *modalities: TowerModality) -> Embedder:
     """Loads the model, so that an unsuitable one is reported before any file is opened."""
-    embedder = load_embedder(model, choice)
+    embedder = load_embedder(model, options)
     for modality in modalities:
         embedder.prepare(modality)
     return embedder
@@ -260,72 +263,72 @@ def load_embedder_for(model: Path, choice: EmbedderOptions, *modalities: TowerMo
 
 def choose_gpu_batching(work: Callable[[FileJob], int], workers: int, embedder: Embedder) -> BatchedWork | None:
     """On a GPU this process embeds all files in batches, unless several workers are requested."""
-    return BatchedWork(partial(attempt_jobs, work=work), 1) if embedder.on_gpu and workers < 2 else None
+    return BatchedWork(partial(attempt_jobs, work=work), 1) if embedder.is_on_gpu and workers < 2 else None
 
 
-def describe_output(embedder: Embedder, **made: object) -> dict[str, object] | None:
+def describe_output(embedder: Embedder, **settings: object) -> dict[str, object] | None:
     """The settings that a file was made with; None where OpenL3's own files are reproduced."""
-    if not embedder.about or embedder.choice.as_openl3:
+    if not embedder.about or embedder.options.as_openl3:
         return None
-    network = {**embedder.about, "front_end": embedder.front_end, "precision": embedder.precision}
-    return {"comodal": version("comodal"), **network, **made}
+    network = {**embedder.about, "frontend": embedder.frontend, "precision": embedder.precision}
+    return {"comodal": version("comodal"), **network, **settings}
 
 
-def write_audio_embedding(job: FileJob, model: Path, choice: EmbedderOptions, windows: AudioWindows) -> int:
+def write_audio_embedding(job: FileJob, model: Path, options: EmbedderOptions, windows: AudioWindows) -> int:
     """Writes the embedding of the audio of one file; returns the number of windows."""
     assert windows.batch_size is not None
-    embedder, hop_seconds, centre = load_embedder(model, choice), windows.hop_seconds, windows.centre
+    embedder, hop_seconds, center = load_embedder(model, options), windows.hop_seconds, windows.center
     blocks = read_embedder_audio(job.source, embedder)
-    batches = embed_audio_blocks(blocks, embedder, hop_seconds, centre, windows.batch_size)
-    about = describe_output(embedder, hop_seconds=hop_seconds, centre=centre)
+    batches = embed_audio_blocks(blocks, embedder, hop_seconds, center, windows.batch_size)
+    about = describe_output(embedder, hop_seconds=hop_seconds, center=center)
     try:
         return write_embedding_rows(job.results[0], batches, about, job.source)
     except EmptyAudioError:
-        raise MediaError(job.source, RefusalReason.NO_SOUND, "not one sample of sound") from None
+        raise MediaError(job.source, RefusalReason.NO_AUDIO_STREAM, "the audio stream has no samples") from None
 
 
-def write_image(job: FileJob, model: Path, choice: EmbedderOptions) -> int:
+def write_image(job: FileJob, model: Path, options: EmbedderOptions) -> int:
     """Writes the embedding of one image; returns 1."""
-    embedder = load_embedder(model, choice)
-    (vectors,) = embed_image_batches([read_job_image(job, choice)], embedder, 1)
+    embedder = load_embedder(model, options)
+    (vectors,) = embed_image_batches([read_job_image(job, options)], embedder, 1)
     return write_vector(job, vectors[0], embedder)
 
 
-def write_images(jobs: Sequence[FileJob], model: Path, choice: EmbedderOptions) -> list[FileOutcome]:
+def write_images(jobs: Sequence[FileJob], model: Path, options: EmbedderOptions) -> list[FileOutcome]:
     """Writes the embeddings of several images, which are read in parallel and embedded in one batch."""
-    embedder, read = load_embedder(model, choice), dict[int, ImageArray]()
+    embedder, read = load_embedder(model, options), dict[int, ImageArray]()
 
-    def keep(job: FileJob, place: int) -> int:
-        read[place] = read_job_image(job, choice)
+    def read_image_at(job: FileJob, index: int) -> int:
+        read[index] = read_job_image(job, options)
         return 1
 
     parallel = joblib.Parallel(n_jobs=-1, prefer="threads")
-    outcomes = parallel(joblib.delayed(attempt_job)(job, partial(keep, place=i)) for i, job in enumerate(jobs))
+    outcomes = parallel(joblib.delayed(attempt_job)(job, partial(read_image_at, index=i)) for i, job in enumerate(jobs))
 
     def embed(images: Sequence[ImageArray]) -> list[Float32[np.ndarray, " features"]]:
         return [vector for vectors in embed_image_batches(images, embedder, len(images)) for vector in vectors]
 
-    places = sorted(read)
-    found = run_batch_or_singly(embed, [read[place] for place in places], [jobs[place].source for place in places])
-    for place, vector in zip(places, found, strict=True):
-        outcomes[place] = attempt_job(jobs[place], partial(write_vector, vector=vector, embedder=embedder))
+    indices = sorted(read)
+    found = run_batch_or_singly(embed, [read[index] for index in indices], [jobs[index].source for index in indices])
+    for index, vector in zip(indices, found, strict=True):
+        outcomes[index] = attempt_job(jobs[index], partial(write_vector, vector=vector, embedder=embedder))
     return outcomes
 
 
-def read_job_image(job: FileJob, choice: EmbedderOptions) -> ImageArray:
+def read_job_image(job: FileJob, options: EmbedderOptions) -> ImageArray:
     """The image of a job.
 
     Raises:
         MediaError: It cannot be read, or OpenL3 would reject it.
     """
-    picture = read_image(job.source)
-    if choice.as_openl3 and min(picture.shape[:2]) < INPUT_SIDE:
+    image = read_image(job.source)
+    if options.as_openl3 and min(image.shape[:2]) < INPUT_SIDE:
         raise MediaError(
             job.source,
             RefusalReason.UNREADABLE,
-            f"OpenL3 takes pictures of at least {INPUT_SIDE} x {INPUT_SIDE} pixels",
+            f"OpenL3 requires images of at least {INPUT_SIDE} x {INPUT_SIDE} pixels",
         )
-    return picture
+    return image
 
 
 def write_vector(job: FileJob, vector: Float32[np.ndarray, " features"] | MediaError, embedder: Embedder) -> int:
@@ -336,7 +339,7 @@ def write_vector(job: FileJob, vector: Float32[np.ndarray, " features"] | MediaE
     """
     if isinstance(vector, MediaError):
         raise vector
-    seconds = None if embedder.choice.as_openl3 else np.zeros(1)
+    seconds = None if embedder.options.as_openl3 else np.zeros(1)
     return write_embedding_rows(
         job.results[0], [EmbeddingRows(vector[None], seconds)], describe_output(embedder), job.source
     )
@@ -345,22 +348,22 @@ def write_vector(job: FileJob, vector: Float32[np.ndarray, " features"] | MediaE
 def write_video_embeddings(
     job: FileJob,
     model: Path,
-    choice: EmbedderOptions,
+    options: EmbedderOptions,
     frames_per_second: float,
     windows: AudioWindows,
 ) -> int:
     """Writes the embeddings of the frames, then of the audio. Those of the frames are kept if there is no audio."""
-    sound, picture = job.results
+    audio_path, image_path = job.results
     assert windows.batch_size is not None
-    embedder = load_embedder(model, choice)
-    if choice.as_openl3:
+    embedder = load_embedder(model, options)
+    if options.as_openl3:
         rows = write_embedding_rows(
-            picture, embed_video_as_openl3(job.source, embedder, windows.batch_size), source=job.source
+            image_path, embed_video_as_openl3(job.source, embedder, windows.batch_size), source=job.source
         )
     else:
         batches = embed_timed_frames(iterate_frames(job.source, frames_per_second), embedder, windows.batch_size)
         about = describe_output(embedder, frames_per_second=frames_per_second)
-        rows = write_embedding_rows(picture, batches, about, job.source)
+        rows = write_embedding_rows(image_path, batches, about, job.source)
     if not rows:
-        raise MediaError(job.source, RefusalReason.NO_PICTURE, "not one picture could be decoded")
-    return rows + write_audio_embedding(FileJob(job.source, (sound,)), model, choice, windows)
+        raise MediaError(job.source, RefusalReason.NO_VIDEO_STREAM, "no frame could be decoded")
+    return rows + write_audio_embedding(FileJob(job.source, (audio_path,)), model, options, windows)

@@ -14,22 +14,22 @@ from comodal.models.l3net.l3net import L3Net
 Model: TypeAlias = L3Net | Embedder | Path | str
 
 
-def sound_embedding(
-    sound: Any,
+def get_audio_embedding(
+    audio: Any,
     sample_rate: int | float | None,
     model: Model,
     hop_seconds: float = 0.1,
-    centre: bool = True,
+    center: bool = True,
     batch_size: int | None = None,
 ) -> tuple[Float32[np.ndarray, "windows features"], Float[np.ndarray, " windows"]]:
     """Embeddings of audio, and their timestamps in seconds. Channels are mixed down, and resampled to the model's rate.
 
     Args:
-        sound: A path, an array (samples,) or (samples, channels), or a tensor (samples,) or (channels, samples).
+        audio: A path, an array (samples,) or (samples, channels), or a tensor (samples,) or (channels, samples).
         sample_rate: Of samples in memory; None for a file, which has its own.
         model: An L3Net, an embedder, or the path of a run, a model or a file of OpenL3 weights.
         hop_seconds: Time between windows.
-        centre: Window k is centered on its timestamp.
+        center: Window k is centered on its timestamp.
         batch_size: Windows at a time; by default chosen for the device.
 
     Raises:
@@ -38,12 +38,14 @@ def sound_embedding(
         MediaError: The file cannot be read.
     """
     embedder = resolve_embedder(model)
-    blocks = [embedder.resampled(*to_waveform(sound, sample_rate))]
-    batches = list(embed_audio_blocks(blocks, embedder, hop_seconds, centre, batch_size or embedder.batch_size))
+    blocks = [embedder.resample(*to_waveform(audio, sample_rate))]
+    batches = list(embed_audio_blocks(blocks, embedder, hop_seconds, center, batch_size or embedder.batch_size))
     return np.concatenate([rows.vectors for rows in batches]), np.concatenate([rows.seconds for rows in batches])
 
 
-def image_embedding(images: Any, model: Model, batch_size: int | None = None) -> Float32[np.ndarray, "images features"]:
+def get_image_embedding(
+    images: Any, model: Model, batch_size: int | None = None
+) -> Float32[np.ndarray, "images features"]:
     """Embeddings of images of any size; each is resized and cropped to the model's square.
 
     Args:

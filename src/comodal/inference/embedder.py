@@ -31,7 +31,7 @@ from comodal.runtimes.exported_engines import ExportedEmbedders, find_fastest_ex
 
 OpenL3Version = Literal["0.4.2"]
 CPU_BATCH = 32  # windows or images, on a CPU
-FULL_GRIDS = {"image": IMAGE_GRID, "sound": AUDIO_GRID}
+FULL_GRIDS = {"image": IMAGE_GRID, "audio": AUDIO_GRID}
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class EmbedderOptions:
 
     Args:
         as_openl3: Reproduce the embeddings of this version of OpenL3, including its errors.
-        front_end: Spectrogram frontend of OpenL3; None: as the weights were trained, with `as_openl3` kapre03.
+        frontend: Spectrogram frontend of OpenL3; None: as the weights were trained, with `as_openl3` kapre03.
         precision: auto takes what the hardware computes fastest (bf16 or fp32), with `as_openl3` fp32.
         size: Dimension of the embeddings; None: the features of all cells of the grid.
         device: PyTorch device: auto (CUDA, else MPS, else the CPU) or its name.
@@ -49,7 +49,7 @@ class EmbedderOptions:
     """
 
     as_openl3: OpenL3Version | None = None
-    front_end: Frontend | None = None
+    frontend: Frontend | None = None
     precision: EmbedPrecision = "auto"
     size: int | None = None
     device: str = "auto"
@@ -62,45 +62,45 @@ class Embedder:
 
     Args:
         model: The network; its weights at construction are used.
-        choice: The options.
+        options: The options.
         about: Metadata of OpenL3 weights (representation, towers, files); empty for comodal models.
         exports: The exported embedders of an engine other than PyTorch.
     """
 
     def __init__(
-        self, model: L3Net, choice: EmbedderOptions, about: dict[str, object], exports: ExportedEmbedders | None = None
+        self, model: L3Net, options: EmbedderOptions, about: dict[str, object], exports: ExportedEmbedders | None = None
     ) -> None:
-        self.choice, self.about, self.exports = choice, about, exports
-        if exports is None and choice.precision == "int8":
+        self.options, self.about, self.exports = options, about, exports
+        if exports is None and options.precision == "int8":
             raise ValueError("int8 is for exported embedders: --engine onnx or openvino, after `comodal export --int8`")
-        if (choice.as_openl3 or choice.front_end) and not about:
-            raise ValueError("as_openl3 and front_end are for weights of OpenL3, and these are none")
-        self.front_end = choice.front_end or ("kapre03" if choice.as_openl3 else str(about.get("front_end", "")))
+        if (options.as_openl3 or options.frontend) and not about:
+            raise ValueError("as_openl3 and frontend apply to OpenL3 weights only; this model is not one")
+        self.frontend = options.frontend or ("kapre03" if options.as_openl3 else str(about.get("frontend", "")))
         self.config = model.config
-        if about and self.front_end != about.get("front_end"):
-            front: Frontend = self.front_end  # type: ignore[assignment]
+        if about and self.frontend != about.get("frontend"):
+            frontend: Frontend = self.frontend  # type: ignore[assignment]
             self.config = dataclasses.replace(
                 self.config,
-                spectrogram=openl3_spectrogram(about["representation"], front),  # type: ignore[arg-type]
+                spectrogram=openl3_spectrogram(about["representation"], frontend),  # type: ignore[arg-type]
             )
-        precision: EmbedPrecision = "fp32" if choice.as_openl3 and choice.precision == "auto" else choice.precision
+        precision: EmbedPrecision = "fp32" if options.as_openl3 and options.precision == "auto" else options.precision
         if exports is not None:
             self.device, self.precision = torch.device("cpu"), exports.precision
         else:
             assert precision != "int8"
-            compute = resolve_compute(choice.device, precision)
+            compute = resolve_compute(options.device, precision)
             self.device, self.precision = compute.device, compute.precision
         self.model = model.to(self.device)
         self.spectrogram = Spectrogram(self.config.spectrogram).to(self.device)
-        self.sound_type = torch.float32
-        if self.front_end == "librosa":  # computes in float64: the difference is visible 80 dB below a pure tone
-            self.sound_type = torch.float64
+        self.audio_dtype = torch.float32
+        if self.frontend == "librosa":  # computes in float64: the difference is visible 80 dB below a pure tone
+            self.audio_dtype = torch.float64
             self.spectrogram.double().window = torch.hann_window(
                 self.config.spectrogram.window_samples, dtype=torch.float64, device=self.device
             )
 
     @property
-    def on_gpu(self) -> bool:
+    def is_on_gpu(self) -> bool:
         """Whether the device is not the CPU."""
         return self.device.type != "cpu"
 
@@ -110,144 +110,148 @@ class Embedder:
         return max(CPU_BATCH, choose_inference_batch_size(self.device))
 
     @property
-    def hides_silence(self) -> bool:
+    def zeroes_silence(self) -> bool:
         """Whether silent windows get zero vectors: relative to its own maximum, silence is amplified to full level."""
-        return self.config.spectrogram.scale == "decibels" and not self.choice.as_openl3
+        return self.config.spectrogram.scale == "decibels" and not self.options.as_openl3
 
     @cached_property
     def image_tower(self) -> FusedTower:
         """The image tower, prepared on first use."""
-        return self._tower("image")
+        return self._build_tower("image")
 
     @cached_property
-    def sound_tower(self) -> FusedTower:
+    def audio_tower(self) -> FusedTower:
         """The audio tower, prepared on first use."""
-        return self._tower("sound")
+        return self._build_tower("audio")
 
     def prepare(self, modality: TowerModality) -> None:
         """Loads what a modality needs, so that missing parts are reported before any file is opened."""
-        self.grid(modality)
+        self.get_grid(modality)
         if self.exports is not None:
             self.exports.open(modality)
         else:
-            assert self.image_tower if modality == "image" else self.sound_tower
+            assert self.image_tower if modality == "image" else self.audio_tower
 
-    def _tower(self, modality: TowerModality) -> FusedTower:
+    def _build_tower(self, modality: TowerModality) -> FusedTower:
         if self.about and modality not in self.about["towers"]:  # type: ignore[operator]
-            held = " and ".join(self.about["towers"])  # type: ignore[arg-type]
+            available = " and ".join(self.about["towers"])  # type: ignore[arg-type]
             files = ", ".join(self.about["files"])  # type: ignore[arg-type]
-            raise CheckpointError(f"{files}: holds the network of the {held}, not of the {modality}")
-        tower = self.model.image_tower if modality == "image" else self.model.sound_tower
+            raise CheckpointError(f"{files}: holds the network of the {available}, not of the {modality}")
+        tower = self.model.image_tower if modality == "image" else self.model.audio_tower
         return FusedTower(tower, DTYPES[self.precision], self.config.embedding == "convolution")
 
-    def grid(self, modality: TowerModality) -> tuple[int, int]:
+    def get_grid(self, modality: TowerModality) -> tuple[int, int]:
         """The grid of cells that a map is pooled to, for the chosen size."""
         rows, columns = FULL_GRIDS[modality]
         channels = 8 * self.config.width
-        if self.choice.size in (None, rows * columns * channels):
+        if self.options.size in (None, rows * columns * channels):
             return rows, columns
-        if self.choice.size == channels:
+        if self.options.size == channels:
             return 1, 1
-        raise ValueError(f"size is {self.choice.size}; this network has {channels} or {rows * columns * channels}")
+        raise ValueError(f"size is {self.options.size}; this network has {channels} or {rows * columns * channels}")
 
     @torch.inference_mode()
-    def sound(
+    def embed_audio(
         self, windows: Float[np.ndarray, "windows samples"]
     ) -> tuple[Float32[np.ndarray, "windows features"], np.ndarray]:
         """Embeddings of windows at the network's sample rate, and which windows contain only zeros."""
         if self.exports is not None:
-            vectors = self._exported(windows.astype(np.float32, copy=False), "sound")
+            vectors = self._run_exported(windows.astype(np.float32, copy=False), "audio")
         else:
-            parts = self._parts(torch.from_numpy(windows).to(self.device, self.sound_type))
-            vectors = self._vectors([self.spectrogram(part).float() for part in parts], "sound")
+            parts = self._split_batch(torch.from_numpy(windows).to(self.device, self.audio_dtype))
+            vectors = self._embed_parts([self.spectrogram(part).float() for part in parts], "audio")
         silent = np.asarray(~windows.any(axis=1))
-        if self.hides_silence:
+        if self.zeroes_silence:
             vectors[silent] = 0.0
         return vectors, silent
 
     @torch.inference_mode()
-    def spectra(
+    def embed_spectrograms(
         self, decibels: Float32[np.ndarray, "windows 1 bands frames"]
     ) -> Float32[np.ndarray, "windows features"]:
         """Embeddings of precomputed spectrograms."""
-        return self._vectors(self._parts(torch.from_numpy(decibels).to(self.device)), "sound")
+        return self._embed_parts(self._split_batch(torch.from_numpy(decibels).to(self.device)), "audio")
 
     @torch.inference_mode()
-    def images(self, squares: UInt8[np.ndarray, "images size size 3"]) -> Float32[np.ndarray, "images features"]:
+    def embed_images(self, squares: UInt8[np.ndarray, "images size size 3"]) -> Float32[np.ndarray, "images features"]:
         """Embeddings of images of the network's size."""
         if self.exports is not None:
-            return self._exported(squares.transpose(0, 3, 1, 2), "image")
+            return self._run_exported(squares.transpose(0, 3, 1, 2), "image")
         bytes_ = torch.from_numpy(squares).permute(0, 3, 1, 2).to(self.device)
-        return self._vectors([self.model.normalised(part) for part in self._parts(bytes_)], "image")
+        return self._embed_parts([self.model.normalize_image(part) for part in self._split_batch(bytes_)], "image")
 
     @torch.inference_mode()
-    def pixels(self, pixels: Float32[np.ndarray, "images size size 3"]) -> Float32[np.ndarray, "images features"]:
+    def embed_pixels(self, pixels: Float32[np.ndarray, "images size size 3"]) -> Float32[np.ndarray, "images features"]:
         """Embeddings of images with values in the network's input range."""
         if self.exports is not None:  # exported networks take bytes
-            return self.images(np.rint((pixels + 1) * 127.5).astype(np.uint8))
+            return self.embed_images(np.rint((pixels + 1) * 127.5).astype(np.uint8))
         values = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
-        return self._vectors(self._parts(values), "image")
+        return self._embed_parts(self._split_batch(values), "image")
 
-    def _parts(self, batch: Tensor) -> list[Tensor]:
+    def _split_batch(self, batch: Tensor) -> list[Tensor]:
         """Splits a batch into the sizes that are fastest on this device."""
         return list(batch.split(choose_inference_batch_size(self.device)))
 
-    def _vectors(self, parts: list[Tensor], modality: TowerModality) -> Float32[np.ndarray, "rows features"]:
-        tower = self.image_tower if modality == "image" else self.sound_tower
-        return torch.cat([max_pool_to_grid(tower(part), self.grid(modality)).float() for part in parts]).cpu().numpy()
+    def _embed_parts(self, parts: list[Tensor], modality: TowerModality) -> Float32[np.ndarray, "rows features"]:
+        tower = self.image_tower if modality == "image" else self.audio_tower
+        return (
+            torch.cat([max_pool_to_grid(tower(part), self.get_grid(modality)).float() for part in parts]).cpu().numpy()
+        )
 
-    def _exported(
+    def _run_exported(
         self, batch: Shaped[np.ndarray, "rows ..."], modality: TowerModality
     ) -> Float32[np.ndarray, "rows features"]:
         """The output of the exported embedder; the maximum over all cells where the size is that of a single cell."""
         assert self.exports is not None
         vectors = self.exports(modality, batch)
-        if self.grid(modality) == (1, 1):
+        if self.get_grid(modality) == (1, 1):
             return vectors.reshape(len(vectors), -1, 8 * self.config.width).max(1)
         return vectors
 
-    def resampled(self, sound: Float[np.ndarray, " samples"], rate: int | float) -> Float[np.ndarray, " new_samples"]:
+    def resample(
+        self, waveform: Float[np.ndarray, " samples"], sample_rate: int | float
+    ) -> Float[np.ndarray, " new_samples"]:
         """A whole waveform resampled to the network's sample rate."""
         if self.about:
-            return resample_kaiser(sound, rate, self.config.sample_rate)
-        return resample_audio(sound.astype(np.float32), round(rate), self.config.sample_rate)
+            return resample_kaiser(waveform, sample_rate, self.config.sample_rate)
+        return resample_audio(waveform.astype(np.float32), round(sample_rate), self.config.sample_rate)
 
 
 @cache
-def load_embedder(path: Path, choice: EmbedderOptions) -> Embedder:
+def load_embedder(path: Path, options: EmbedderOptions) -> Embedder:
     """Loads an embedder from a run or model folder, or from a file of OpenL3 weights; cached in each process.
 
     Raises:
         CheckpointError: There is no model, it is damaged, or it is of another kind.
     """
-    if choice.engine not in {"auto", "torch"} and (
-        is_openl3_file(path) or choice.as_openl3 or choice.front_end or choice.device not in {"auto", "cpu"}
+    if options.engine not in {"auto", "torch"} and (
+        is_openl3_file(path) or options.as_openl3 or options.frontend or options.device not in {"auto", "cpu"}
     ):
         raise ValueError(
-            f"--engine {choice.engine} computes on the CPU what `comodal export` has written of a model's folder; "
-            "as_openl3, front_end and device are for PyTorch"
+            f"--engine {options.engine} computes on the CPU what `comodal export` has written of a model's folder; "
+            "as_openl3, frontend and device apply to PyTorch only"
         )
     if is_openl3_file(path):
-        found = load_openl3(path, representation=choice.representation)
-        return Embedder(found.model, choice, found.about)
+        checkpoint = load_openl3(path, representation=options.representation)
+        return Embedder(checkpoint.model, options, checkpoint.about)
     model = load_l3net(path)
     about = read_model_about(find_model_folder(path)).get("openl3")
-    engine = resolve_engine(path, model, choice)
-    exports = None if engine == "torch" else ExportedEmbedders(path, model, engine, choice.precision)
-    return Embedder(model, choice, about if isinstance(about, dict) else {}, exports)
+    engine = resolve_engine(path, model, options)
+    exports = None if engine == "torch" else ExportedEmbedders(path, model, engine, options.precision)
+    return Embedder(model, options, about if isinstance(about, dict) else {}, exports)
 
 
-def resolve_engine(path: Path, model: L3Net, choice: EmbedderOptions) -> Engine:
+def resolve_engine(path: Path, model: L3Net, options: EmbedderOptions) -> Engine:
     """The engine of the options. Auto takes PyTorch where its fused convolutions run: they are as fast as the others.
 
     Where they do not, and for int8, auto takes an exported engine if there is one of the same weights.
     """
-    if choice.engine != "auto":
-        return choice.engine
-    if choice.as_openl3 or choice.front_end or choice.device not in {"auto", "cpu"}:
+    if options.engine != "auto":
+        return options.engine
+    if options.as_openl3 or options.frontend or options.device not in {"auto", "cpu"}:
         return "torch"
-    if choice.precision != "int8":
-        compute = resolve_compute(choice.device, choice.precision)
+    if options.precision != "int8":
+        compute = resolve_compute(options.device, options.precision)
         if compute.device.type != "cpu" or can_fuse_convolution(compute.dtype):
             return "torch"
-    return find_fastest_export(path, model, choice.precision) or "torch"
+    return find_fastest_export(path, model, options.precision) or "torch"

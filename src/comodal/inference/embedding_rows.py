@@ -27,23 +27,23 @@ def embed_audio_blocks(
     blocks: Iterable[Float[np.ndarray, " samples"]],
     embedder: Embedder,
     hop_seconds: float,
-    centre: bool,
+    center: bool,
     batch_size: int,
 ) -> Iterator[EmbeddingRows]:
     """Batches of embeddings and timestamps of audio, from its consecutive blocks."""
-    places = count()
-    rate = embedder.config.sample_rate
-    window = round(embedder.config.sound_seconds * rate)
-    hop = compute_hop_samples(hop_seconds, rate, embedder.choice.as_openl3)
-    for windows in iterate_windows(blocks, window, hop, centre, batch_size):
-        vectors, silent = embedder.sound(windows)
-        seconds = np.array([next(places) for _ in windows]) * hop_seconds
-        yield EmbeddingRows(vectors, seconds, silent if embedder.about and not embedder.choice.as_openl3 else None)
+    window_indices = count()
+    sample_rate = embedder.config.sample_rate
+    window = round(embedder.config.audio_seconds * sample_rate)
+    hop = compute_hop_samples(hop_seconds, sample_rate, embedder.options.as_openl3)
+    for windows in iterate_windows(blocks, window, hop, center, batch_size):
+        vectors, silent = embedder.embed_audio(windows)
+        seconds = np.array([next(window_indices) for _ in windows]) * hop_seconds
+        yield EmbeddingRows(vectors, seconds, silent if embedder.about and not embedder.options.as_openl3 else None)
 
 
-def compute_hop_samples(hop_seconds: float, rate: int, as_openl3: OpenL3Version | None) -> int | float:
+def compute_hop_samples(hop_seconds: float, sample_rate: int, as_openl3: OpenL3Version | None) -> int | float:
     """Samples from window to window. OpenL3 truncates them to an integer, but computes timestamps without it."""
-    return int(hop_seconds * rate) if as_openl3 else hop_seconds * rate
+    return int(hop_seconds * sample_rate) if as_openl3 else hop_seconds * sample_rate
 
 
 def embed_image_batches(
@@ -51,15 +51,15 @@ def embed_image_batches(
 ) -> Iterator[Float32[np.ndarray, "images features"]]:
     """Batches of embeddings. An image is scaled to 8/7 of the model's square (256 for 224) and center-cropped."""
     if embedder.about:
-        prepare = prepare_squares_as_openl3 if embedder.choice.as_openl3 else prepare_squares
+        prepare = prepare_squares_as_openl3 if embedder.options.as_openl3 else prepare_squares
         pixels = (prepare(image[None])[0] for image in images)
-        while ready_made := list(islice(pixels, batch_size)):
-            yield embedder.pixels(np.stack(ready_made))
+        while square_batch := list(islice(pixels, batch_size)):
+            yield embedder.embed_pixels(np.stack(square_batch))
         return
     size = embedder.config.image_size
     cut = (crop_image_center(resize_short_side(image, round(size * 8 / 7)), size) for image in images)
     while batch := list(islice(cut, batch_size)):
-        yield embedder.images(np.stack(batch))
+        yield embedder.embed_images(np.stack(batch))
 
 
 def read_embedder_audio(path: Path, embedder: Embedder) -> Iterator[Float[np.ndarray, " samples"]]:
@@ -68,9 +68,9 @@ def read_embedder_audio(path: Path, embedder: Embedder) -> Iterator[Float[np.nda
         yield from stream_audio(path, embedder.config.sample_rate)
         return
     stream = None
-    for rate, block in stream_native_audio(path):
-        if stream is None and rate != embedder.config.sample_rate:
-            stream = KaiserStream(rate, embedder.config.sample_rate)
+    for sample_rate, block in stream_native_audio(path):
+        if stream is None and sample_rate != embedder.config.sample_rate:
+            stream = KaiserStream(sample_rate, embedder.config.sample_rate)
         yield block if stream is None else stream.push(block)
     if stream is not None:
         yield stream.finish()
@@ -95,15 +95,15 @@ def embed_video_as_openl3(path: Path, embedder: Embedder, batch_size: int) -> It
     """Embeds every frame as OpenL3 0.4.2 does: resized to 256 x 256, divided by the maximum of the whole video, with
     timestamps from an integer frame rate. Pillow resizes instead of FFmpeg, so that bytes may differ by one.
     """
-    rate = read_video_info(path).frames_per_second
+    frame_rate = read_video_info(path).frames_per_second
 
     def frames() -> Iterator[ImageArray]:
         for _, frame in iterate_all_frames(path):
             squashed = Image.fromarray(frame).resize((RESCALED_SIDE, RESCALED_SIDE), Image.Resampling.BICUBIC)
             yield crop_center(np.asarray(squashed)[None])[0]
 
-    largest = max((int(frame.max()) for frame in frames()), default=1) or 1
-    places, pixels = count(), frames()
+    max_value = max((int(frame.max()) for frame in frames()), default=1) or 1
+    frame_indices, pixels = count(), frames()
     while batch := list(islice(pixels, batch_size)):
-        vectors = embedder.pixels((np.stack(batch) / np.float32(largest)).astype(np.float32))
-        yield EmbeddingRows(vectors, np.array([next(places) for _ in batch]) / max(int(rate), 1))
+        vectors = embedder.embed_pixels((np.stack(batch) / np.float32(max_value)).astype(np.float32))
+        yield EmbeddingRows(vectors, np.array([next(frame_indices) for _ in batch]) / max(int(frame_rate), 1))

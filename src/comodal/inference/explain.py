@@ -11,10 +11,10 @@ from comodal.analysis.co_attention import AttentionExample, check_co_attention, 
 from comodal.analysis.pages.attention_page import write_attention_page
 from comodal.files import write_atomically
 from comodal.inference.vision_language import (
-    AnsweredQuestion,
     EncodedImage,
     GroundedBox,
     Prediction,
+    TextPredictions,
     VisionLanguagePipeline,
 )
 
@@ -27,46 +27,53 @@ class AttentionExplainer:
 
     Args:
         out: A figure, or a page.
-        answerer: The model.
+        pipeline: The model.
 
     Raises:
         ValueError: The file type is not supported.
         DataError: The model has no attention between tokens and regions.
     """
 
-    def __init__(self, out: Path, answerer: VisionLanguagePipeline) -> None:
+    def __init__(self, out: Path, pipeline: VisionLanguagePipeline) -> None:
         if out.suffix not in {*FIGURE_FORMATS, ".html"}:
             raise ValueError(f"--explain {out}: name a figure (.png or .svg) or a page (.html)")
-        check_co_attention(answerer.vilbert, answerer.folder)
-        self.out, self.answerer = out, answerer
+        check_co_attention(pipeline.vilbert, pipeline.folder)
+        self.out, self.pipeline = out, pipeline
 
-    def __call__(self, seen: EncodedImage, questions: Sequence[AnsweredQuestion]) -> None:
+    def __call__(self, encoded_image: EncodedImage, questions: Sequence[TextPredictions]) -> None:
         """Draws the attention of the tokens of each question."""
-        shown = [build_attention_example(self.answerer, seen, question) for question in questions]
+        examples = [build_attention_example(self.pipeline, encoded_image, question) for question in questions]
         if self.out.suffix == ".html":
             rows = [
                 [(format_answer(answer), answer.probability) for answer in question.answers] for question in questions
             ]
-            write_attention_page(self.out, shown, rows)
+            write_attention_page(self.out, examples, rows)
             return
         with write_atomically(self.out) as path:
-            draw_attention(shown).savefig(path, format=FIGURE_FORMATS[self.out.suffix], dpi=110)
+            draw_attention(examples).savefig(path, format=FIGURE_FORMATS[self.out.suffix], dpi=110)
 
 
 def build_attention_example(
-    answerer: VisionLanguagePipeline, seen: EncodedImage, question: AnsweredQuestion
+    pipeline: VisionLanguagePipeline, encoded_image: EncodedImage, question: TextPredictions
 ) -> AttentionExample:
     """The attention of one text; masked tokens are shown first."""
-    pieces = answerer.words.encode(question.text)
-    _, layers = compute_co_attention(answerer.vilbert, pieces, seen.prefix)
-    names = [answerer.words.vocabulary[piece] for piece in pieces]
-    inner = range(1, len(pieces) - 1)  # between [CLS] and [SEP]
-    shown = sorted(inner, key=lambda place: pieces[place] != answerer.words.mask)
-    told = "\n".join(
+    token_ids = pipeline.tokenizer.encode(question.text)
+    _, layers = compute_co_attention(pipeline.vilbert, token_ids, encoded_image.encoding)
+    names = [pipeline.tokenizer.vocabulary[token_id] for token_id in token_ids]
+    inner = range(1, len(token_ids) - 1)  # between [CLS] and [SEP]
+    displayed = sorted(inner, key=lambda index: token_ids[index] != pipeline.tokenizer.mask_id)
+    predictions = "\n".join(
         f"{answer.probability:.2f} {format_answer(answer)[:34]}" for answer in question.answers[:MAX_FIGURE_ANSWERS]
     )
     return AttentionExample(
-        question.text, told, seen.picture, seen.boxes, names, layers, shown, find_likeliest_box(question)
+        question.text,
+        predictions,
+        encoded_image.image,
+        encoded_image.boxes,
+        names,
+        layers,
+        displayed,
+        find_likeliest_box(question),
     )
 
 
@@ -75,7 +82,7 @@ def format_answer(answer: Prediction | GroundedBox) -> str:
     return answer.text if isinstance(answer, Prediction) else "box " + ", ".join(f"{side:.0f}" for side in answer.box)
 
 
-def find_likeliest_box(question: AnsweredQuestion) -> tuple[float, ...] | None:
+def find_likeliest_box(question: TextPredictions) -> tuple[float, ...] | None:
     """The likeliest box of a phrase."""
     boxes = [answer.box for answer in question.answers if isinstance(answer, GroundedBox)]
     return boxes[0] if boxes else None

@@ -44,7 +44,7 @@ class OpenL3Checkpoint(NamedTuple):
     """A network read from one or two files, the load report of their tensors, and their metadata."""
 
     model: L3Net
-    filled: LoadReport
+    load_report: LoadReport
     towers: tuple[TowerModality, ...]
     about: dict[str, object]
 
@@ -67,9 +67,9 @@ def read_openl3_weights(path: Path) -> dict[str, Tensor]:
             with gzip.open(path) as file:
                 data = file.read(MAX_WEIGHTS_BYTES + 1)
             if len(data) > MAX_WEIGHTS_BYTES:
-                raise CheckpointError(f"{path}: refused, it unpacks to more than {MAX_WEIGHTS_BYTES:,} bytes")
+                raise CheckpointError(f"{path}: rejected, it unpacks to more than {MAX_WEIGHTS_BYTES:,} bytes")
             if not data.startswith(HDF5_MAGIC):
-                raise CheckpointError(f"{path}: what it unpacks to is not HDF5")
+                raise CheckpointError(f"{path}: the unpacked content is not HDF5")
             return read_keras_weights(path, data)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise CheckpointError(f"{path}: a damaged or truncated .gz file ({error}); download it again") from error
@@ -119,15 +119,15 @@ def load_openl3(
     path: Path,
     other: Path | None = None,
     representation: Representation | None = None,
-    front_end: Frontend = "kapre014",
+    frontend: Frontend = "kapre014",
 ) -> OpenL3Checkpoint:
-    """Loads a network from weights files; tensors that no file has are zero.
+    """Loads a network from weights files; tensors that are in no file are zero.
 
     Args:
         path: OpenL3's audio or image file, torchopenl3's, or a whole network of l3embedding.
         other: the file of the other modality.
         representation: the spectrogram that the weights were trained with; by default read from the file or its name.
-        front_end: spectrogram frontend; kapre014 is the one that the weights were trained with.
+        frontend: spectrogram frontend; kapre014 is the one that the weights were trained with.
 
     Raises:
         CheckpointError: A file is damaged, of another network, or its representation is unknown.
@@ -136,35 +136,37 @@ def load_openl3(
         (match_openl3_weights(read_openl3_weights(file), file), file) for file in (path, other) if file is not None
     ]
     towers = tuple(tower for weights, _ in parts for tower in weights.towers)
-    chosen = resolve_representation(parts, representation)
-    model, filled = build_openl3(parts, infer_openl3_config([weights for weights, _ in parts], chosen, front_end))
+    resolved = resolve_representation(parts, representation)
+    model, load_report = build_openl3(parts, infer_openl3_config([weights for weights, _ in parts], resolved, frontend))
     content = {
-        found for file in (path, other) if file for found in REPRESENTATION_NAME.findall(file.name)[:1] if found[1]
+        match for file in (path, other) if file for match in REPRESENTATION_NAME.findall(file.name)[:1] if match[1]
     }
     about: dict[str, object] = {
         "files": [file.name for _, file in parts],
         "towers": list(towers),
-        "representation": chosen,
-        "front_end": front_end,
+        "representation": resolved,
+        "frontend": frontend,
         "content": next(iter(content))[1] if content else "",
     }
-    return OpenL3Checkpoint(model, filled, towers, about)
+    return OpenL3Checkpoint(model, load_report, towers, about)
 
 
-def resolve_representation(parts: list[tuple[OpenL3Weights, Path]], given: Representation | None) -> Representation:
+def resolve_representation(
+    parts: list[tuple[OpenL3Weights, Path]], representation: Representation | None
+) -> Representation:
     """The representation from the caller, the file's own constants, or its name; an image network fits all three."""
     for weights, path in parts:
-        inside = weights.representation
-        if given is not None and inside is not None and inside != given:
-            raise CheckpointError(f"{path}: its front end makes {inside}, not {given}")
-        given = given or inside
-    for weights, path in sorted(parts, key=lambda part: "sound" not in part[0].towers):
-        named = REPRESENTATION_NAME.findall(path.name)
-        given = given or (named[0][0] if named else None)
-        if given is None and "sound" in weights.towers:
-            what = "convert it (comodal convert openl3) with --representation linear, mel128 or mel256"
-            raise CheckpointError(f"{path}: neither its name nor its content tells its spectrogram; {what}")
-    return given or "mel256"
+        stored = weights.representation
+        if representation is not None and stored is not None and stored != representation:
+            raise CheckpointError(f"{path}: its frontend computes {stored}, not {representation}")
+        representation = representation or stored
+    for weights, path in sorted(parts, key=lambda part: "audio" not in part[0].towers):
+        matches = REPRESENTATION_NAME.findall(path.name)
+        representation = representation or (matches[0][0] if matches else None)
+        if representation is None and "audio" in weights.towers:
+            hint = "convert it (comodal convert openl3) with --representation linear, mel128 or mel256"
+            raise CheckpointError(f"{path}: neither its name nor its content specifies its spectrogram; {hint}")
+    return representation or "mel256"
 
 
 def convert_openl3(
@@ -172,19 +174,19 @@ def convert_openl3(
     out: Path,
     other: Path | None = None,
     representation: Representation | None = None,
-    front_end: Frontend = "kapre014",
+    frontend: Frontend = "kapre014",
 ) -> dict[str, float]:
     """Writes the weights of OpenL3, torchopenl3 or l3embedding as a model folder, with a report of every tensor.
 
     Args:
         source: an .h5, .h5.gz or .pth.tar file.
-        out: the model folder; report.txt in it lists what became of every tensor.
+        out: the model folder; its report.txt lists every tensor as filled, new or unused.
         other: the file of the other modality, so that the model has both; otherwise the missing tower is zero.
         representation: linear, mel128 or mel256, if neither the file nor its name shows it.
-        front_end: kapre014 is the one that the published weights were trained with.
+        frontend: kapre014 is the one that the published weights were trained with.
 
     Returns:
-        convert.filled, convert.new and convert.unused: numbers of tensors.
+        convert.filled, convert.new and convert.unused: tensor counts.
 
     Raises:
         CheckpointError: A file is damaged or of another network; nothing is written.
@@ -192,15 +194,19 @@ def convert_openl3(
     Examples:
         comodal convert openl3 openl3_audio_mel256_music.h5.gz model/ --other openl3_image_mel256_music.h5.gz
     """
-    found = load_openl3(source, other, representation, front_end)
+    checkpoint = load_openl3(source, other, representation, frontend)
     out.mkdir(parents=True, exist_ok=True)
-    write_bytes_atomically(out / "report.txt", ("\n".join(found.filled.lines()) + "\n").encode())
-    save_model(found.model, out, {"openl3": found.about})
-    lacking = sorted({"image", "sound"} - set(found.towers))
-    print_line(f"{out}: {found.filled.lines()[0]}; report.txt names them")
-    if lacking:
-        print_line(f"There are no weights of the {lacking[0]}: its tower is zero (give them as `other`)")
-    counts = {"filled": found.filled.filled, "new": found.filled.new, "unused": found.filled.unused}
+    write_bytes_atomically(out / "report.txt", ("\n".join(checkpoint.load_report.format_lines()) + "\n").encode())
+    save_model(checkpoint.model, out, {"openl3": checkpoint.about})
+    missing = sorted({"image", "audio"} - set(checkpoint.towers))
+    print_line(f"{out}: {checkpoint.load_report.format_lines()[0]}; report.txt lists them")
+    if missing:
+        print_line(f"There are no weights of the {missing[0]}: its tower is zero (pass them with --other)")
+    counts = {
+        "filled": checkpoint.load_report.filled,
+        "new": checkpoint.load_report.new,
+        "unused": checkpoint.load_report.unused,
+    }
     return {f"convert.{name}": float(len(names)) for name, names in counts.items()}
 
 
@@ -214,21 +220,21 @@ def find_published_weights(modality: TowerModality, representation: str, content
     """The published file of one network in one of the folders.
 
     Raises:
-        CheckpointError: It is missing; the message says where to download it and where to put it.
+        CheckpointError: It is missing; the message names its download page and folder.
     """
-    stem = f"openl3_{'audio' if modality == 'sound' else 'image'}_{representation}_{content}"
+    stem = f"openl3_{'audio' if modality == 'audio' else 'image'}_{representation}_{content}"
     endings = ["", *(f"-{version}" for version in PUBLISHED_VERSIONS)]
     names = [f"{stem}{ending}{suffix}" for ending in endings for suffix in (".h5", ".h5.gz")]
-    if modality == "sound":
+    if modality == "audio":
         names += [f"torchopenl3_{representation}_{content}_{size}.pth.tar" for size in (512, 6144)]
     folders = list_weights_folders()
     for folder in folders:
         for name in names:
             if (folder / name).is_file():
                 return folder / name
-    wanted = f"{stem}-{PUBLISHED_VERSIONS[0]}.h5.gz"
+    file_name = f"{stem}-{PUBLISHED_VERSIONS[0]}.h5.gz"
     raise CheckpointError(
-        f"no weights of {stem} in {' or '.join(map(str, folders))}: get {PUBLISHED_URL}{wanted} "
-        f"and put it there as it is, "
-        f"or name its folder in the environment variable {FOLDER_VARIABLE}"
+        f"no weights of {stem} in {' or '.join(map(str, folders))}: get {PUBLISHED_URL}{file_name} "
+        f"and put it there without unpacking it, "
+        f"or set its folder in the environment variable {FOLDER_VARIABLE}"
     )

@@ -51,12 +51,12 @@ def scale_to_signed_unit(
         return convert_to_float(images) * 2 - 1
     if not np.issubdtype(images.dtype, np.floating):
         return convert_to_float(images)
-    least, most = float(images.min()), float(images.max())
-    if least < -1 or most > 255 or (least < 0 and most > 1) or not np.isfinite(least + most):
-        raise ValueError(f"a picture of floats from {least:g} to {most:g}; [-1, 1], [0, 1] and [0, 255] are known")
-    if least < 0:
+    min_value, max_value = float(images.min()), float(images.max())
+    if min_value < -1 or max_value > 255 or (min_value < 0 and max_value > 1) or not np.isfinite(min_value + max_value):
+        raise ValueError(f"image values from {min_value:g} to {max_value:g}; supported: [-1, 1], [0, 1] and [0, 255]")
+    if min_value < 0:
         return images.astype(np.float32)
-    return (images.astype(np.float32) / (255 if most > 1 else 1)) * 2 - 1
+    return (images.astype(np.float32) / (255 if max_value > 1 else 1)) * 2 - 1
 
 
 def convert_to_float(images: Shaped[np.ndarray, "*shape"]) -> Shaped[np.ndarray, "*shape"]:
@@ -82,8 +82,8 @@ def prepare_squares_as_openl3(
         batch = crop_center(np.stack([rescale_short_side(image) for image in images])).astype(np.float32)
     else:
         batch = crop_center(images).astype(np.float32)
-    largest = np.abs(batch).max()
-    return np.ascontiguousarray(batch / largest if largest > 1 else batch).astype(np.float32)
+    max_abs = np.abs(batch).max()
+    return np.ascontiguousarray(batch / max_abs if max_abs > 1 else batch).astype(np.float32)
 
 
 def rescale_short_side(image: Shaped[np.ndarray, "rows columns 3"]) -> Shaped[np.ndarray, "new_rows new_columns 3"]:

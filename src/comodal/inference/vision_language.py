@@ -1,8 +1,8 @@
 """The vision-and-language pipeline: visual question answering, masked tokens, image-text alignment and grounding.
 
-A run stores what its regions were made of (regions.json), so that the regions of any image can be made the same way:
-by the same detector, in the cells of a grid over the same vision network (stored with the model), or in boxes given by
-the user.
+A run stores how its regions were extracted (regions.json), so that those of any image can be extracted in the same way.
+They come from the same detector, from a grid over the same vision network (stored with the model), or from boxes given
+by the user.
 """
 
 import textwrap
@@ -17,7 +17,7 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from comodal.console import print_json, print_line
-from comodal.data.captions.caption_dataset import prepend_whole_image
+from comodal.data.captions.caption_dataset import prepend_full_image
 from comodal.data.regions.box_units import BOXES_ARE_NOT_CORNERS, check_source_units, has_inverted_box
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
@@ -52,7 +52,7 @@ class GroundedBox(NamedTuple):
     probability: float
 
 
-class AnsweredQuestion(NamedTuple):
+class TextPredictions(NamedTuple):
     """A text about an image, with the model's predictions."""
 
     text: str
@@ -62,9 +62,9 @@ class AnsweredQuestion(NamedTuple):
 class EncodedImage(NamedTuple):
     """An image with its regions, encoded for the model."""
 
-    picture: UInt8[np.ndarray, "height width 3"]
+    image: UInt8[np.ndarray, "height width 3"]
     boxes: Float32[np.ndarray, "regions 4"]
-    prefix: UnimodalEncoding
+    encoding: UnimodalEncoding
 
 
 @runtime_checkable
@@ -82,14 +82,14 @@ class VisionLanguagePipeline:
     Args:
         folder: Of the run or model.
         model: A ViLBERT, with or without heads.
-        words: Its tokenizer.
+        tokenizer: Its tokenizer.
         regions: The metadata of its regions.
         compute: Device and precision of the model.
     """
 
     folder: Path
     model: ViLBERT | TaskModel
-    words: WordPieceTokenizer
+    tokenizer: WordPieceTokenizer
     regions: dict[str, Any]
     compute: Compute
 
@@ -99,7 +99,7 @@ class VisionLanguagePipeline:
         return self.model.vilbert if isinstance(self.model, TaskModel) else self.model
 
     @torch.inference_mode()
-    def see(self, image: Any, boxes: Float32[np.ndarray, "regions 4"] | None = None) -> EncodedImage:
+    def encode_image(self, image: Any, boxes: Float32[np.ndarray, "regions 4"] | None = None) -> EncodedImage:
         """Reads an image and extracts its regions.
 
         Args:
@@ -113,102 +113,112 @@ class VisionLanguagePipeline:
         """
         try:
             extractor = load_extractor_for_model(
-                self.folder, self.regions["made_from"], device=str(self.compute.device)
+                self.folder, self.regions["provenance"], device=str(self.compute.device)
             )
         except DataError as error:
-            raise DataError(f"{self.folder} cannot be asked about a picture alone: {error}") from error
-        picture = to_rgb_array(image)
+            raise DataError(f"{self.folder}: regions of a new image cannot be extracted: {error}") from error
+        pixels = to_rgb_array(image)
         try:
-            found = extractor(picture, boxes)
+            extracted = extractor(pixels, boxes)
         except MediaError as error:
             path = image if isinstance(image, str | Path) else error.path
             raise MediaError(path, error.reason, error.detail) from None
-        read, places = (
-            torch.from_numpy(part)[None].to(self.compute.device)
-            for part in prepend_whole_image(found, MAX_INPUT_REGIONS)
+        features, spatials = (
+            torch.from_numpy(array)[None].to(self.compute.device)
+            for array in prepend_full_image(extracted, MAX_INPUT_REGIONS)
         )
         with self.compute.autocast():
-            prefix = self.vilbert.vision_prefix(read, places, None)
-        return EncodedImage(picture, found.boxes[:MAX_INPUT_REGIONS], prefix)
+            encoding = self.vilbert.encode_image(features, spatials, None)
+        return EncodedImage(pixels, extracted.boxes[:MAX_INPUT_REGIONS], encoding)
 
-    def seen(self, image: Any) -> EncodedImage:
-        """The encoded image, from `see` or from an image."""
-        return image if isinstance(image, EncodedImage) else self.see(image)
+    def to_encoded_image(self, image: Any) -> EncodedImage:
+        """The encoded image, from `encode_image` or from an image."""
+        return image if isinstance(image, EncodedImage) else self.encode_image(image)
 
     @torch.inference_mode()
-    def meet(self, texts: Sequence[Sequence[int]], seen: EncodedImage) -> ViLBERTOutput:
+    def fuse_texts(self, texts: Sequence[Sequence[int]], encoded_image: EncodedImage) -> ViLBERTOutput:
         """The output of both streams for texts of one length with an image."""
         if self.vilbert.config.task_tokens:
-            raise DataError(f"{self.folder} has task tokens (12-in-1); fine-tune it for one task to ask it")
-        words = torch.tensor([list(pieces) for pieces in texts], device=self.compute.device)
+            raise DataError(f"{self.folder} has task tokens (12-in-1); fine-tune it for one task first")
+        token_ids = torch.tensor([list(text_ids) for text_ids in texts], device=self.compute.device)
         with self.compute.autocast():
-            text = self.vilbert.text_prefix(words, torch.zeros_like(words), None)
-            each = torch.zeros(len(words), dtype=torch.int64, device=words.device)
-            output = self.vilbert.join(text, seen.prefix.take(each))
+            text = self.vilbert.encode_text(token_ids, torch.zeros_like(token_ids), None)
+            image_rows = torch.zeros(len(token_ids), dtype=torch.int64, device=token_ids.device)
+            output = self.vilbert.fuse(text, encoded_image.encoding.select_rows(image_rows))
         return ViLBERTOutput(*(tensor.float() for tensor in output))
 
-    def scores(self, head: str, wanted: str, pieces: Sequence[int], seen: EncodedImage) -> Tensor:
+    def compute_head_scores(
+        self, head: str, task: str, token_ids: Sequence[int], encoded_image: EncodedImage
+    ) -> Tensor:
         """The scores of a head.
 
         Raises:
             CheckpointError: The model has no such head.
         """
         if not isinstance(self.model, TaskModel) or head not in self.model.heads:
-            raise CheckpointError(f"{self.folder} is not fine-tuned for {wanted}: `comodal train {wanted}` does that")
-        output = self.meet([pieces], seen)
+            raise CheckpointError(f"{self.folder} is not fine-tuned for {task}: run `comodal train {task}`")
+        output = self.fuse_texts([token_ids], encoded_image)
         with torch.inference_mode():
-            return self.model.heads(head, *output, seen.prefix.attended)[0].float().cpu()
+            return self.model.heads(head, *output, encoded_image.encoding.mask)[0].float().cpu()
 
-    def ask(self, image: Any, question: str, most: int = 5) -> list[Prediction]:
+    def ask(self, image: Any, question: str, top_k: int = 5) -> list[Prediction]:
         """The likeliest answers to a question about an image or an encoded image; the probabilities are independent."""
         answers, heads = (
             read_model_vocabulary(self.folder),
             self.model.heads if isinstance(self.model, TaskModel) else (),
         )
         head = ANSWERING if ANSWERING in heads or GQA_HEAD not in heads else GQA_HEAD
-        scores = self.scores(head, "vqa", self.words.encode(question), self.seen(image)).sigmoid()
+        scores = self.compute_head_scores(
+            head, "vqa", self.tokenizer.encode(question), self.to_encoded_image(image)
+        ).sigmoid()
         if len(scores) != len(answers):
-            raise CheckpointError(
-                f"{self.folder}: its {len(answers)} answers are not those of its {len(scores)} scores"
-            )
-        best = select_top_k(scores, most)
+            raise CheckpointError(f"{self.folder}: its {len(answers)} answers do not fit its {len(scores)} scores")
+        best = select_top_k(scores, top_k)
         return [Prediction(answers[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
-    def fill(self, image: Any, text: str, most: int = 5) -> list[list[Prediction]]:
+    def fill_mask(self, image: Any, text: str, top_k: int = 5) -> list[list[Prediction]]:
         """The likeliest tokens for each [MASK] of a text."""
-        pieces = self.words.encode(text)
-        hidden = [place for place, piece in enumerate(pieces) if piece == self.words.mask]
-        if not hidden:
-            what = f"has no [MASK] to fill in the first {len(pieces) - 2} pieces of words, which are read"
-            raise ValueError(f"{textwrap.shorten(repr(text), 80)} {what}")
-        output = self.meet([pieces], self.seen(image))
+        token_ids = self.tokenizer.encode(text)
+        masked_positions = [
+            position for position, token_id in enumerate(token_ids) if token_id == self.tokenizer.mask_id
+        ]
+        if not masked_positions:
+            problem = f"has no [MASK] in its first {len(token_ids) - 2} tokens; later tokens are cut off"
+            raise ValueError(f"{textwrap.shorten(repr(text), 80)} {problem}")
+        output = self.fuse_texts([token_ids], self.to_encoded_image(image))
         with torch.inference_mode():
-            shares = self.vilbert.word_head(output.words[0, hidden])[:, : self.words.size].float().softmax(1)
-        best = select_top_k(shares, most)
+            probabilities = (
+                self.vilbert.compute_token_logits(output.token_states[0, masked_positions])[:, : self.tokenizer.size]
+                .float()
+                .softmax(1)
+            )
+        best = select_top_k(probabilities, top_k)
         return [
-            [Prediction(self.words.vocabulary[i], p) for p, i in zip(*row, strict=True)]
+            [Prediction(self.tokenizer.vocabulary[i], p) for p, i in zip(*row, strict=True)]
             for row in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
 
-    def align(self, image: Any, texts: str | Sequence[str]) -> list[Prediction]:
+    def score(self, image: Any, texts: str | Sequence[str]) -> list[Prediction]:
         """The probability that each text matches the image; texts of one length are computed in one batch."""
-        texts, seen = [texts] if isinstance(texts, str) else texts, self.seen(image)
-        pieces = [self.words.encode(text) for text in texts]
-        lengths, likely = np.array([len(text) for text in pieces], np.int64), np.zeros(len(texts))
-        for chosen in group_by_size(lengths, self.compute.sequence_batch):
-            output = self.meet([pieces[i] for i in chosen.tolist()], seen)
+        texts, encoded_image = [texts] if isinstance(texts, str) else texts, self.to_encoded_image(image)
+        token_ids = [self.tokenizer.encode(text) for text in texts]
+        lengths, probabilities = np.array([len(text) for text in token_ids], np.int64), np.zeros(len(texts))
+        for rows in group_by_size(lengths, self.compute.sequence_batch):
+            output = self.fuse_texts([token_ids[i] for i in rows.tolist()], encoded_image)
             with torch.inference_mode():
-                logits = self.vilbert.alignment_head(output.text, output.vision)
-            likely[chosen] = logits.float().softmax(1)[:, 0].cpu().numpy()
-        return [Prediction(text, float(p)) for text, p in zip(texts, likely, strict=True)]
+                logits = self.vilbert.alignment_head(output.pooled_text, output.pooled_vision)
+            probabilities[rows] = logits.float().softmax(1)[:, 0].cpu().numpy()
+        return [Prediction(text, float(p)) for text, p in zip(texts, probabilities, strict=True)]
 
-    def ground(self, image: Any, phrase: str, most: int = 1) -> list[GroundedBox]:
+    def ground(self, image: Any, phrase: str, top_k: int = 1) -> list[GroundedBox]:
         """The boxes that a phrase most likely refers to; the whole image may be one."""
-        seen = self.seen(image)
-        scores = self.scores(POINTING.name, "grounding", self.words.encode(phrase), seen).sigmoid()
-        height, width = seen.picture.shape[:2]
-        boxes = np.concatenate([[[0.0, 0.0, width, height]], seen.boxes])
-        best = select_top_k(scores, most)
+        encoded_image = self.to_encoded_image(image)
+        scores = self.compute_head_scores(
+            POINTING.name, "grounding", self.tokenizer.encode(phrase), encoded_image
+        ).sigmoid()
+        height, width = encoded_image.image.shape[:2]
+        boxes = np.concatenate([[[0.0, 0.0, width, height]], encoded_image.boxes])
+        best = select_top_k(scores, top_k)
         pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
         return [GroundedBox((*map(float, boxes[i]),), p) for p, i in pairs]
 
@@ -250,21 +260,21 @@ def load_vision_language(
     if not isinstance(model, ViLBERT | TaskModel):
         raise CheckpointError(f"{run}: a {type(model).__name__}; this needs a ViLBERT")
     regions = read_json_object(path, CheckpointError) if path.is_file() else {}
-    if not isinstance(regions.get("made_from"), dict):
-        raise CheckpointError(f"{path} says of what regions the model has learnt; it is missing, or has no made_from")
+    if not isinstance(regions.get("provenance"), dict):
+        raise CheckpointError(f"{path} (the regions of the training data) is missing or has no provenance")
     compute = resolve_compute(device, precision)
     return VisionLanguagePipeline(run, model.to(compute.device), WordPieceTokenizer.read(run), regions, compute)
 
 
-def select_top_k(scores: Tensor, most: int) -> Any:
+def select_top_k(scores: Tensor, top_k: int) -> Any:
     """The highest scores of the last dimension with their indices, as `topk`; fewer if there are no more.
 
     Raises:
-        ValueError: The number is not positive.
+        ValueError: top_k is not positive.
     """
-    if most < 1:
-        raise ValueError(f"top ({most}) must be at least 1")
-    return scores.topk(min(most, scores.shape[-1]))
+    if top_k < 1:
+        raise ValueError(f"top_k ({top_k}) must be at least 1")
+    return scores.topk(min(top_k, scores.shape[-1]))
 
 
 def read_box_corners(boxes: Path | None) -> Float32[np.ndarray, "regions 4"] | None:
@@ -272,20 +282,20 @@ def read_box_corners(boxes: Path | None) -> Float32[np.ndarray, "regions 4"] | N
     if boxes is None:
         return None
     try:
-        found = np.array(read_json(boxes), np.float32).reshape(-1, 4)
+        corners = np.array(read_json(boxes), np.float32).reshape(-1, 4)
     except (ValueError, TypeError) as error:
         raise DataError(f"{boxes}: not a list of [left, top, right, bottom] ({error})") from error
-    if has_inverted_box(found):
+    if has_inverted_box(corners):
         check_source_units(boxes, {BOXES_ARE_NOT_CORNERS: 1}, 0)
-    if not len(found) or not ((found[:, 2] > found[:, 0]) & (found[:, 3] > found[:, 1])).all():
-        raise DataError(f"{boxes}: no boxes, or an empty one; each is left, top, right, bottom in pixels")
-    return found
+    if not len(corners) or not ((corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])).all():
+        raise DataError(f"{boxes}: no boxes, or an empty box; a box is left, top, right, bottom in pixels")
+    return corners
 
 
-def print_predictions(guesses: Sequence[Prediction], as_json: bool) -> None:
+def print_predictions(predictions: Sequence[Prediction], as_json: bool) -> None:
     """Prints predictions as text or as JSON."""
     if as_json:
-        print_json([guess._asdict() for guess in guesses])
+        print_json([prediction._asdict() for prediction in predictions])
         return
-    for guess in guesses:
-        print_line(f"{guess.probability:6.3f}  {guess.text}")
+    for prediction in predictions:
+        print_line(f"{prediction.probability:6.3f}  {prediction.text}")

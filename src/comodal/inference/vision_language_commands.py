@@ -9,9 +9,9 @@ from comodal.files import write_atomically
 from comodal.flat_parameters import flatten_parameters
 from comodal.hardware import ComputeOptions
 from comodal.inference.vision_language import (
-    AnsweredQuestion,
     EncodedImage,
     GroundedBox,
+    TextPredictions,
     VisionLanguagePipeline,
     load_vision_language,
     print_predictions,
@@ -20,7 +20,7 @@ from comodal.inference.vision_language import (
 from comodal.registry import import_object
 
 MATCH_DESCRIPTION = "corresponds to the image"
-AttentionDrawing = Callable[[EncodedImage, Sequence[AnsweredQuestion]], None]
+AttentionDrawing = Callable[[EncodedImage, Sequence[TextPredictions]], None]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def ask(
     image: Path,
     question: str,
     model: Path,
-    top: int = 5,
+    top_k: int = 5,
     options: PredictionOptions = DEFAULT_OPTIONS,
 ) -> None:
     """Answers a question about an image, with the probability of each answer.
@@ -55,16 +55,16 @@ def ask(
         image: The image.
         question: In natural language.
         model: A run that was fine-tuned by `comodal train vqa`.
-        top: Number of answers.
+        top_k: Number of answers.
         options: The options that these commands share.
 
     Examples:
-        comodal ask kitchen.jpg "what is on the table?" --model runs/vqa --explain why.html
+        comodal ask kitchen.jpg "what is on the table?" --model runs/vqa --explain attention.html
     """
-    answerer, seen, draw = encode_image_file(image, model, options)
-    guesses = answerer.ask(seen, question, top)
-    draw(seen, [AnsweredQuestion(question, guesses)])
-    print_predictions(guesses, options.json)
+    pipeline, encoded_image, draw = encode_image_file(image, model, options)
+    predictions = pipeline.ask(encoded_image, question, top_k)
+    draw(encoded_image, [TextPredictions(question, predictions)])
+    print_predictions(predictions, options.json)
 
 
 @flatten_parameters
@@ -72,7 +72,7 @@ def fill(
     image: Path,
     text: str,
     model: Path,
-    top: int = 5,
+    top_k: int = 5,
     options: PredictionOptions = DEFAULT_OPTIONS,
 ) -> None:
     """Predicts the [MASK] tokens of a sentence about an image.
@@ -81,18 +81,18 @@ def fill(
         image: The image.
         text: A sentence with one or more [MASK] tokens.
         model: A pretrained run.
-        top: Number of predictions for each [MASK].
+        top_k: Number of predictions for each [MASK].
         options: The options that these commands share.
 
     Examples:
         comodal fill meadow.jpg "a [MASK] on the grass" --model run/
     """
-    answerer, seen, draw = encode_image_file(image, model, options)
-    found = answerer.fill(seen, text, top)
-    best_first = [guess for guesses in zip(*found, strict=True) for guess in guesses]
-    draw(seen, [AnsweredQuestion(text, best_first)])
-    for guesses in found:
-        print_predictions(guesses, options.json)
+    pipeline, encoded_image, draw = encode_image_file(image, model, options)
+    predictions_per_mask = pipeline.fill_mask(encoded_image, text, top_k)
+    best_first = [prediction for predictions in zip(*predictions_per_mask, strict=True) for prediction in predictions]
+    draw(encoded_image, [TextPredictions(text, best_first)])
+    for predictions in predictions_per_mask:
+        print_predictions(predictions, options.json)
 
 
 @flatten_parameters
@@ -113,10 +113,13 @@ def align(
     Examples:
         comodal align beach.jpg "a dog on a beach" "a cat on a sofa" --model run/
     """
-    answerer, seen, draw = encode_image_file(image, model, options)
-    found = sorted(answerer.align(seen, texts), key=lambda guess: -guess.probability)
-    draw(seen, [AnsweredQuestion(guess.text, [guess._replace(text=MATCH_DESCRIPTION)]) for guess in found])
-    print_predictions(found, options.json)
+    pipeline, encoded_image, draw = encode_image_file(image, model, options)
+    predictions = sorted(pipeline.score(encoded_image, texts), key=lambda prediction: -prediction.probability)
+    draw(
+        encoded_image,
+        [TextPredictions(prediction.text, [prediction._replace(text=MATCH_DESCRIPTION)]) for prediction in predictions],
+    )
+    print_predictions(predictions, options.json)
 
 
 @flatten_parameters
@@ -125,7 +128,7 @@ def ground(
     phrase: str,
     model: Path,
     out: Path | None = None,
-    top: int = 1,
+    top_k: int = 1,
     options: PredictionOptions = DEFAULT_OPTIONS,
 ) -> None:
     """Finds the box that a phrase refers to in an image: left, top, right, bottom in pixels.
@@ -135,18 +138,20 @@ def ground(
         phrase: A referring expression.
         model: A run that was fine-tuned by `comodal train grounding`.
         out: A PNG of the image with the box drawn on it.
-        top: Number of boxes.
+        top_k: Number of boxes.
         options: The options that these commands share.
 
     Examples:
         comodal ground street.jpg "the left dog" --model runs/grounding --out dog.png
     """
-    answerer, seen, draw = encode_image_file(image, model, options)
-    places = answerer.ground(seen, phrase, top)
-    draw(seen, [AnsweredQuestion(phrase, places)])
-    print_grounded_boxes(places, options.json)
+    pipeline, encoded_image, draw = encode_image_file(image, model, options)
+    grounded_boxes = pipeline.ground(encoded_image, phrase, top_k)
+    draw(encoded_image, [TextPredictions(phrase, grounded_boxes)])
+    print_grounded_boxes(grounded_boxes, options.json)
     if out is not None:
-        figure = import_object("comodal.inference.draw_boxes:draw_grounded_boxes")(seen, places, phrase)
+        figure = import_object("comodal.inference.draw_boxes:draw_grounded_boxes")(
+            encoded_image, grounded_boxes, phrase
+        )
         with write_atomically(out) as path:
             figure.savefig(path, format="png", dpi=120)
 
@@ -157,10 +162,10 @@ def encode_image_file(
     """The model, the encoded image, and the function that draws attention where `explain` is given."""
     answerer = load_vision_language(model, options.device, options.precision)
     draw = create_attention_drawing(options.explain, answerer)
-    return answerer, answerer.see(image, read_box_corners(options.boxes)), draw
+    return answerer, answerer.encode_image(image, read_box_corners(options.boxes)), draw
 
 
-def create_attention_drawing(out: Path | None, answerer: VisionLanguagePipeline) -> AttentionDrawing:
+def create_attention_drawing(out: Path | None, pipeline: VisionLanguagePipeline) -> AttentionDrawing:
     """A function that draws the attention of tokens to a file (`AttentionExplainer`); it does nothing without a file.
 
     Raises:
@@ -168,15 +173,15 @@ def create_attention_drawing(out: Path | None, answerer: VisionLanguagePipeline)
         DataError: The model has no attention between tokens and regions.
     """
     if out is None:
-        return lambda _seen, _questions: None
-    return import_object("comodal.inference.explain:AttentionExplainer")(out, answerer)
+        return lambda _encoded_image, _questions: None
+    return import_object("comodal.inference.explain:AttentionExplainer")(out, pipeline)
 
 
-def print_grounded_boxes(places: list[GroundedBox], as_json: bool) -> None:
+def print_grounded_boxes(boxes: list[GroundedBox], as_json: bool) -> None:
     """Prints boxes as text or as JSON."""
     if as_json:
-        print_json([place._asdict() for place in places])
+        print_json([box._asdict() for box in boxes])
         return
-    for place in places:
-        sides = " ".join(f"{side:.1f}" for side in place.box)
-        print_line(f"{place.probability:6.3f}  {sides}")
+    for box in boxes:
+        sides = " ".join(f"{side:.1f}" for side in box.box)
+        print_line(f"{box.probability:6.3f}  {sides}")

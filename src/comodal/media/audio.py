@@ -1,6 +1,6 @@
 """Audio: read any file as a mono waveform at any sample rate, whole or in blocks; encode and decode FLAC.
 
-PyAV decodes the content of a file whatever its header says (container_audio.py). soundfile reads formats that PyAV does
+PyAV decodes the content of a file regardless of its header (container_audio.py). soundfile reads formats that PyAV does
 not support, and FLAC where PyAV is not installed. Channels are averaged before resampling (soxr, high quality).
 """
 
@@ -53,14 +53,14 @@ def read_audio(
         raise ValueError(f"cannot read {seconds} s from {start_seconds} s")
     skip = round(start_seconds * sample_rate)
     stop = None if seconds is None else skip + round(seconds * sample_rate)
-    pieces, position = [np.zeros(0, np.float32)], 0
+    parts, position = [np.zeros(0, np.float32)], 0
     with closing(_stream_resampled(path, sample_rate)) as blocks:
         for block in blocks:
-            pieces.append(block[max(skip - position, 0) : None if stop is None else max(stop - position, 0)])
+            parts.append(block[max(skip - position, 0) : None if stop is None else max(stop - position, 0)])
             position += len(block)
             if stop is not None and position >= stop:
                 break
-    return np.concatenate(pieces)
+    return np.concatenate(parts)
 
 
 def stream_audio(
@@ -88,15 +88,15 @@ def stream_audio(
 
 
 def resample_audio(
-    sound: Float32[np.ndarray, " samples"], rate: int, new_rate: int
+    waveform: Float32[np.ndarray, " samples"], sample_rate: int, new_sample_rate: int
 ) -> Float32[np.ndarray, " new_samples"]:
     """Change the sample rate of a whole waveform."""
-    return sound if rate == new_rate else soxr.resample(sound, rate, new_rate)
+    return waveform if sample_rate == new_sample_rate else soxr.resample(waveform, sample_rate, new_sample_rate)
 
 
-def encode_flac(sound: Float32[np.ndarray, " samples"], sample_rate: int) -> bytes:
+def encode_flac(waveform: Float32[np.ndarray, " samples"], sample_rate: int) -> bytes:
     """Encode as 16-bit FLAC; values beyond full scale are clipped."""
-    steps = np.clip(np.rint(sound * PCM_SCALE), -PCM_SCALE, PCM_SCALE - 1).astype(np.int16)
+    steps = np.clip(np.rint(waveform * PCM_SCALE), -PCM_SCALE, PCM_SCALE - 1).astype(np.int16)
     memory = io.BytesIO()
     soundfile.write(memory, steps, sample_rate, format="FLAC", subtype="PCM_16")
     return memory.getvalue()
@@ -114,8 +114,8 @@ def decode_flac(
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             file.seek(min(round(start_seconds * file.samplerate), file.frames))
-            sound = file.read(-1 if seconds is None else round(seconds * file.samplerate), dtype="float32")
-            return sound, file.samplerate
+            waveform = file.read(-1 if seconds is None else round(seconds * file.samplerate), dtype="float32")
+            return waveform, file.samplerate
     except soundfile.LibsndfileError as error:
         raise MediaError("FLAC data", RefusalReason.UNREADABLE, error.error_string) from None
 
@@ -123,9 +123,9 @@ def decode_flac(
 def _stream_resampled(path: Path, sample_rate: int) -> Generator[Mono, None, None]:
     """Mono audio at `sample_rate` in blocks of any size."""
     resampler = None
-    for rate, block in stream_native_audio(path):
-        if resampler is None and rate != sample_rate:
-            resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
+    for native_rate, block in stream_native_audio(path):
+        if resampler is None and native_rate != sample_rate:
+            resampler = soxr.ResampleStream(native_rate, sample_rate, 1, dtype="float32")
         yield block if resampler is None else resampler.resample_chunk(block)
     if resampler is not None:
         yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
@@ -154,15 +154,15 @@ def _stream_with_soundfile(path: Path) -> Iterator[tuple[int, Mono]]:
     try:
         with soundfile.SoundFile(path if path.is_file() else open_media(path)) as file:
             if not MIN_SAMPLE_RATE <= file.samplerate <= MAX_SAMPLE_RATE:
-                raise MediaError(path, RefusalReason.UNREADABLE, f"audio of {file.samplerate} samples a second")
+                raise MediaError(path, RefusalReason.UNREADABLE, f"audio of {file.samplerate} Hz")
             while len(block := file.read(READ_SAMPLES, dtype="float32", always_2d=True)):
                 mono = block.mean(axis=1)
                 if not (np.abs(mono) <= MAX_AMPLITUDE).all():
                     raise MediaError(
-                        path, RefusalReason.UNREADABLE, "samples that are nan, infinite or beyond all measure"
+                        path, RefusalReason.UNREADABLE, "samples that are NaN, infinite or implausibly large"
                     )
                 yield file.samplerate, mono
     except (soundfile.SoundFileError, RuntimeError) as error:
-        detail = str(error) if container_audio is None else "no known sound or video format"
+        detail = str(error) if container_audio is None else "no supported audio or video format"
         more = "; other formats need PyAV: pip install av" if container_audio is None else ""
         raise MediaError(path, RefusalReason.UNREADABLE, detail + more) from None

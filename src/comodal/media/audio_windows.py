@@ -1,9 +1,9 @@
 """Windows of an audio stream, as OpenL3 cuts them (openl3/core.py, `_preprocess_audio_batch`), in bounded memory.
 
-With `centre`, half a window of silence is padded on the left, so that window k is centered on its timestamp k * hop.
-On the right, silence is padded until every sample is covered. A hop may be a fractional number of samples: window k
-starts at the sample nearest to k * hop, so timestamps stay exact after hours. (OpenL3 hops int(hop * sample_rate)
-samples and reports timestamps of k * hop, which drift apart by up to one sample a hop.)
+With `center`, half a window of silence is padded on the left, so that window k is centered on its timestamp k * hop. On
+the right, silence is padded until every sample is covered. A hop may be a fractional number of samples: window k starts
+at the sample nearest to k * hop, so timestamps stay exact after hours. (OpenL3 hops int(hop * sample_rate) samples and
+reports timestamps of k * hop. They differ by up to one more sample with each hop.)
 """
 
 import math
@@ -17,22 +17,22 @@ class EmptyAudioError(ValueError):
     """The audio has no samples."""
 
 
-def compute_window_start(place: int, hop: int | float) -> int:
+def compute_window_start(index: int, hop: int | float) -> int:
     """The first sample of a window, counted from the start of the left padding."""
-    return math.floor(place * hop + 0.5)
+    return math.floor(index * hop + 0.5)
 
 
-def count_windows(samples: int, window: int, hop: int | float, centre: bool) -> int:
+def count_windows(samples: int, window: int, hop: int | float, center: bool) -> int:
     """Number of windows that cover this many samples: at least one."""
-    beyond = samples + (window // 2 if centre else 0) - window
-    last = max(0, int(beyond / hop) - 1)
-    while compute_window_start(last, hop) < beyond:
+    uncovered = samples + (window // 2 if center else 0) - window
+    last = max(0, int(uncovered / hop) - 1)
+    while compute_window_start(last, hop) < uncovered:
         last += 1
     return 1 + last
 
 
 def iterate_windows(
-    blocks: Iterable[Float[np.ndarray, " samples"]], window: int, hop: int | float, centre: bool, batch_size: int
+    blocks: Iterable[Float[np.ndarray, " samples"]], window: int, hop: int | float, center: bool, batch_size: int
 ) -> Iterator[Float[np.ndarray, "windows window"]]:
     """Batches of consecutive windows of an audio stream that arrives in consecutive blocks.
 
@@ -44,7 +44,7 @@ def iterate_windows(
     """
     if hop < 1:
         raise ValueError("hop_seconds must be at least one sample")
-    held = np.zeros(window // 2 if centre else 0, dtype=np.float32)
+    held = np.zeros(window // 2 if center else 0, dtype=np.float32)
     dropped = received = sent = 0  # samples before `held`, samples that came in, windows that went out
     for block in blocks:
         received += len(block)
@@ -60,6 +60,6 @@ def iterate_windows(
             if not len(ready):
                 break
     if not received:
-        raise EmptyAudioError("the sound is empty")
-    if sent < count_windows(received, window, hop, centre):
+        raise EmptyAudioError("the audio is empty")
+    if sent < count_windows(received, window, hop, center):
         yield np.pad(held, (0, window - len(held)))[None]

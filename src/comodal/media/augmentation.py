@@ -18,7 +18,7 @@ def random_crop(
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """A random crop of `size` x `size` pixels; every position is equally likely."""
     if min(image.shape[:2]) < size:
-        raise ValueError(f"a crop of {size} pixels does not fit into a picture of {image.shape[1]} x {image.shape[0]}")
+        raise ValueError(f"a crop of {size} pixels does not fit into an image of {image.shape[1]} x {image.shape[0]}")
     top = int(rng.integers(image.shape[0] - size + 1))
     left = int(rng.integers(image.shape[1] - size + 1))
     return image[top : top + size, left : left + size]
@@ -34,15 +34,18 @@ def random_horizontal_flip(
 
 
 def jitter_color(
-    image: UInt8[np.ndarray, "height width 3"], brightness: float, saturation: float, rng: np.random.Generator
+    image: UInt8[np.ndarray, "height width 3"],
+    brightness_jitter: float,
+    saturation_jitter: float,
+    rng: np.random.Generator,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Add up to `brightness` (1 is white) to every channel and scale the distance from gray by 1 +- `saturation`.
+    """Add up to `brightness_jitter` (1 is white) to each channel, and scale the distance by 1 +- `saturation_jitter`.
 
     Departs from l3embedding (its data/avc/sample.py), which scales the saturation of HSV and clips between the two
     steps: both steps are one linear map of (red, green, blue) here, five times as fast. Gray stays gray in either.
     """
-    scale = rng.uniform(1 - saturation, 1 + saturation)
-    offset = 255 * rng.uniform(-brightness, brightness)
+    scale = rng.uniform(1 - saturation_jitter, 1 + saturation_jitter)
+    offset = 255 * rng.uniform(-brightness_jitter, brightness_jitter)
     matrix: list[float] = []
     for channel in range(3):
         row = [(1 - scale) * weight for weight in GRAY_WEIGHTS]
@@ -52,7 +55,7 @@ def jitter_color(
 
 
 def jitter_gain(
-    sound: Float32[np.ndarray, "samples"], change: float, rng: np.random.Generator
+    waveform: Float32[np.ndarray, "samples"], gain_jitter: float, rng: np.random.Generator
 ) -> Float32[np.ndarray, "samples"]:
-    """Scale the waveform by a random gain of up to 1 +- `change` (0.1 is 10 %)."""
-    return sound * np.float32(rng.uniform(1 - change, 1 + change))
+    """Scale the waveform by a random gain of up to 1 +- `gain_jitter` (0.1 is 10 %)."""
+    return waveform * np.float32(rng.uniform(1 - gain_jitter, 1 + gain_jitter))

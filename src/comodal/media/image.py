@@ -40,16 +40,16 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow: odd metadata, sizes under our own limit
-            with open_media(path) as file, Image.open(file, formats=list_readable_formats()) as picture:
-                if picture.width * picture.height > MAX_IMAGE_PIXELS:
-                    detail = f"{picture.width} x {picture.height} pixels, the limit is {MAX_IMAGE_PIXELS:,}"
+            with open_media(path) as file, Image.open(file, formats=list_readable_formats()) as image:
+                if image.width * image.height > MAX_IMAGE_PIXELS:
+                    detail = f"{image.width} x {image.height} pixels, the limit is {MAX_IMAGE_PIXELS:,}"
                     raise MediaError(path, RefusalReason.TOO_LARGE, detail)
-                if max(picture.size) > MAX_IMAGE_ASPECT * min(picture.size):
-                    detail = f"{picture.width} x {picture.height} pixels are narrower than 1 : {MAX_IMAGE_ASPECT}"
+                if max(image.size) > MAX_IMAGE_ASPECT * min(image.size):
+                    detail = f"{image.width} x {image.height} pixels are narrower than 1 : {MAX_IMAGE_ASPECT}"
                     raise MediaError(path, RefusalReason.TOO_LARGE, detail)
-                picture.load()
-                ImageOps.exif_transpose(picture, in_place=True)  # a copy of a large image takes 400 MB
-                return np.asarray(convert_to_rgb(picture))
+                image.load()
+                ImageOps.exif_transpose(image, in_place=True)  # a copy of a large image takes 400 MB
+                return np.asarray(convert_to_rgb(image))
     except Image.DecompressionBombError as error:
         raise MediaError(path, RefusalReason.TOO_LARGE, str(error)) from None
     except UnidentifiedImageError:
@@ -66,30 +66,30 @@ def list_readable_formats() -> tuple[str, ...]:
     return tuple(name for name in IMAGE_FORMATS if name in Image.OPEN)
 
 
-def convert_to_rgb(picture: Image.Image) -> Image.Image:
+def convert_to_rgb(image: Image.Image) -> Image.Image:
     """RGB on black. 16-bit grayscale keeps its upper 8 bits; Pillow's own conversion clips everything to white.
 
     Float images have no fixed range. Values from 0 to 255 are kept; values from 0 to 1 (or nan) are rejected, because
     Pillow's conversion would make them all black.
     """
-    if picture.mode == "F":
-        floats = np.asarray(picture)
-        least, most = float(floats.min()), float(floats.max())
-        if not (least >= 0 and 1 < most <= 255):
-            raise ValueError(f"pixels are floats from {least} to {most}; save them as 8 or 16 bits")
-    if picture.mode.startswith("I"):
-        upper = np.asarray(picture) // 256  # in the 2 or 4 bytes of the file's pixels
-        picture = Image.fromarray(np.clip(upper, 0, 255).astype(np.uint8))
-    if picture.has_transparency_data:
-        picture = change_mode(picture, "RGBA")
-        black = Image.new("RGBA", picture.size, (0, 0, 0, 255))
-        picture = Image.alpha_composite(black, picture)
-    return change_mode(picture, "RGB")
+    if image.mode == "F":
+        floats = np.asarray(image)
+        lowest, highest = float(floats.min()), float(floats.max())
+        if not (lowest >= 0 and 1 < highest <= 255):
+            raise ValueError(f"pixels are floats from {lowest} to {highest}; save them as 8 or 16 bits")
+    if image.mode.startswith("I"):
+        upper = np.asarray(image) // 256  # in the 2 or 4 bytes of the file's pixels
+        image = Image.fromarray(np.clip(upper, 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = change_mode(image, "RGBA")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image)
+    return change_mode(image, "RGB")
 
 
-def change_mode(picture: Image.Image, mode: str) -> Image.Image:
+def change_mode(image: Image.Image, mode: str) -> Image.Image:
     """An image in a mode; Pillow's own conversion copies one that has the mode already."""
-    return picture if picture.mode == mode else picture.convert(mode)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def encode_jpeg(image: UInt8[np.ndarray, "height width 3"], quality: int = 85) -> bytes:
@@ -113,14 +113,14 @@ def decode_jpeg(data: bytes, min_short_side: int | None = None) -> UInt8[np.ndar
     Raises:
         MediaError: unreadable or too large; the path is "JPEG data", for the caller to replace.
     """
-    smallest = min_short_side or 0
+    min_side = min_short_side or 0
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         if int(height) * int(width) > MAX_IMAGE_PIXELS:
             raise MediaError(
                 "JPEG data", RefusalReason.TOO_LARGE, f"{width} x {height} pixels, the limit is {MAX_IMAGE_PIXELS:,}"
             )
-        return simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=smallest, min_width=smallest)
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=min_side, min_width=min_side)
     except ValueError as error:
         raise MediaError("JPEG data", RefusalReason.UNREADABLE, str(error)) from None
 
@@ -141,6 +141,6 @@ def crop_image_center(image: UInt8[np.ndarray, "height width 3"], size: int) -> 
     """The center crop of `size` x `size` pixels; the image must be at least that large."""
     height, width, _ = image.shape
     if min(height, width) < size:
-        raise ValueError(f"a square of {size} cannot be cut from a picture of {width} x {height}")
+        raise ValueError(f"a square of {size} cannot be cropped from an image of {width} x {height}")
     top, left = (height - size) // 2, (width - size) // 2
     return image[top : top + size, left : left + size]

@@ -45,19 +45,19 @@ class ImageOrienter:
         self.pixel_aspect = float(pixel_aspect) if pixel_aspect is not None and usable else 1.0
         self.reformatter = VideoReformatter()
 
-    def planes(self, frame: av.VideoFrame) -> tuple[Luma, Chroma, Chroma]:
+    def to_jpeg_planes(self, frame: av.VideoFrame) -> tuple[Luma, Chroma, Chroma]:
         """Full-range BT.601 luma, and blue and red chroma at half size: the content of a JPEG file."""
-        width, height = (length + length % 2 for length in self.size(frame))
-        scaled = self._scale(frame, width, height, "yuv420p")
+        width, height = (length + length % 2 for length in self.compute_size(frame))
+        scaled = self._scale_frame(frame, width, height, "yuv420p")
         luma, blue, red = (apply_display_matrix(_crop_plane_padding(plane), frame) for plane in scaled.planes)
         return luma, blue, red
 
-    def rgb(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
+    def to_rgb(self, frame: av.VideoFrame) -> UInt8[np.ndarray, "height width 3"]:
         """The frame as RGB."""
-        width, height = self.size(frame)
-        return apply_display_matrix(self._scale(frame, width, height, "rgb24").to_ndarray(), frame)
+        width, height = self.compute_size(frame)
+        return apply_display_matrix(self._scale_frame(frame, width, height, "rgb24").to_ndarray(), frame)
 
-    def size(self, frame: av.VideoFrame) -> tuple[int, int]:
+    def compute_size(self, frame: av.VideoFrame) -> tuple[int, int]:
         """Width and height of a frame after scaling and before rotation.
 
         Raises:
@@ -66,34 +66,34 @@ class ImageOrienter:
         width, height = frame.width * self.pixel_aspect, float(frame.height)
         short, long = sorted((width, height))
         if long > MAX_PIXEL_ASPECT * short:
-            detail = f"a picture of {frame.width} x {frame.height} is narrower than 1 : {MAX_PIXEL_ASPECT:.0f}"
+            detail = f"a frame of {frame.width} x {frame.height} is narrower than 1 : {MAX_PIXEL_ASPECT:.0f}"
             raise MediaError(self.path, RefusalReason.TOO_LARGE, detail)
         scale = 1.0 if self.short_side is None else self.short_side / short
         return max(1, round(width * scale)), max(1, round(height * scale))
 
-    def _scale(self, frame: av.VideoFrame, width: int, height: int, pixel_format: str) -> av.VideoFrame:
-        guess = Colorspace.ITU709 if frame.height >= MIN_HD_HEIGHT else Colorspace.ITU601
+    def _scale_frame(self, frame: av.VideoFrame, width: int, height: int, pixel_format: str) -> av.VideoFrame:
+        default_colorspace = Colorspace.ITU709 if frame.height >= MIN_HD_HEIGHT else Colorspace.ITU601
         try:
             return self.reformatter.reformat(
                 frame,
                 width,
                 height,
                 pixel_format,
-                src_colorspace=COLORSPACES.get(frame.colorspace, guess),
+                src_colorspace=COLORSPACES.get(frame.colorspace, default_colorspace),
                 dst_colorspace=Colorspace.ITU601,
                 dst_color_range=ColorRange.JPEG,
                 interpolation=Interpolation.AREA,
                 threads=1,
             )
         except av.FFmpegError as error:
-            detail = f"pictures of format {frame.format.name} cannot be converted ({error.strerror})"
+            detail = f"frames of format {frame.format.name} cannot be converted ({error.strerror})"
             raise MediaError(self.path, RefusalReason.UNREADABLE, detail) from None
 
 
 def apply_display_matrix(
-    pixels: UInt8[np.ndarray, "rows columns *colours"], frame: av.VideoFrame
+    pixels: UInt8[np.ndarray, "rows columns *colors"], frame: av.VideoFrame
 ) -> UInt8[np.ndarray, "..."]:
-    """Rotate and flip pixels as the display matrix of their frame says, to the nearest quarter turn.
+    """Rotate and flip pixels by the display matrix of their frame, to the nearest quarter turn.
 
     The matrix maps (x, y) to (a x + c y, b x + d y), with y downwards (FFmpeg, libavutil/display.h).
     """

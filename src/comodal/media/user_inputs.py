@@ -75,7 +75,7 @@ def to_rgb_array(image: Any) -> UInt8[np.ndarray, "height width 3"]:
     if not isinstance(image, np.ndarray):
         raise TypeError(f"got {describe_value(image)} for an image; pass {IMAGE_INPUTS}")
     if image.dtype != np.uint8:
-        raise TypeError(f"pixels of {image.dtype}: pass bytes (uint8) from 0 to 255, not normalised")
+        raise TypeError(f"pixels of {image.dtype}: pass bytes (uint8) from 0 to 255, not normalized")
     if image.ndim == 2:
         image = np.repeat(image[:, :, None], 3, axis=2)
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
@@ -100,11 +100,11 @@ def to_rgb_arrays(images: Any) -> list[UInt8[np.ndarray, "_ _ 3"]]:
     return [to_rgb_array(images)]
 
 
-def to_waveform(sound: Any, sample_rate: int | float | None = None) -> Waveform:
+def to_waveform(audio: Any, sample_rate: int | float | None = None) -> Waveform:
     """One waveform: channels are averaged, integer samples are scaled to full scale at 1.
 
     Args:
-        sound: A path, an array or a tensor.
+        audio: A path, an array or a tensor.
         sample_rate: Of samples in memory; a file has its own.
 
     Raises:
@@ -113,20 +113,20 @@ def to_waveform(sound: Any, sample_rate: int | float | None = None) -> Waveform:
             missing.
         MediaError: The file cannot be read.
     """
-    if isinstance(sound, str | os.PathLike):
-        return read_native_waveform(Path(sound))
-    if isinstance(sound, torch.Tensor):
-        sound = sound.detach().cpu().float().numpy() if sound.dtype == torch.bfloat16 else sound.detach().cpu().numpy()
-        sound = sound.T
-    if not isinstance(sound, np.ndarray) or sound.dtype.kind not in "fiu":
-        raise TypeError(f"got {describe_value(sound)} for audio; pass {AUDIO_INPUTS}, and its sample rate")
+    if isinstance(audio, str | os.PathLike):
+        return read_native_waveform(Path(audio))
+    if isinstance(audio, torch.Tensor):
+        audio = audio.detach().cpu().float().numpy() if audio.dtype == torch.bfloat16 else audio.detach().cpu().numpy()
+        audio = audio.T
+    if not isinstance(audio, np.ndarray) or audio.dtype.kind not in "fiu":
+        raise TypeError(f"got {describe_value(audio)} for audio; pass {AUDIO_INPUTS}, with its sample rate")
     if sample_rate is None or not sample_rate > 0:
         raise ValueError(f"audio in memory needs its sample rate, which is positive; got {sample_rate}")
-    if sound.ndim not in (1, 2) or not sound.size:
-        raise ValueError(f"audio of shape {tuple(sound.shape)}; pass {AUDIO_INPUTS}")
-    if sound.ndim == 2 and sound.shape[1] > sound.shape[0]:
-        raise ValueError(f"audio of {sound.shape[1]:,} channels and {sound.shape[0]:,} samples; pass {AUDIO_INPUTS}")
-    samples = scale_to_unit_range(sound)
+    if audio.ndim not in (1, 2) or not audio.size:
+        raise ValueError(f"audio of shape {tuple(audio.shape)}; pass {AUDIO_INPUTS}")
+    if audio.ndim == 2 and audio.shape[1] > audio.shape[0]:
+        raise ValueError(f"audio of {audio.shape[1]:,} channels and {audio.shape[0]:,} samples; pass {AUDIO_INPUTS}")
+    samples = scale_to_unit_range(audio)
     samples = samples if samples.ndim == 1 else samples.mean(axis=1, dtype=np.float64)
     if not np.isfinite(samples).all():
         raise ValueError("audio with samples that are not finite numbers")
@@ -147,12 +147,12 @@ def read_native_waveform(path: Path) -> Waveform:
     Raises:
         MediaError: Missing, unreadable or without audio.
     """
-    rate, blocks = 0, []
-    for rate, block in stream_native_audio(path):  # noqa: B007
+    sample_rate, blocks = 0, []
+    for sample_rate, block in stream_native_audio(path):  # noqa: B007
         blocks.append(block)
     if not sum(map(len, blocks)):
-        raise ValueError(f"{path}: not one sample of sound")
-    return Waveform(np.concatenate(blocks), rate)
+        raise ValueError(f"{path}: the audio has no samples")
+    return Waveform(np.concatenate(blocks), sample_rate)
 
 
 def describe_value(value: Any) -> str:

@@ -16,7 +16,7 @@ Every fault of a file is a MediaError whose reason is a `RefusalReason`:
 - *unreadable*: no permission, not a regular file, no decoder, or no part of a stream can be decoded. Also timestamps
   that cannot be put on one clock: those of one stream jump or restart alone, or are not in the order of the frames.
 - *missing*: no such file.
-- *no picture*: no video stream (album covers do not count); *no sound*: no audio stream.
+- *no video stream* (album covers do not count), *no audio stream*.
 """
 
 import math
@@ -61,15 +61,15 @@ class Clip(NamedTuple):
     """The first seconds of a video: JPEG frames and mono audio, all times on one clock.
 
     `frames[i]` is what a player shows at `frame_seconds[i]`, a multiple of 1 / frames_per_second; a frame that is shown
-    for several of these times is repeated. `sound` lasts from `sound_start_seconds` to `seconds`, where the first of
-    video and audio ends. `sound_start_seconds` is 0 unless the file's audio begins after its video.
+    for several of these times is repeated. `audio` lasts from `audio_start_seconds` to `seconds`, where the first of
+    video and audio ends. `audio_start_seconds` is 0 unless the file's audio begins after its video.
     """
 
     frames: list[bytes]
     frame_seconds: list[float]
-    sound: Float32[np.ndarray, " samples"]
+    audio: Float32[np.ndarray, " samples"]
     sample_rate: int
-    sound_start_seconds: float
+    audio_start_seconds: float
     seconds: float
 
 
@@ -83,13 +83,13 @@ class VideoInfo(NamedTuple):
     height: int
     seconds: float
     frames_per_second: float
-    picture_codec: str
-    sound_codec: str | None
+    video_codec: str
+    audio_codec: str | None
     sample_rate: int | None
 
     @property
-    def has_sound(self) -> bool:
-        return self.sound_codec is not None
+    def has_audio(self) -> bool:
+        return self.audio_codec is not None
 
 
 @dataclass(frozen=True)
@@ -135,29 +135,29 @@ def read_clip(
         MediaWarning: its audio ends more than half a second before its video.
     """
     if clip.seconds < MIN_CLIP_SECONDS or not clip.frames_per_second > 0 or start_seconds < 0:
-        wanted = f"{clip.frames_per_second} pictures a second of {clip.seconds} s from {start_seconds} s"
-        raise ValueError(f"cannot read {wanted}; at least {MIN_CLIP_SECONDS} s, and not before 0")
+        request = f"{clip.frames_per_second} frames per second of {clip.seconds} s from {start_seconds} s"
+        raise ValueError(f"cannot read {request}; at least {MIN_CLIP_SECONDS} s, and not before 0")
     with open_container(path) as container:
         video, audio = choose_streams(container, path)
         if video is None:
-            raise MediaError(path, RefusalReason.NO_PICTURE, "no video stream in the file")
+            raise MediaError(path, RefusalReason.NO_VIDEO_STREAM, "no video stream in the file")
         if audio is None:
-            raise MediaError(path, RefusalReason.NO_SOUND, "no audio stream in the file")
-        picture, sound = make_tracks(path, video, audio)
+            raise MediaError(path, RefusalReason.NO_AUDIO_STREAM, "no audio stream in the file")
+        video_track, audio_track = make_tracks(path, video, audio)
         if start_seconds:
-            seek_container(container, (picture, sound), start_seconds)
+            seek_container(container, (video_track, audio_track), start_seconds)
         screen = _make_screen(path, video, clip)
-        shown, joiner, mono = _read_frames_and_audio(container, picture, sound, screen, clip.seconds)
-    mono = resample_audio(mono, joiner.rate, clip.sample_rate)
-    joined = _join_clip(path, shown, picture, mono, joiner.start, clip)
-    _warn_of_early_audio(path, min(clip.seconds, sound.end), min(clip.seconds, picture.end))
+        timed_frames, joiner, mono = _read_frames_and_audio(container, video_track, audio_track, screen, clip.seconds)
+    mono = resample_audio(mono, joiner.sample_rate, clip.sample_rate)
+    joined = _join_clip(path, timed_frames, video_track, mono, joiner.start, clip)
+    _warn_of_early_audio(path, min(clip.seconds, audio_track.end), min(clip.seconds, video_track.end))
     return joined
 
 
 @flatten_parameters
 def read_clip_with_audio(
     path: Path,
-    audio: Path,
+    audio_path: Path,
     *,
     clip: ClipParameters = DEFAULT_CLIP,
 ) -> Clip:
@@ -165,7 +165,7 @@ def read_clip_with_audio(
 
     Args:
         path: the video file.
-        audio: the audio file.
+        audio_path: the audio file.
         clip: how much is read, and in what format.
 
     Raises:
@@ -174,36 +174,42 @@ def read_clip_with_audio(
     with open_container(path) as container:
         video, _ = choose_streams(container, path)
         if video is None:
-            raise MediaError(path, RefusalReason.NO_PICTURE, "no video stream in the file")
+            raise MediaError(path, RefusalReason.NO_VIDEO_STREAM, "no video stream in the file")
         tracks = make_tracks(path, video)
-        picture, screen, seconds = tracks[0], _make_screen(path, video, clip), clip.seconds
-        shown: list[tuple[float, bytes]] = []
-        for begins, frame in _iterate_video_frames(container, tracks):
-            shown += screen.show(frame, min(begins, seconds))
-            picture.done = begins >= seconds
-        picture.check_whole(seconds)
-        shown += screen.until(min(seconds, picture.end))
-    mono = read_audio(audio, clip.sample_rate, seconds=seconds)
-    joined = _join_clip(audio, shown, picture, mono, 0.0, clip)
-    _warn_of_early_audio(audio, len(mono) / clip.sample_rate, min(seconds, picture.end))
+        video_track, screen, seconds = tracks[0], _make_screen(path, video, clip), clip.seconds
+        timed_frames: list[tuple[float, bytes]] = []
+        for start_seconds, frame in _iterate_video_frames(container, tracks):
+            timed_frames += screen.show(frame, min(start_seconds, seconds))
+            video_track.done = start_seconds >= seconds
+        video_track.check_complete(seconds)
+        timed_frames += screen.emit_until(min(seconds, video_track.end))
+    mono = read_audio(audio_path, clip.sample_rate, seconds=seconds)
+    joined = _join_clip(audio_path, timed_frames, video_track, mono, 0.0, clip)
+    _warn_of_early_audio(audio_path, len(mono) / clip.sample_rate, min(seconds, video_track.end))
     return joined
 
 
 def _make_screen(path: Path, video: av.VideoStream, clip: ClipParameters) -> "_Screen[bytes]":
-    """What a player shows of a video, as JPEG."""
+    """The frames of a video as a player shows them, as JPEG."""
     upright = ImageOrienter(path, clip.short_side, video.sample_aspect_ratio)
-    return _Screen(clip.frames_per_second, lambda frame: encode_jpeg_planes(*upright.planes(frame), clip.quality))
+    return _Screen(
+        clip.frames_per_second, lambda frame: encode_jpeg_planes(*upright.to_jpeg_planes(frame), clip.quality)
+    )
 
 
 def _join_clip(
-    heard: Path, shown: list[tuple[float, bytes]], picture: Track, mono: Float32[np.ndarray, " samples"],
-    start_seconds: float, clip: ClipParameters,
-) -> Clip:  # fmt: skip
-    """The clip until the first of video and audio ends; `heard` is the file of the audio, which begins at a time."""
-    end = min(clip.seconds, picture.end, start_seconds + len(mono) / clip.sample_rate)
-    _check_content(heard, mono, end - max(picture.start or 0.0, start_seconds))
-    kept = [(moment, jpeg) for moment, jpeg in shown if moment < end]
-    jpegs, moments = [jpeg for _, jpeg in kept], [moment for moment, _ in kept]
+    audio_path: Path,
+    timed_frames: list[tuple[float, bytes]],
+    video_track: Track,
+    mono: Float32[np.ndarray, " samples"],
+    start_seconds: float,
+    clip: ClipParameters,
+) -> Clip:
+    """The clip until the first of video and audio ends; the audio of `audio_path` begins at `start_seconds`."""
+    end = min(clip.seconds, video_track.end, start_seconds + len(mono) / clip.sample_rate)
+    _check_content(audio_path, mono, end - max(video_track.start or 0.0, start_seconds))
+    kept = [(frame_seconds, jpeg) for frame_seconds, jpeg in timed_frames if frame_seconds < end]
+    jpegs, moments = [jpeg for _, jpeg in kept], [frame_seconds for frame_seconds, _ in kept]
     return Clip(jpegs, moments, mono, clip.sample_rate, start_seconds, end)
 
 
@@ -228,14 +234,14 @@ def iterate_frames(
     with open_container(path) as container:
         video, audio = choose_streams(container, path)
         if video is None:
-            raise MediaError(path, RefusalReason.NO_PICTURE, "no video stream in the file")
+            raise MediaError(path, RefusalReason.NO_VIDEO_STREAM, "no video stream in the file")
         tracks = make_tracks(path, video, audio)
         track = tracks[0]
-        screen = _Screen(frames_per_second, ImageOrienter(path, short_side, video.sample_aspect_ratio).rgb)
-        for begins, frame in _iterate_video_frames(container, tracks):
-            yield from screen.show(frame, begins)
-        yield from screen.until(track.end)
-        track.check_whole(0.0)
+        screen = _Screen(frames_per_second, ImageOrienter(path, short_side, video.sample_aspect_ratio).to_rgb)
+        for start_seconds, frame in _iterate_video_frames(container, tracks):
+            yield from screen.show(frame, start_seconds)
+        yield from screen.emit_until(track.end)
+        track.check_complete(0.0)
 
 
 def iterate_all_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "height width 3"]]]:
@@ -248,13 +254,13 @@ def iterate_all_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "h
     with open_container(path) as container:
         video, audio = choose_streams(container, path)
         if video is None:
-            raise MediaError(path, RefusalReason.NO_PICTURE, "no video stream in the file")
+            raise MediaError(path, RefusalReason.NO_VIDEO_STREAM, "no video stream in the file")
         tracks = make_tracks(path, video, audio)
         track = tracks[0]
-        upright = ImageOrienter(path, None, video.sample_aspect_ratio)
-        for begins, frame in _iterate_video_frames(container, tracks):
-            yield begins, upright.rgb(frame)
-        track.check_whole(0.0)
+        orienter = ImageOrienter(path, None, video.sample_aspect_ratio)
+        for start_seconds, frame in _iterate_video_frames(container, tracks):
+            yield start_seconds, orienter.to_rgb(frame)
+        track.check_complete(0.0)
 
 
 def read_video_info(path: Path) -> VideoInfo:
@@ -266,20 +272,20 @@ def read_video_info(path: Path) -> VideoInfo:
     with open_container(path) as container:
         video, audio = choose_streams(container, path)
         if video is None:
-            raise MediaError(path, RefusalReason.NO_PICTURE, "no video stream in the file")
+            raise MediaError(path, RefusalReason.NO_VIDEO_STREAM, "no video stream in the file")
         tracks = make_tracks(path, video, audio)
         track = tracks[0]
         first = next(_iterate_video_frames(container, tracks), None)
         if first is None:
-            raise track.nothing_decoded()
-        height, width, _ = ImageOrienter(path, None, video.sample_aspect_ratio).rgb(first[1]).shape
-        rate = float(video.average_rate or video.guessed_rate or 0)
-        sound_codec = None if audio is None else audio.codec_context.codec.name
+            raise track.make_no_frames_error()
+        height, width, _ = ImageOrienter(path, None, video.sample_aspect_ratio).to_rgb(first[1]).shape
+        frames_per_second = float(video.average_rate or video.guessed_rate or 0)
+        audio_codec = None if audio is None else audio.codec_context.codec.name
         sample_rate = None if audio is None else audio.codec_context.sample_rate
         codec = video.codec_context.codec.name
     with open_container(path) as container:
         seconds = measure_seconds(container, make_tracks(path, *choose_streams(container, path)))
-    return VideoInfo(width, height, seconds, rate, codec, sound_codec, sample_rate)
+    return VideoInfo(width, height, seconds, frames_per_second, codec, audio_codec, sample_rate)
 
 
 def _iterate_video_frames(container: InputContainer, tracks: Sequence[Track]) -> Iterator[tuple[float, av.VideoFrame]]:
@@ -287,7 +293,7 @@ def _iterate_video_frames(container: InputContainer, tracks: Sequence[Track]) ->
     track = tracks[0]
     for _, frame in decode_frames(container, tracks, [track]):
         assert isinstance(frame, av.VideoFrame)
-        yield track.take(frame), frame
+        yield track.record_frame(frame), frame
 
 
 class _Screen(Generic[FrameContent]):
@@ -296,81 +302,81 @@ class _Screen(Generic[FrameContent]):
     A frame is rendered only if one of the times k / rate falls on it, and only once.
     """
 
-    def __init__(self, rate: float, render: Callable[[av.VideoFrame], FrameContent]) -> None:
-        self.rate = rate
+    def __init__(self, frames_per_second: float, render: Callable[[av.VideoFrame], FrameContent]) -> None:
+        self.frames_per_second = frames_per_second
         self.render = render
-        self.next = 0
-        self.shown: av.VideoFrame | None = None
-        self.since = 0.0
+        self.next_index = 0
+        self.current_frame: av.VideoFrame | None = None
+        self.shown_since = 0.0
 
-    def show(self, frame: av.VideoFrame, begins: float) -> list[tuple[float, FrameContent]]:
+    def show(self, frame: av.VideoFrame, start_seconds: float) -> list[tuple[float, FrameContent]]:
         """Show a frame; returns the sampled times of the previous one."""
-        moments = self.until(begins)
-        self.shown, self.since = frame, begins
-        if begins > MAX_FIRST_FRAME_SECONDS:
-            self.next = max(self.next, math.ceil((begins - JITTER_SECONDS) * self.rate))
+        moments = self.emit_until(start_seconds)
+        self.current_frame, self.shown_since = frame, start_seconds
+        if start_seconds > MAX_FIRST_FRAME_SECONDS:
+            self.next_index = max(self.next_index, math.ceil((start_seconds - JITTER_SECONDS) * self.frames_per_second))
         return moments
 
-    def until(self, end: float) -> list[tuple[float, FrameContent]]:
+    def emit_until(self, end: float) -> list[tuple[float, FrameContent]]:
         """The sampled times before `end` at which the current frame is shown, each with the frame."""
-        if self.shown is None:
+        if self.current_frame is None:
             return []
         last, moments = end - JITTER_SECONDS, []
-        while self.next / self.rate < last:
-            moments.append(self.next / self.rate)
-            self.next += 1
+        while self.next_index / self.frames_per_second < last:
+            moments.append(self.next_index / self.frames_per_second)
+            self.next_index += 1
         if not moments:
             return []
-        picture = self.render(self.shown)
-        return [(moment, picture) for moment in moments]
+        content = self.render(self.current_frame)
+        return [(moment, content) for moment in moments]
 
 
 def _read_frames_and_audio(
-    container: InputContainer, picture: Track, sound: Track, screen: _Screen[bytes], seconds: float
+    container: InputContainer, video_track: Track, audio_track: Track, screen: _Screen[bytes], seconds: float
 ) -> tuple[list[tuple[float, bytes]], AudioJoiner, Float32[np.ndarray, " samples"]]:
     """Decode video and audio in one pass, up to `seconds` or to the end of the video.
 
     Returns the sampled times with their frames, and the audio as the file has it, with its start time.
     """
-    joiner = AudioJoiner(sound.path, sound.stream.codec_context.name, until=seconds)
-    shown: list[tuple[float, bytes]] = []
+    joiner = AudioJoiner(audio_track.path, audio_track.stream.codec_context.name, until=seconds)
+    timed_frames: list[tuple[float, bytes]] = []
     blocks = [np.zeros(0, np.float32)]
-    for track, frame in decode_frames(container, (picture, sound)):
-        begins = track.take(frame)
+    for track, frame in decode_frames(container, (video_track, audio_track)):
+        start_seconds = track.record_frame(frame)
         if isinstance(frame, av.VideoFrame):
-            shown += screen.show(frame, min(begins, seconds))
-            picture.done = begins >= seconds
+            timed_frames += screen.show(frame, min(start_seconds, seconds))
+            video_track.done = start_seconds >= seconds
         else:
-            blocks += joiner.join(frame, begins)
-            sound.done = joiner.end >= seconds
+            blocks += joiner.add_frame(frame, start_seconds)
+            audio_track.done = joiner.end >= seconds
     blocks += joiner.finish()
-    _check_complete(container, picture, sound, seconds)
-    end = min(seconds, picture.end)
-    shown += screen.until(end)
-    return shown, joiner, np.concatenate(blocks)[: max(0, round((end - joiner.start) * joiner.rate))]
+    _check_complete(container, video_track, audio_track, seconds)
+    end = min(seconds, video_track.end)
+    timed_frames += screen.emit_until(end)
+    return timed_frames, joiner, np.concatenate(blocks)[: max(0, round((end - joiner.start) * joiner.sample_rate))]
 
 
-def _check_complete(container: InputContainer, picture: Track, sound: Track, seconds: float) -> None:
-    """Refuse a file that ends before its header says. Some headers have one length for all streams, that of the
+def _check_complete(container: InputContainer, video_track: Track, audio_track: Track, seconds: float) -> None:
+    """Reject a file that is shorter than its header declares. Some headers have one length for all streams, that of the
     longest.
     """
-    for track in (picture, sound):
-        track.check_whole(seconds)
-    promised, end = read_shared_end(container, picture), max(picture.end, sound.end)
-    if promised is not None and end < min(promised, seconds) - MAX_LOST_SECONDS:
-        detail = f"the file ends at {end:.2f} s, its header promises {promised:.2f} s"
-        raise MediaError(picture.path, RefusalReason.TRUNCATED, detail)
+    for track in (video_track, audio_track):
+        track.check_complete(seconds)
+    declared_end, end = read_shared_end(container, video_track), max(video_track.end, audio_track.end)
+    if declared_end is not None and end < min(declared_end, seconds) - MAX_LOST_SECONDS:
+        detail = f"the file ends at {end:.2f} s, its header declares {declared_end:.2f} s"
+        raise MediaError(video_track.path, RefusalReason.TRUNCATED, detail)
 
 
-def _warn_of_early_audio(path: Path, sound_end: float, picture_end: float) -> None:
+def _warn_of_early_audio(path: Path, audio_end: float, video_end: float) -> None:
     """Report that a clip is shorter than its video, because its audio ends before that."""
-    if sound_end < picture_end - MAX_LOST_SECONDS:
-        detail = f"its audio ends at {sound_end:.2f} s, its video not before {picture_end:.2f} s; the clip ends there"
+    if audio_end < video_end - MAX_LOST_SECONDS:
+        detail = f"its audio ends at {audio_end:.2f} s, its video not before {video_end:.2f} s; the clip ends there"
         warnings.warn(MediaWarning(path, detail), stacklevel=3)
 
 
-def _check_content(path: Path, sound: Float32[np.ndarray, " samples"], overlap: float) -> None:
+def _check_content(path: Path, waveform: Float32[np.ndarray, " samples"], overlap: float) -> None:
     if overlap < MIN_CLIP_SECONDS - 1e-6:
-        raise MediaError(path, RefusalReason.TOO_SHORT, f"picture and sound overlap for {max(overlap, 0.0):.3f} s")
-    if np.ptp(sound) / 2 < MAX_SILENT_PEAK:
+        raise MediaError(path, RefusalReason.TOO_SHORT, f"video and audio overlap for {max(overlap, 0.0):.3f} s")
+    if np.ptp(waveform) / 2 < MAX_SILENT_PEAK:
         raise MediaError(path, RefusalReason.SILENT, f"no sample exceeds {MAX_SILENT_PEAK} of full scale")

@@ -33,7 +33,7 @@ def calibrate_batch_norms(module: nn.Module, forward: Callable[..., object], *in
         norm.train()
     batches = max(1, len(inputs[0]) // CALIBRATION_BATCH_SIZE)
     for start in range(batches):
-        forward(*(each[start::batches] for each in inputs))
+        forward(*(tensor[start::batches] for tensor in inputs))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     module.eval()

@@ -25,7 +25,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from comodal.errors import CheckpointError
-from comodal.files import write_atomically, write_bytes_atomically
+from comodal.files import open_regular_file, write_atomically, write_bytes_atomically
 from comodal.text_files import read_json_object
 
 ModelType = typing.TypeVar("ModelType", bound=nn.Module)
@@ -110,28 +110,26 @@ def check_shapes(model_class: type[nn.Module], config: object, folder: Path) -> 
     Raises:
         CheckpointError: No model has this configuration, or its parameters are not those of the file.
     """
-    found = read_safetensors_header(folder / MODEL_WEIGHTS_FILE)
+    stored_shapes = read_safetensors_header(folder / MODEL_WEIGHTS_FILE)
     try:
-        with torch.device("meta"), limit_parameters(2 * len(found) + SPARE_PARAMETERS), NothingDrawn():
+        with torch.device("meta"), limit_parameters(2 * len(stored_shapes) + SPARE_PARAMETERS), NothingDrawn():
             expected = model_class(config).state_dict()
     except (ValueError, RuntimeError, ArithmeticError, LookupError) as error:
         raise CheckpointError(
-            f"{folder / MODEL_CONFIG_FILE}: no model has this configuration: {summarize_load_error(error)}"
+            f"{folder / MODEL_CONFIG_FILE}: invalid configuration: {summarize_load_error(error)}"
         ) from error
-    if found.keys() != expected.keys():
-        missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if stored_shapes.keys() != expected.keys():
+        missing, extra = sorted(expected.keys() - stored_shapes.keys()), sorted(stored_shapes.keys() - expected.keys())
         raise CheckpointError(
             f"{folder / MODEL_WEIGHTS_FILE}: missing weights {missing[:3]}, unknown weights {extra[:3]}"
         )
-    for name, (shape, is_float) in found.items():
+    for name, (shape, is_float) in stored_shapes.items():
         if shape != tuple(expected[name].shape):
-            shapes = f"{shape}, and the configuration asks for {tuple(expected[name].shape)}"
+            shapes = f"{shape}, and the configuration requires {tuple(expected[name].shape)}"
             raise CheckpointError(f"{folder / MODEL_WEIGHTS_FILE}: {name} has the shape {shapes}")
         if is_float != expected[name].is_floating_point():
             kind = "floating point" if is_float else "an integer type"
-            raise CheckpointError(
-                f"{folder / MODEL_WEIGHTS_FILE}: {name} is of {kind}, which its model does not have there"
-            )
+            raise CheckpointError(f"{folder / MODEL_WEIGHTS_FILE}: {name} is of {kind}, unlike in the model")
 
 
 class NothingDrawn(TorchFunctionMode):
@@ -155,13 +153,13 @@ def limit_parameters(parameters: int) -> Iterator[None]:
     """Stops the construction of a model with more parameters than the file of its weights could hold."""
     count = 0
 
-    def counted(*_: object) -> None:
+    def count_parameter(*_: object) -> None:
         nonlocal count
         count += 1
         if count > parameters:
-            raise ValueError(f"it has more than {parameters:,} parameters, and the file of weights has fewer")
+            raise ValueError(f"it has more than {parameters:,} parameters, more than the weights file")
 
-    hook = register_module_parameter_registration_hook(counted)
+    hook = register_module_parameter_registration_hook(count_parameter)
     try:
         yield
     finally:
@@ -195,13 +193,13 @@ def find_model_folder(path: Path) -> Path:
         if (folder / MODEL_CONFIG_FILE).is_file():
             return folder
     refuse_packed_run(path)
-    raise CheckpointError(f"{path}: no model here (neither config.json nor model/config.json)")
+    raise CheckpointError(f"{path}: no model found (neither config.json nor model/config.json)")
 
 
 def refuse_packed_run(path: Path) -> None:
     """Raises an error with advice if the path is a packed run (an archive)."""
     if path.suffix == ".zip":
-        raise CheckpointError(f"{path} is packed: unpack it (`unzip {path}`), and give the folder that comes out")
+        raise CheckpointError(f"{path} is a packed run: unpack it (`unzip {path}`), and pass the resulting folder")
 
 
 def read_model_config(folder: Path) -> dict[str, object]:
@@ -219,40 +217,38 @@ def resolve_model_class(name: object, folder: Path) -> tuple[type[nn.Module], ty
         raise CheckpointError(
             f"{folder / MODEL_CONFIG_FILE}: {name!r:.80} is not one of the models {', '.join(MODEL_MODULES)}"
         )
-    found = vars(importlib.import_module(f"comodal.models.{MODEL_MODULES[name]}"))[name]
-    return found, typing.get_type_hints(found.__init__)["config"]
+    model_class = vars(importlib.import_module(f"comodal.models.{MODEL_MODULES[name]}"))[name]
+    return model_class, typing.get_type_hints(model_class.__init__)["config"]
 
 
-def parse_config_value(wanted: typing.Any, value: object, where: str) -> typing.Any:
-    """Converts a JSON value to the type of a dataclass field: plain, Literal, tuple[X, ...] or a dataclass.
+def parse_config_value(expected_type: typing.Any, value: object, location: str) -> typing.Any:
+    """Converts a JSON value to the type of a dataclass field: a simple type, Literal, tuple[X, ...] or a dataclass.
 
     Every field is required, so that a changed default cannot change a saved model.
     """
-    if isinstance(wanted, type) and dataclasses.is_dataclass(wanted):
-        types_of = typing.get_type_hints(wanted)
-        names = {field.name for field in dataclasses.fields(wanted)}
+    if isinstance(expected_type, type) and dataclasses.is_dataclass(expected_type):
+        types_of = typing.get_type_hints(expected_type)
+        names = {field.name for field in dataclasses.fields(expected_type)}
         if not isinstance(value, dict):
-            raise CheckpointError(f"{where} is {value!r}, not an object")
+            raise CheckpointError(f"{location} is {value!r}, not an object")
         if value.keys() != names:
             missing, unknown = sorted(names - value.keys()), sorted(value.keys() - names)
-            raise CheckpointError(f"{where}: missing {missing}, unknown {unknown}")
-        values = {name: parse_config_value(types_of[name], value[name], f"{where}.{name}") for name in value}
+            raise CheckpointError(f"{location}: missing {missing}, unknown {unknown}")
+        values = {name: parse_config_value(types_of[name], value[name], f"{location}.{name}") for name in value}
         try:
-            return wanted(**values)
+            return expected_type(**values)
         except ValueError as error:
-            raise CheckpointError(f"{where}: no model has this configuration: {error}") from error
-    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+            raise CheckpointError(f"{location}: invalid configuration: {error}") from error
+    origin, arguments = typing.get_origin(expected_type), typing.get_args(expected_type)
     if origin is tuple and isinstance(value, list):
-        return tuple(parse_config_value(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if wanted is float and type(value) is int and abs(value) <= MAX_CONFIG_VALUE:
+        return tuple(parse_config_value(arguments[0], item, f"{location}[{i}]") for i, item in enumerate(value))
+    if expected_type is float and type(value) is int and abs(value) <= MAX_CONFIG_VALUE:
         return float(value)
-    if type(value) is wanted or (origin is typing.Literal and value in arguments):
+    if type(value) is expected_type or (origin is typing.Literal and value in arguments):
         if isinstance(value, int | float) and not abs(value) <= MAX_CONFIG_VALUE:
-            raise CheckpointError(
-                f"{where} is {value}; the numbers of a configuration are at most {MAX_CONFIG_VALUE:,}"
-            )
+            raise CheckpointError(f"{location} is {value}; numbers in a configuration are at most {MAX_CONFIG_VALUE:,}")
         return value
-    raise CheckpointError(f"{where} is {value!r:.80}, not {wanted}")
+    raise CheckpointError(f"{location} is {value!r:.80}, not {expected_type}")
 
 
 def read_safetensors_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
@@ -262,6 +258,7 @@ def read_safetensors_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool
         CheckpointError: There is no such file, or it is damaged.
     """
     try:
+        open_regular_file(path).close()
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             return {
@@ -274,12 +271,13 @@ def read_safetensors_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads all tensors of a safetensors file and verifies their checksum."""
     try:
+        open_regular_file(path).close()
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            stated = (file.metadata() or {}).get("crc32")
+            stored_checksum = (file.metadata() or {}).get("crc32")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: {error}") from error
-    if stated != str(compute_weights_checksum(weights)):
+    if stored_checksum != str(compute_weights_checksum(weights)):
         raise CheckpointError(f"{path}: the weights are damaged (checksum)")
     check_finite_weights(weights, path)
     return weights
@@ -293,7 +291,7 @@ def check_finite_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     """
     for name, tensor in weights.items():
         if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
-            raise CheckpointError(f"{path}: {name} has values that are NaN or infinite; the training has diverged")
+            raise CheckpointError(f"{path}: {name} has values that are NaN or infinite; training has diverged")
 
 
 def compute_weights_checksum(weights: Mapping[str, Tensor]) -> int:
@@ -310,7 +308,7 @@ def translate_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
+        match = re.search(r"os error (\d+)", str(error))
+        if match is None:
             raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise OSError(int(match[1]), os.strerror(int(match[1])), str(path)) from error

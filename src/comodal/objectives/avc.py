@@ -11,9 +11,9 @@ from comodal.data.batch import AudioVisualBatch
 from comodal.objectives.contrastive import compute_contrastive_loss
 
 
-def compute_correspondence_loss(logits: Float[Tensor, "batch 2"], together: Bool[Tensor, "batch"]) -> dict[str, Tensor]:
+def compute_correspondence_loss(logits: Float[Tensor, "batch 2"], is_match: Bool[Tensor, "batch"]) -> dict[str, Tensor]:
     """Cross-entropy over mismatch and match, and the accuracy (chance level: 0.5)."""
-    logits, target = logits.float(), together.long()
+    logits, target = logits.float(), is_match.long()
     return {"loss": F.cross_entropy(logits, target), "accuracy": (logits.argmax(-1) == target).float().mean()}
 
 
@@ -28,7 +28,7 @@ class AudioVisualCorrespondence(nn.Module):
         self.model = model
 
     def forward(self, batch: AudioVisualBatch) -> dict[str, Tensor]:
-        return compute_correspondence_loss(self.model(batch.image, batch.sound).logits, batch.together)
+        return compute_correspondence_loss(self.model(batch.image, batch.audio).logits, batch.is_match)
 
 
 class AllPairs(nn.Module):
@@ -40,8 +40,8 @@ class AllPairs(nn.Module):
     matched pairs. Clips of one source video are not used as negatives of each other. In evaluation the loss and the
     accuracy are the paper's, on its pairs.
 
-    Training requires batches of matched pairs (`MatchedPairs`), and a model with L3-Net's `image_features`,
-    `sound_features` and `fuse_all`.
+    Training requires batches of matched pairs (`MatchedPairs`), and a model with L3-Net's `compute_image_features`,
+    `compute_audio_features` and `fuse_all_pairs`.
 
     Args:
         model: The model to train.
@@ -55,17 +55,19 @@ class AllPairs(nn.Module):
 
     def forward(self, batch: AudioVisualBatch) -> dict[str, Tensor]:
         if not self.training:
-            return compute_correspondence_loss(self.model(batch.image, batch.sound).logits, batch.together)
-        logits = self.model.fuse_all(self.model.image_features(batch.image), self.model.sound_features(batch.sound))
+            return compute_correspondence_loss(self.model(batch.image, batch.audio).logits, batch.is_match)
+        logits = self.model.fuse_all_pairs(
+            self.model.compute_image_features(batch.image), self.model.compute_audio_features(batch.audio)
+        )
         margins = logits[..., 1].float() - logits[..., 0].float()
-        negatives = batch.sources[:, None] != batch.sources
-        compared = compute_contrastive_loss(margins, negatives, batch.together)
+        negatives = batch.source_ids[:, None] != batch.source_ids
+        contrastive = compute_contrastive_loss(margins, negatives, batch.is_match)
         pairs = compute_all_pairs_loss(margins, negatives)
         return {
-            "loss": compared.loss + self.pair_weight * pairs["loss"],
-            "contrastive_loss": compared.loss,
+            "loss": contrastive.loss + self.pair_weight * pairs["loss"],
+            "contrastive_loss": contrastive.loss,
             "pair_loss": pairs["loss"],
-            "contrastive_accuracy": compared.accuracy,
+            "contrastive_accuracy": contrastive.accuracy,
             "accuracy": pairs["accuracy"],
         }
 

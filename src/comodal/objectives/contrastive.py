@@ -19,18 +19,18 @@ class ContrastiveLoss(NamedTuple):
 
 
 def compute_contrastive_loss(
-    scores: Float[Tensor, "batch batch"], negatives: Bool[Tensor, "batch batch"], counted: Bool[Tensor, "batch"]
+    scores: Float[Tensor, "batch batch"], negatives: Bool[Tensor, "batch batch"], counted_rows: Bool[Tensor, "batch"]
 ) -> ContrastiveLoss:
     """Cross-entropy of the diagonal within its row and within its column.
 
     Args:
         scores: Score of every row's first modality with every row's second one; the diagonal holds the positives.
         negatives: Which scores a positive is compared with. The rows that it excludes must be symmetric.
-        counted: Rows whose loss is counted. Without any the loss is a zero that carries gradients.
+        counted_rows: Rows whose loss is counted. Without any the loss is a zero that carries gradients.
     """
     positives = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    compared = scores.float().masked_fill(~(negatives | positives), -torch.inf)
-    log_odds = torch.stack([compared.log_softmax(dim).diagonal() for dim in (1, 0)])
-    found = torch.stack([compared.diagonal() >= compared.amax(dim) for dim in (1, 0)])
-    rows = 2 * counted.sum().clamp(min=1)
-    return ContrastiveLoss(-(log_odds * counted).sum() / rows, (found & counted).sum() / rows)
+    candidate_scores = scores.float().masked_fill(~(negatives | positives), -torch.inf)
+    log_odds = torch.stack([candidate_scores.log_softmax(dim).diagonal() for dim in (1, 0)])
+    is_highest = torch.stack([candidate_scores.diagonal() >= candidate_scores.amax(dim) for dim in (1, 0)])
+    rows = 2 * counted_rows.sum().clamp(min=1)
+    return ContrastiveLoss(-(log_odds * counted_rows).sum() / rows, (is_highest & counted_rows).sum() / rows)

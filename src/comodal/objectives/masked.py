@@ -22,20 +22,22 @@ class MaskedLoss(NamedTuple):
     accuracy: Float[Tensor, ""]
 
 
-def make_masked_loss(total: Float[Tensor, ""], right: Bool[Tensor, "places"]) -> MaskedLoss:
+def make_masked_loss(total: Float[Tensor, ""], is_correct: Bool[Tensor, "positions"]) -> MaskedLoss:
     """Returns the means, given the sum of the losses."""
-    places = max(len(right), 1)
-    return MaskedLoss(total / places, right.sum().float() / places)
+    count = max(len(is_correct), 1)
+    return MaskedLoss(total / count, is_correct.sum().float() / count)
 
 
-def compute_masked_class_loss(scores: Float[Tensor, "places classes"], target: Int64[Tensor, "places"]) -> MaskedLoss:
+def compute_masked_class_loss(
+    scores: Float[Tensor, "positions classes"], target: Int64[Tensor, "positions"]
+) -> MaskedLoss:
     """Cross-entropy of masked tokens, or of the visual tokens of masked regions."""
     scores = scores.float()
     return make_masked_loss(F.cross_entropy(scores, target, reduction="sum"), scores.argmax(1) == target)
 
 
 def compute_masked_distribution_loss(
-    scores: Float[Tensor, "places classes"], target: Float[Tensor, "places classes"]
+    scores: Float[Tensor, "positions classes"], target: Float[Tensor, "positions classes"]
 ) -> MaskedLoss:
     """KL divergence from the detector's class probabilities (the paper's target); accuracy of its likeliest class."""
     scores = scores.float()
@@ -44,7 +46,7 @@ def compute_masked_distribution_loss(
 
 
 def compute_masked_feature_loss(
-    predicted: Float[Tensor, "places features"], target: Float[Tensor, "places features"]
+    predicted: Float[Tensor, "positions features"], target: Float[Tensor, "positions features"]
 ) -> MaskedLoss:
     """Mean squared error; a prediction is correct if its own region is the nearest of all masked regions."""
     predicted, target = predicted.float(), target.float()
@@ -60,33 +62,33 @@ def compute_masked_feature_loss(
 class RegionNegatives(NamedTuple):
     """Negatives of each prediction, as rows of all regions, and which of them exist."""
 
-    rows: Int64[Tensor, "places negatives"]
-    exist: Bool[Tensor, "places negatives"]
+    rows: Int64[Tensor, "positions negatives"]
+    exists: Bool[Tensor, "positions negatives"]
 
 
 def compute_masked_contrastive_loss(
-    predicted: Float[Tensor, "places features"],
-    regions: Float[Tensor, "rows features"],
-    positives: Int64[Tensor, "places"],
+    predicted: Float[Tensor, "positions features"],
+    region_features: Float[Tensor, "rows features"],
+    positives: Int64[Tensor, "positions"],
     negatives: RegionNegatives,
 ) -> MaskedLoss:
     """Cross-entropy of identifying the masked region among negatives by the dot product with their features.
 
     Args:
         predicted: Prediction at each masked position.
-        regions: Features of all regions of the batch, without masking.
-        positives: Row of `regions` that was masked at each position.
+        region_features: Features of all regions of the batch, without masking.
+        positives: Row of `region_features` that was masked at each position.
         negatives: Rows that it is compared with.
     """
-    scores = predicted.float() @ regions.float().T
+    scores = predicted.float() @ region_features.float().T
     rows = torch.cat([positives.unsqueeze(1), negatives.rows], 1)
     chosen = scores.gather(1, rows)
-    missing = F.pad(~negatives.exist, (1, 0))
+    missing = F.pad(~negatives.exists, (1, 0))
     return compute_masked_class_loss(chosen.masked_fill(missing, -torch.inf), torch.zeros_like(positives))
 
 
 def draw_region_negatives(
-    places: Int64[Tensor, "places"],
+    positions: Int64[Tensor, "positions"],
     candidates: Bool[Tensor, "batch regions"],
     count: int,
     generator: torch.Generator,
@@ -97,7 +99,7 @@ def draw_region_negatives(
     has negatives only from itself.
 
     Args:
-        places: Flat indices of the masked regions in `candidates`; all of them must be candidates.
+        positions: Flat indices of the masked regions in `candidates`; all of them must be candidates.
         candidates: Regions that can be drawn.
         count: Negatives of a position; both parts are rounded down.
         generator: Random generator on the CPU, so that every device draws the same. No shape depends on a value, so
@@ -108,10 +110,10 @@ def draw_region_negatives(
     total = available.sum()
     rank = available.cumsum(0) - 1  # index of a flat position among the candidates
     sizes = candidates.sum(1)
-    image = places // candidates.shape[1]
+    image = positions // candidates.shape[1]
     size = sizes[image].unsqueeze(1)
     first = (sizes.cumsum(0) - sizes)[image].unsqueeze(1)
-    own = rank[places].unsqueeze(1)
+    own = rank[positions].unsqueeze(1)
     across = draw_bounded_integers(total - size, int(count * ACROSS), generator)
     across = torch.where(across >= first, across + size, across)  # skips the position's own image
     inside = first + draw_bounded_integers(size - 1, int(count * INSIDE), generator)
@@ -122,8 +124,8 @@ def draw_region_negatives(
 
 
 def draw_bounded_integers(
-    sizes: Int64[Tensor, "places 1"], count: int, generator: torch.Generator
-) -> Int64[Tensor, "places count"]:
+    sizes: Int64[Tensor, "positions 1"], count: int, generator: torch.Generator
+) -> Int64[Tensor, "positions count"]:
     """Draws integers from 0 up to each size, exclusive; 0 where the size is 0."""
     draws = torch.rand(len(sizes), count, generator=generator, dtype=torch.float64)
     if sizes.device.type == "mps":  # MPS has no float64

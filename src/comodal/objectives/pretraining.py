@@ -38,7 +38,7 @@ def count_target_columns(
     """
     sizes: dict[RegionTarget, int] = {"classes": classes, "features": features, "contrast": features, "tokens": tokens}
     if not targets or len(set(targets)) < len(targets):
-        raise ValueError(f"region targets {list(targets)}: name one or more, each once")
+        raise ValueError(f"region targets {list(targets)}: one or more distinct targets are required")
     return {target: sizes[target] for target in targets}
 
 
@@ -47,9 +47,9 @@ MIN_DIM_TO_DROP_PADDING = (
 )
 
 
-def select_unpadded_tokens(attended: Bool[Tensor, "batch tokens"], index: Int64[Tensor, "tokens_there"]) -> Index:
+def select_unpadded_tokens(mask: Bool[Tensor, "batch tokens"], index: Int64[Tensor, "unpadded_tokens"]) -> Index:
     """Returns the index of the tokens that are not padding, on a CPU only; None stands for all tokens."""
-    return index if attended.device.type == "cpu" and index.numel() < attended.numel() else None
+    return index if mask.device.type == "cpu" and index.numel() < mask.numel() else None
 
 
 class ViLBERTPretraining(nn.Module):
@@ -64,7 +64,7 @@ class ViLBERTPretraining(nn.Module):
     Args:
         model: The model to train.
         region_targets: One or more targets of masked regions.
-        word_weight: Weight of the loss of masked tokens.
+        token_weight: Weight of the loss of masked tokens.
         region_weight: Weight of the loss of masked regions.
         alignment_weight: Weight of the alignment loss.
         negatives: Number of regions that `contrast` compares (the original: 128, of which 127 are drawn).
@@ -80,7 +80,7 @@ class ViLBERTPretraining(nn.Module):
         self,
         model: nn.Module,
         region_targets: Sequence[RegionTarget] = ("classes",),
-        word_weight: float = 1.0,
+        token_weight: float = 1.0,
         region_weight: float = 1.0,
         alignment_weight: float = 1.0,
         negatives: int = 128,
@@ -91,7 +91,7 @@ class ViLBERTPretraining(nn.Module):
         count_target_columns(region_targets, 1, 1, 1)
         self.model: Any = model  # its heads are no part of Module's interface
         self.region_targets = tuple(region_targets)
-        weights = torch.tensor([word_weight, region_weight, alignment_weight])
+        weights = torch.tensor([token_weight, region_weight, alignment_weight])
         self.register_buffer("weights", weights, persistent=False)  # on the device, so that no step copies them
         self.negatives = negatives
         self.seed = seed
@@ -101,71 +101,82 @@ class ViLBERTPretraining(nn.Module):
 
     def forward(self, batch: CaptionBatch) -> dict[str, Tensor]:
         model = self.model
-        regions = batch.tokens if model.config.region_tokens else batch.regions
+        region_features = batch.visual_tokens if model.config.num_visual_tokens else batch.region_features
         is_wide = model.config.text.dim >= MIN_DIM_TO_DROP_PADDING
-        of_words = select_unpadded_tokens(batch.words_attended, batch.attended_words) if is_wide else None
-        of_regions = select_unpadded_tokens(batch.regions_attended, batch.attended_regions) if is_wide else None
-        text = model.text_prefix(batch.words, batch.segments, batch.words_attended, index=of_words)
-        vision = model.vision_prefix(regions, batch.locations, batch.regions_attended, index=of_regions)
-        wanted = OutputIndices(batch.masked_words, batch.masked_regions) if is_wide else None
-        output = model.join(text, vision, wanted)
-        words = compute_masked_class_loss(
-            model.word_head(output.words.flatten(0, 1)[batch.masked_words]), batch.word_targets
+        unpadded_tokens = select_unpadded_tokens(batch.token_mask, batch.unpadded_token_indices) if is_wide else None
+        unpadded_regions = select_unpadded_tokens(batch.region_mask, batch.unpadded_region_indices) if is_wide else None
+        text = model.encode_text(batch.token_ids, batch.token_types, batch.token_mask, index=unpadded_tokens)
+        vision = model.encode_image(region_features, batch.spatials, batch.region_mask, index=unpadded_regions)
+        output_indices = OutputIndices(batch.masked_token_indices, batch.masked_region_indices) if is_wide else None
+        output = model.fuse(text, vision, output_indices)
+        token_loss = compute_masked_class_loss(
+            model.compute_token_logits(output.token_states.flatten(0, 1)[batch.masked_token_indices]),
+            batch.token_targets,
         )
-        targets = self.regions(model.region_head(output.regions.flatten(0, 1)[batch.masked_regions]), batch)
-        pairs = compute_alignment_loss(model.alignment_head(output.text, output.vision), batch.mismatched)
-        region_loss = torch.stack([target.loss for target in targets]).sum()
-        losses = torch.stack([words.loss, region_loss, pairs.loss])
+        region_losses = self.compute_region_losses(
+            model.region_head(output.region_states.flatten(0, 1)[batch.masked_region_indices]), batch
+        )
+        alignment_loss = compute_alignment_loss(
+            model.alignment_head(output.pooled_text, output.pooled_vision), batch.is_mismatch
+        )
+        region_loss = torch.stack([region_target.loss for region_target in region_losses]).sum()
+        losses = torch.stack([token_loss.loss, region_loss, alignment_loss.loss])
         metrics = {
             "loss": (losses * self.weights).sum(),
-            "word_loss": words.loss,
+            "token_loss": token_loss.loss,
             "region_loss": region_loss,
-            "alignment_loss": pairs.loss,
-            "word_accuracy": words.accuracy,
-            "region_accuracy": targets[0].accuracy,
-            "alignment_accuracy": pairs.accuracy,
+            "alignment_loss": alignment_loss.loss,
+            "token_accuracy": token_loss.accuracy,
+            "region_accuracy": region_losses[0].accuracy,
+            "alignment_accuracy": alignment_loss.accuracy,
         }
         if self.contrastive_weight:
-            compared = self.compare(text, vision, batch)
-            metrics["loss"] = metrics["loss"] + self.contrastive_weight * compared.loss
-            metrics |= {"contrastive_loss": compared.loss, "contrastive_accuracy": compared.accuracy}
+            contrastive = self.compute_contrastive(text, vision, batch)
+            metrics["loss"] = metrics["loss"] + self.contrastive_weight * contrastive.loss
+            metrics |= {"contrastive_loss": contrastive.loss, "contrastive_accuracy": contrastive.accuracy}
         return metrics
 
-    def compare(self, text: UnimodalEncoding, vision: UnimodalEncoding, batch: CaptionBatch) -> ContrastiveLoss:
+    def compute_contrastive(
+        self, text: UnimodalEncoding, vision: UnimodalEncoding, batch: CaptionBatch
+    ) -> ContrastiveLoss:
         """The contrastive loss of the matched pairs."""
-        matched = ~batch.mismatched
-        negatives = matched[:, None] & matched & (batch.images[:, None] != batch.images)
-        encodings = [compute_mean_encoding(stream.tokens, stream.attended) for stream in (text, vision)]
+        matched = ~batch.is_mismatch
+        negatives = matched[:, None] & matched & (batch.image_rows[:, None] != batch.image_rows)
+        encodings = [compute_mean_encoding(stream.hidden_states, stream.mask) for stream in (text, vision)]
         return compute_contrastive_loss(self.model.contrastive_head(*encodings), negatives, matched)
 
-    def regions(self, predicted: Float[Tensor, "places columns"], batch: CaptionBatch) -> list[MaskedLoss]:
+    def compute_region_losses(
+        self, predicted: Float[Tensor, "positions columns"], batch: CaptionBatch
+    ) -> list[MaskedLoss]:
         """The loss of each target, from its outputs of the region head."""
-        features, classes = batch.region_features.shape[1], batch.region_classes.shape[1]
-        known = sum(count_target_columns(self.region_targets, features, classes, 0).values())
-        columns = count_target_columns(self.region_targets, features, classes, predicted.shape[1] - known)
+        features, classes = batch.feature_targets.shape[1], batch.class_targets.shape[1]
+        num_known_columns = sum(count_target_columns(self.region_targets, features, classes, 0).values())
+        columns = count_target_columns(self.region_targets, features, classes, predicted.shape[1] - num_known_columns)
         if 0 in columns.values() or sum(columns.values()) != predicted.shape[1]:
             raise ValueError(
-                f"the region head gives {predicted.shape[1]} numbers, which cannot be {columns} "
-                "(region_targets of the model; 0 is what the region store lacks)"
+                f"the region head has {predicted.shape[1]} outputs, which cannot be {columns} "
+                "(region_targets of the model; 0 means that the region store has none)"
             )
         parts = predicted.split(list(columns.values()), 1)
-        return [self.region(target, part, batch) for target, part in zip(columns, parts, strict=True)]
+        return [self.compute_region_loss(target, part, batch) for target, part in zip(columns, parts, strict=True)]
 
-    def region(
-        self, target: RegionTarget, predicted: Float[Tensor, "places columns"], batch: CaptionBatch
+    def compute_region_loss(
+        self, target: RegionTarget, predicted: Float[Tensor, "positions columns"], batch: CaptionBatch
     ) -> MaskedLoss:
         """The loss of one target."""
         if target == "classes":
-            return compute_masked_distribution_loss(predicted, batch.region_classes)
+            return compute_masked_distribution_loss(predicted, batch.class_targets)
         if target == "features":
-            return compute_masked_feature_loss(predicted, batch.region_features)
+            return compute_masked_feature_loss(predicted, batch.feature_targets)
         if target == "tokens":
-            if len(batch.region_tokens) < len(predicted):
+            if len(batch.visual_token_targets) < len(predicted):
                 raise ValueError("the regions have no visual tokens; `comodal prepare tokens` makes them")
-            return compute_masked_class_loss(predicted, batch.region_tokens)
-        candidates = batch.regions_attended.clone()
+            return compute_masked_class_loss(predicted, batch.visual_token_targets)
+        candidates = batch.region_mask.clone()
         candidates[:, 0] = False  # the whole image is never masked
         generator = torch.Generator().manual_seed(zlib.crc32("\n".join((str(self.seed), *batch.keys)).encode()))
-        shown = batch.regions.flatten(0, 1).index_copy(0, batch.masked_regions, batch.region_features)
-        negatives = draw_region_negatives(batch.masked_regions, candidates, self.negatives, generator)
-        return compute_masked_contrastive_loss(predicted, shown, batch.masked_regions, negatives)
+        all_features = batch.region_features.flatten(0, 1).index_copy(
+            0, batch.masked_region_indices, batch.feature_targets
+        )
+        negatives = draw_region_negatives(batch.masked_region_indices, candidates, self.negatives, generator)
+        return compute_masked_contrastive_loss(predicted, all_features, batch.masked_region_indices, negatives)

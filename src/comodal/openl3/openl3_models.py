@@ -24,7 +24,7 @@ VALID_INPUT_REPRS = ("linear", "mel128", "mel256")
 VALID_CONTENT_TYPES = ("music", "env")
 VALID_AUDIO_EMBEDDING_SIZES = (6144, 512)
 VALID_IMAGE_EMBEDDING_SIZES = (8192, 512)
-FRONT_ENDS = ("librosa", "kapre014", "kapre03")  # "kapre" is the version of the training
+EXTENDED_FRONTENDS = ("librosa", "kapre014", "kapre03")  # "kapre" is the version of the training
 
 
 class OpenL3Error(ComodalError):
@@ -79,15 +79,15 @@ class EmbeddingModel:
             return (None, 224, 224, 3)
         if self.frontend != "librosa":
             return (None, 1, 48_000)
-        front_end = self.embedder.config.spectrogram
-        samples = front_end.sample_rate + front_end.zeros_before + front_end.zeros_after
-        frames = 1 + (samples - front_end.window_samples) // front_end.hop_samples
-        return (None, front_end.mel_bands or front_end.n_fft // 2 + 1, frames, 1)
+        spectrogram = self.embedder.config.spectrogram
+        samples = spectrogram.sample_rate + spectrogram.zeros_before + spectrogram.zeros_after
+        frames = 1 + (samples - spectrogram.window_samples) // spectrogram.hop_samples
+        return (None, spectrogram.mel_bands or spectrogram.n_fft // 2 + 1, frames, 1)
 
     @property
     def output_shape(self) -> tuple[None, int]:
         """Shape of the output of `predict`."""
-        rows, columns = self.embedder.grid(self.modality)
+        rows, columns = self.embedder.get_grid(self.modality)
         return (None, rows * columns * 8 * self.embedder.config.width)
 
     def predict(
@@ -96,15 +96,15 @@ class EmbeddingModel:
         """Returns embeddings of `preprocess_audio`'s output, or of pixels; `verbose` is ignored."""
         if x.shape[1:] != self.input_shape[1:]:
             raise OpenL3Error(f"this model takes {self.input_shape}, not {x.shape} (verbose {verbose})")
-        parts = [self._vectors(x[first : first + batch_size]) for first in range(0, len(x), batch_size)]
+        parts = [self._embed_batch(x[first : first + batch_size]) for first in range(0, len(x), batch_size)]
         return np.concatenate(parts)
 
-    def _vectors(self, x: Shaped[np.ndarray, "rows ..."]) -> Float32[np.ndarray, "rows features"]:
+    def _embed_batch(self, x: Shaped[np.ndarray, "rows ..."]) -> Float32[np.ndarray, "rows features"]:
         if self.modality == "image":
-            return self.embedder.pixels(np.ascontiguousarray(x, dtype=np.float32))
+            return self.embedder.embed_pixels(np.ascontiguousarray(x, dtype=np.float32))
         if self.frontend == "librosa":
-            return self.embedder.spectra(np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=np.float32))
-        return self.embedder.sound(np.ascontiguousarray(x[:, 0]))[0]
+            return self.embedder.embed_spectrograms(np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=np.float32))
+        return self.embedder.embed_audio(np.ascontiguousarray(x[:, 0]))[0]
 
 
 def load_audio_embedding_model(
@@ -119,7 +119,7 @@ def load_audio_embedding_model(
         frontend: kapre (0.1.4, with which the weights were trained) or librosa; OpenL3 uses kapre03 since 0.4.
 
     Raises:
-        OpenL3Error: There is no such network, or its file is missing; the message says where to get it.
+        OpenL3Error: There is no such network, or its file is missing; the message names its download page.
     """
     path = get_audio_embedding_model_path(input_repr, content_type)
     return load_audio_embedding_model_from_path(path, input_repr, embedding_size, frontend)
@@ -129,20 +129,20 @@ def load_audio_embedding_model_from_path(
     model_path: str | Path, input_repr: str, embedding_size: object, frontend: str = "kapre"
 ) -> EmbeddingModel:
     """Loads an audio network from a file (.h5, .h5.gz, .pth.tar) or a model folder."""
-    one_of("input representation", input_repr, VALID_INPUT_REPRS)
-    one_of("embedding size", embedding_size, VALID_AUDIO_EMBEDDING_SIZES)
-    one_of("frontend", frontend, (*VALID_FRONTENDS, *FRONT_ENDS))
-    now = CURRENT.get(DEFAULT)
-    kapre = "kapre03" if now.as_openl3 else "kapre014"
-    choice = EmbedderOptions(
-        now.as_openl3,
+    check_choice("input representation", input_repr, VALID_INPUT_REPRS)
+    check_choice("embedding size", embedding_size, VALID_AUDIO_EMBEDDING_SIZES)
+    check_choice("frontend", frontend, (*VALID_FRONTENDS, *EXTENDED_FRONTENDS))
+    current = CURRENT.get(DEFAULT)
+    kapre = "kapre03" if current.as_openl3 else "kapre014"
+    options = EmbedderOptions(
+        current.as_openl3,
         kapre if frontend == "kapre" else frontend,  # type: ignore[arg-type]
-        now.precision,
+        current.precision,
         embedding_size,  # type: ignore[arg-type]
-        now.device,
+        current.device,
         input_repr,  # type: ignore[arg-type]
     )
-    return EmbeddingModel(loaded(Path(model_path), choice, "sound"), "sound", frontend)
+    return EmbeddingModel(load_cached_embedder(Path(model_path), options, "audio"), "audio", frontend)
 
 
 def load_image_embedding_model(input_repr: str, content_type: str, embedding_size: object) -> EmbeddingModel:
@@ -154,47 +154,59 @@ def load_image_embedding_model(input_repr: str, content_type: str, embedding_siz
 
 def load_image_embedding_model_from_path(model_path: str | Path, embedding_size: object) -> EmbeddingModel:
     """Loads an image network from a file (.h5, .h5.gz) or a model folder."""
-    one_of("embedding size", embedding_size, VALID_IMAGE_EMBEDDING_SIZES)
-    now = CURRENT.get(DEFAULT)
-    choice = EmbedderOptions(now.as_openl3, None, now.precision, embedding_size, now.device)  # type: ignore[arg-type]
-    return EmbeddingModel(loaded(Path(model_path), choice, "image"), "image", "")
+    check_choice("embedding size", embedding_size, VALID_IMAGE_EMBEDDING_SIZES)
+    current = CURRENT.get(DEFAULT)
+    options = EmbedderOptions(current.as_openl3, None, current.precision, embedding_size, current.device)  # type: ignore[arg-type]
+    return EmbeddingModel(load_cached_embedder(Path(model_path), options, "image"), "image", "")
 
 
-def loaded(path: Path, choice: EmbedderOptions, modality: TowerModality) -> Embedder:
+def load_cached_embedder(path: Path, options: EmbedderOptions, modality: TowerModality) -> Embedder:
     """Loads a network once per process."""
     try:
-        embedder = load_embedder(path, choice)
-        embedder.grid(modality)
-        assert embedder.sound_tower if modality == "sound" else embedder.image_tower
+        embedder = load_embedder(path, options)
+        embedder.get_grid(modality)
+        assert embedder.audio_tower if modality == "audio" else embedder.image_tower
     except (CheckpointError, ValueError) as error:
         raise OpenL3Error(str(error)) from error
-    held = embedder.about.get("representation")
-    if choice.representation not in (None, held):
-        raise OpenL3Error(f"{path} was trained with {held}, not {choice.representation}")
+    representation = embedder.about.get("representation")
+    if options.representation not in (None, representation):
+        raise OpenL3Error(f"{path} was trained with {representation}, not {options.representation}")
     return embedder
 
 
 def get_audio_embedding_model_path(input_repr: str, content_type: str) -> str:
     """Path of the published file of an audio network."""
-    return published("sound", input_repr, content_type)
+    return find_published_path("audio", input_repr, content_type)
 
 
 def get_image_embedding_model_path(input_repr: str, content_type: str) -> str:
     """Path of the published file of an image network."""
-    return published("image", input_repr, content_type)
+    return find_published_path("image", input_repr, content_type)
 
 
-def published(modality: TowerModality, input_repr: str, content_type: str) -> str:
+def find_published_path(modality: TowerModality, input_repr: str, content_type: str) -> str:
     """Path of a published file, which must exist."""
-    one_of("input representation", input_repr, VALID_INPUT_REPRS)
-    one_of("content type", content_type, VALID_CONTENT_TYPES)
+    check_choice("input representation", input_repr, VALID_INPUT_REPRS)
+    check_choice("content type", content_type, VALID_CONTENT_TYPES)
     try:
         return str(find_published_weights(modality, input_repr, content_type))
     except CheckpointError as error:
         raise OpenL3Error(str(error)) from error
 
 
-def one_of(what: str, value: object, valid: tuple[object, ...]) -> None:
+def check_choice(argument: str, value: object, choices: tuple[object, ...]) -> None:
     """Raises an error for any other value."""
-    if value not in valid:
-        raise OpenL3Error(f"Invalid {what} {value!r}; it must be one of {', '.join(map(repr, valid))}")
+    if value not in choices:
+        raise OpenL3Error(f"Invalid {argument} {value!r}; it must be one of {', '.join(map(repr, choices))}")
+
+
+def as_list(value: object, argument: str) -> list:
+    """Returns a list: of one value, or the given list."""
+    if not isinstance(value, np.ndarray | list):
+        raise OpenL3Error(f"{argument} must be type list[np.ndarray] or np.ndarray. Got {type(value)}")
+    return value if isinstance(value, list) else [value]
+
+
+def describe(value: object) -> str:
+    """Describes a value for messages."""
+    return f"shape {value.shape}" if isinstance(value, np.ndarray) else str(type(value))

@@ -8,6 +8,7 @@ epochs of 4,096 batches, and a learning rate of 1e-5. The ranges of brightness a
 there.
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ from comodal.data.loader import Loader, Workers
 from comodal.data.shards.clip_dataset import Augmentation, ClipPairDataset
 from comodal.data.shards.pair_sampler import MatchedPairSampler, PairSampler
 from comodal.data.shards.shard_reader import ShardReader
-from comodal.errors import DataError
+from comodal.errors import DataError, check_number
 from comodal.flat_parameters import flatten_parameters
 from comodal.models.l3net.l3net import (
     L3EMBEDDING_L3NET_CONFIG,
@@ -84,7 +85,7 @@ class AVCNetwork:
 
 @dataclass(frozen=True)
 class AVCSchedule(PretrainingSchedule):
-    """How long and how fast L3-Net is trained.
+    """The training schedule of L3-Net.
 
     Args:
         steps: Optimizer steps; by default 234,375 for paper (60 million pairs), 3,000 for small and, as in l3embedding,
@@ -94,13 +95,16 @@ class AVCSchedule(PretrainingSchedule):
         learning_rate: Learning rate of Adam; by default 1e-4 for paper, 1e-3 for small and, as in l3embedding, 1e-5 for
             all other variants.
         weight_decay: Weight decay of the kernels only. Keras' l2 of 1e-5, the paper's, is a weight decay of 2e-5.
-        warm_up_steps: Warmup steps, in which the learning rate rises from 0.
-        final_fraction: Final learning rate of the cosine schedule as a fraction of the full one; 1 keeps it constant.
+        warmup_steps: Warmup steps, in which the learning rate rises from 0.
+        min_lr_ratio: Final learning rate of the cosine schedule as a fraction of the full one; 1 keeps it constant.
     """
 
     weight_decay: float = 2e-5
-    warm_up_steps: int = 0
-    final_fraction: float = 1.0
+    warmup_steps: int = 0
+    min_lr_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_number("weight_decay", self.weight_decay, 0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,9 @@ class AVCLoading:
     workers: Workers = "auto"
     cache_megabytes: int = 0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_number("validation_pairs", self.validation_pairs, 0, math.inf)
 
 
 PAPER_NETWORK, PAPER_SCHEDULE = AVCNetwork(), AVCSchedule()
@@ -140,29 +147,29 @@ def recipe(
         network: The network.
         objective: avc classifies the paper's pairs, half of them matched. all_pairs scores every image of a process's
             batch with every audio and trains in fewer steps. Validation uses avc in both cases.
-        schedule: How long and how fast.
+        schedule: The steps, the batch size and the learning rate.
         augmentation: Random changes of images and audio.
         loading: How clips become batches.
 
     Examples:
         comodal train l3net --data shards/ --out runs/first --variant small --steps 3000
-        torchrun --nproc_per_node 8 -m comodal train l3net --data shards/ --out runs/full --batch_size 512
+        torchrun --nproc-per-node 8 -m comodal train l3net --data shards/ --out runs/full --batch-size 512
     """
     config, chosen, seed = network.build_config(), schedule.fill(AVC_DEFAULTS[network.variant]), loading.seed
     check_model_fits(lambda: L3Net(config))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = L3Net(config)
-    trained = AllPairs(model) if objective == "all_pairs" else AudioVisualCorrespondence(model)
+    objective_module = AllPairs(model) if objective == "all_pairs" else AudioVisualCorrespondence(model)
     sampler = MatchedPairSampler if objective == "all_pairs" else PairSampler
     train = make_clip_pairs(data / "train", config, seed, augmentation, sampler, loading.cache_megabytes * 10**6)
     return Run(
-        objective=trained,
+        objective=objective_module,
         batches=Loader(train, chosen.batch_size, loading.workers),
         validation=make_validation_loader(data / "validation", config, chosen.batch_size, loading),
-        optimizer=make_adam(trained, chosen.learning_rate, schedule.weight_decay),
+        optimizer=make_adam(objective_module, chosen.learning_rate, schedule.weight_decay),
         learning_rate=make_cosine_schedule(
-            chosen.learning_rate, chosen.steps, schedule.warm_up_steps, schedule.final_fraction
+            chosen.learning_rate, chosen.steps, schedule.warmup_steps, schedule.min_lr_ratio
         ),
         steps=chosen.steps,
         seed=seed,
@@ -196,7 +203,7 @@ def make_clip_pairs(
     """
     shards = ShardReader(folder)
     try:
-        pairs = sampler(shards, seed, config.sound_seconds)
+        pairs = sampler(shards, seed, config.audio_seconds)
     except DataError as error:
         raise DataError(f"{folder}: {error}") from error
     return ClipPairDataset(shards, pairs, config.image_size, config.sample_rate, augmentation, cache_bytes)

@@ -1,5 +1,6 @@
-"""The options of ViLBERT's pretraining, grouped by what they are about; `vilbert_pretraining.py` uses them."""
+"""The options of ViLBERT's pretraining, grouped by subject; `vilbert_pretraining.py` uses them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ class ViLBERTNetwork:
     """The network of a run.
 
     Args:
-        variant: The paper's base model with 2, 4, 6 or 8 co-attention layers, one on BERT-large, a small one that
-            trains on two CPU cores, or single_stream: one BERT over tokens and visual tokens (the paper's baseline).
+        variant: The paper's base model with 2, 4, 6 or 8 co-attention layers, one on BERT-large, or a small one for two
+            CPU cores. single_stream is one BERT over tokens and visual tokens (the paper's baseline).
         regions_as: Input of a region: its features, or its visual token (`comodal prepare tokens`).
         dropout: Dropout of both streams and of attention; by default that of the BERT or the variant, 0.1. With 0,
             small models train faster, and a step on a CPU takes less time.
@@ -33,6 +34,9 @@ class ViLBERTNetwork:
     regions_as: Literal["features", "tokens"] = "features"
     dropout: float | None = None
     contrastive_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_number("contrastive_weight", self.contrastive_weight, 0, math.inf)
 
     @property
     def is_small(self) -> bool:
@@ -47,7 +51,7 @@ class InitialState:
         bert: Hugging Face BERT (folder or file) that initializes the text stream; without it the text stream is
             randomly initialized.
         allow_missing: Randomly initialize tensors that the BERT's file lacks; without it a missing tensor is an error.
-        words: Vocabulary: a vocab.txt or tokenizer.json; by default the BERT's, or without a BERT the words of the
+        vocabulary: Vocabulary: a vocab.txt or tokenizer.json; by default the BERT's, or without a BERT the words of the
             captions.
         start_from: Run or model of the same sizes whose weights initialize the model; --bert then only gives the
             vocabulary and the sizes of the text stream.
@@ -55,7 +59,7 @@ class InitialState:
 
     bert: Path | None = None
     allow_missing: bool = False
-    words: Path | None = None
+    vocabulary: Path | None = None
     start_from: Path | None = None
 
 
@@ -67,27 +71,28 @@ class PretextTasks:
         region_targets: Targets of masked regions, one or more of classes, features, contrast and tokens; by default the
             first that the store has of the detector's classes, tokens, and features.
         overlap: Also mask regions that overlap a masked one by more than this IoU; 12-in-1 uses 0.4.
-        tell_mismatched: Also compute the masked losses on mismatched pairs; 12-in-1 does not.
-        replaced: Part of a pair that is replaced to make a mismatched pair (a negative); the original's code replaces
+        mask_loss_on_mismatched: Also compute the masked losses on mismatched pairs; 12-in-1 does not.
+        negatives: Part of a pair that is replaced to make a mismatched pair (a negative); the original's code replaces
             the caption.
         faithful: Mask, average and draw negatives as the original's code does where that differs from the paper.
     """
 
     region_targets: Sequence[str] | None = None
     overlap: float | None = None
-    tell_mismatched: bool = True
-    replaced: Literal["caption", "image", "either"] = "either"
+    mask_loss_on_mismatched: bool = True
+    negatives: Literal["caption", "image", "either"] = "either"
     faithful: bool = False
 
     def check(self) -> None:
         """Raises ValueError if the options contradict each other."""
-        if self.faithful and self.replaced == "image":
-            raise ValueError("--faithful replaces captions, as the original's code does: leave out --replaced image")
+        check_number("overlap", self.overlap or 0.0, 0, 1)
+        if self.faithful and self.negatives == "image":
+            raise ValueError("--faithful replaces captions, as the original's code does: leave out --negatives image")
 
 
 @dataclass(frozen=True)
 class ViLBERTSchedule(PretrainingSchedule):
-    """How long and how fast ViLBERT is trained.
+    """The training schedule of ViLBERT.
 
     Args:
         steps: Optimizer steps; by default 3,000 for small and single_stream, 60,000 for all other variants.
@@ -95,17 +100,19 @@ class ViLBERTSchedule(PretrainingSchedule):
             and single_stream, 512 for all other variants.
         learning_rate: Peak learning rate of AdamW; by default 1e-3 for small and single_stream, 1e-4 for all other
             variants.
-        pretrained_rate: Learning rate scale of the weights that came from the BERT.
+        backbone_lr_scale: Learning rate scale of the weights that came from the BERT.
         weight_decay: Weight decay of the weight matrices only.
-        warm_up: Fraction of the steps in which the learning rate rises linearly from 0; it then decays linearly to 0.
+        warmup_ratio: Fraction of the steps in which the learning rate rises linearly from 0; then it decays linearly.
     """
 
-    pretrained_rate: float = 0.1
+    backbone_lr_scale: float = 0.1
     weight_decay: float = 0.01
-    warm_up: float = 0.1
+    warmup_ratio: float = 0.1
 
     def __post_init__(self) -> None:
-        check_number("warm_up", self.warm_up, 0, 1)
+        check_number("warmup_ratio", self.warmup_ratio, 0, 1)
+        check_number("weight_decay", self.weight_decay, 0, math.inf)
+        check_number("backbone_lr_scale", self.backbone_lr_scale, 0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -113,20 +120,21 @@ class CaptionLoading:
     """How captions and regions become batches.
 
     Args:
-        max_words: Maximum number of tokens of a caption.
+        max_tokens: Maximum number of tokens of a caption.
         max_regions: Maximum number of regions of an image.
-        validation_share: Fraction of the images held out for validation where the captions name no split.
+        validation_fraction: Fraction of the images held out for validation where the captions name no split.
         validation_pairs: Fixed pairs of held-out images, rounded up to whole batches; 0 for no validation.
         workers: Data loader processes; auto: two for a CPU, more for a GPU.
         seed: Random seed of the initial weights, the pairs and the masks.
     """
 
-    max_words: int = 36
+    max_tokens: int = 36
     max_regions: int = 36
-    validation_share: float = 0.02
+    validation_fraction: float = 0.02
     validation_pairs: int = 1024
     workers: Workers = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_number("validation_share", self.validation_share, 0, 1)
+        check_number("validation_fraction", self.validation_fraction, 0, 1)
+        check_number("validation_pairs", self.validation_pairs, 0, math.inf)

@@ -69,13 +69,13 @@ class PretrainingData:
     """The captions, the region store and the vocabulary."""
 
     store: RegionStore
-    words: WordPieceTokenizer
+    tokenizer: WordPieceTokenizer
     train: MatchedPairs
     validation: MatchedPairs
 
-    def fingerprint(self) -> str:
+    def compute_fingerprint(self) -> str:
         """The fingerprint of everything that training reads."""
-        digest = hashlib.sha256(self.store.fingerprint.encode() + self.words.as_json())
+        digest = hashlib.sha256(self.store.fingerprint.encode() + self.tokenizer.to_json())
         for caption, row in [*self.train, *self.validation]:
             digest.update(f"{row} {caption.caption}\n".encode())
         return digest.hexdigest()[:16]
@@ -105,41 +105,47 @@ def recipe(
         initial: Where the weights and the vocabulary come from.
         network: The network.
         tasks: What is masked, and which pairs are mismatched.
-        schedule: How long and how fast.
+        schedule: The steps, the batch size and the learning rate.
         loading: How captions and regions become batches.
 
     Examples:
         comodal train vilbert --data regions/ --captions captions.jsonl --bert bert-base-uncased/ --out runs/first
-        torchrun --nproc_per_node 8 -m comodal train vilbert --data cc/ --captions cc.tsv --bert bert/ --out runs/cc
+        torchrun --nproc-per-node 8 -m comodal train vilbert --data cc/ --captions cc.tsv --bert bert/ --out runs/cc
     """
     chosen = schedule.fill(SMALL_VILBERT_DEFAULTS if network.is_small else PAPER_VILBERT_DEFAULTS)
-    material = gather_pretraining_data(data, captions, initial.words or initial.bert, loading.validation_share)
-    targets = choose_region_targets(tasks.region_targets, material.store)
+    pretraining_data = load_pretraining_data(
+        data, captions, initial.vocabulary or initial.bert, loading.validation_fraction
+    )
+    targets = choose_region_targets(tasks.region_targets, pretraining_data.store)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(loading.seed)
-        model = build_pretraining_model(network, material, targets, initial.bert)
-    check_caption_length(model, loading.max_words)
-    pretrained, report = fill_text_stream(model, initial.bert, initial.allow_missing)
+        model = build_pretraining_model(network, pretraining_data, targets, initial.bert)
+    check_caption_length(model, loading.max_tokens)
+    pretrained, report = load_text_stream(model, initial.bert, initial.allow_missing)
     if initial.start_from is not None:
         load_initial_weights(model, initial.start_from)
     tasks.check()
-    pairs = partial(build_caption_pairs, material, captions, tasks, chosen.batch_size, loading)
+    make_dataset = partial(build_caption_pairs, pretraining_data, captions, tasks, chosen.batch_size, loading)
     objective = ViLBERTPretraining(model, targets, contrastive_weight=network.contrastive_weight, seed=loading.seed)
-    rate, region_record = chosen.learning_rate, collect_region_record(material.store, initial.start_from)
+    rate, region_record = chosen.learning_rate, collect_region_record(pretraining_data.store, initial.start_from)
     return Run(
         objective=objective,
-        batches=Loader(pairs(material.train, loading.seed), chosen.batch_size, loading.workers),
-        validation=make_validation_loader(pairs, material.validation, chosen.batch_size, loading),
+        batches=Loader(make_dataset(pretraining_data.train, loading.seed), chosen.batch_size, loading.workers),
+        validation=make_validation_loader(make_dataset, pretraining_data.validation, chosen.batch_size, loading),
         optimizer=make_adamw(
-            objective, rate, schedule.weight_decay, pretrained=pretrained, pretrained_share=schedule.pretrained_rate
+            objective,
+            rate,
+            schedule.weight_decay,
+            pretrained=pretrained,
+            pretrained_lr_scale=schedule.backbone_lr_scale,
         ),
-        learning_rate=make_linear_schedule(rate, chosen.steps, round(schedule.warm_up * chosen.steps)),
+        learning_rate=make_linear_schedule(rate, chosen.steps, round(schedule.warmup_ratio * chosen.steps)),
         steps=chosen.steps,
         seed=loading.seed,
-        fingerprint=material.fingerprint(),
+        fingerprint=pretraining_data.compute_fingerprint(),
         resolved=chosen.list_parameters(),
         validate_every=chosen.validate_every,
-        files={"tokenizer.json": material.words.as_json(), **report, **region_record},
+        files={"tokenizer.json": pretraining_data.tokenizer.to_json(), **report, **region_record},
     )
 
 
@@ -153,14 +159,16 @@ def build_caption_pairs(
     seed: int,
 ) -> CaptionDataset:
     """The pairs of one split, masked; reports how many captions are truncated."""
-    masking = MaskingConfig(overlap=tasks.overlap, tell_mismatched=tasks.tell_mismatched, faithful=tasks.faithful)
-    replaced = "caption" if tasks.faithful else tasks.replaced
-    negatives = NegativeSampling(replaced=replaced, other_image=not tasks.faithful)
-    lengths = loading.max_words, loading.max_regions
-    made = CaptionDataset(chosen, material.store, material.words, seed, batch_size, *lengths, masking, negatives)
-    if made.truncated and distributed.is_main_process():
-        cut = f"{made.truncated:,} of {len(made):,} captions have more than {loading.max_words} word pieces"
-        print_line(f"{captions}: {cut} and lose their end (--max_words)")
+    masking = MaskingConfig(
+        overlap_threshold=tasks.overlap, mask_loss_on_mismatched=tasks.mask_loss_on_mismatched, faithful=tasks.faithful
+    )
+    replaced = "caption" if tasks.faithful else tasks.negatives
+    negatives = NegativeSampling(negatives=replaced, exclude_same_image=not tasks.faithful)
+    lengths = loading.max_tokens, loading.max_regions
+    made = CaptionDataset(chosen, material.store, material.tokenizer, seed, batch_size, *lengths, masking, negatives)
+    if made.num_truncated and distributed.is_main_process():
+        cut = f"{made.num_truncated:,} of {len(made):,} captions have more than {loading.max_tokens} tokens"
+        print_line(f"{captions}: {cut} and are truncated (--max-tokens)")
     return made
 
 
@@ -175,108 +183,106 @@ def make_validation_loader(
     return Loader(pairs(held_out, loading.seed + VILBERT_VALIDATION_SEED_OFFSET), batch_size, loading.workers, length)
 
 
-def gather_pretraining_data(data: Path, captions: Path, words: Path | None, validation_share: float) -> PretrainingData:
+def load_pretraining_data(
+    data: Path, captions: Path, vocabulary: Path | None, validation_fraction: float
+) -> PretrainingData:
     """Returns the captions whose image is in the store, split, and the vocabulary.
 
     Raises:
         DataError: A file is missing or damaged, or captions and store do not match.
     """
-    store, read = RegionStore(data), read_captions(captions)
-    found = match_captions(read, store.ids)
-    parts = split_matched_captions(found.pairs, store.ids, validation_share, 0.0)
+    store, caption_file = RegionStore(data), read_captions(captions)
+    matched = match_captions(caption_file, store.ids)
+    parts = split_matched_captions(matched.pairs, store.ids, validation_fraction, 0.0)
     if distributed.is_main_process():
         counts = ", ".join(f"{len(pairs):,} {split}" for split, pairs in parts.items() if pairs)
         empty = int((store.counts == 0).sum())
         images = f"{len(store):,} images" + (f" ({empty:,} without regions)" if empty else "")
-        reasons = found.not_taken(read.refused)
-        print_line(f"{captions} ({read.layout}): captions of {images}, {counts}{reasons}")
+        reasons = matched.format_skipped(caption_file.refused)
+        print_line(f"{captions} ({caption_file.layout}): captions of {images}, {counts}{reasons}")
     if not parts["train"]:
-        raise DataError(f"{captions}: no caption of an image of {data} is for training")
+        raise DataError(f"{captions}: no training caption matches an image of {data}")
     if parts["validation"] and len({row for _, row in parts["validation"]}) == 1:  # a mismatched pair needs two
         parts["validation"] = []
         if distributed.is_main_process():
-            print_line(
-                f"{captions}: one image for validation is too few, so there is none (--validation_share takes more)"
-            )
-    vocabulary = (
-        WordPieceTokenizer.read(words)
-        if words
-        else WordPieceTokenizer.of_texts(caption.caption for caption, _ in parts["train"])
+            print_line(f"{captions}: no validation, since it would have one image only; increase --validation-fraction")
+    tokenizer = (
+        WordPieceTokenizer.read(vocabulary)
+        if vocabulary
+        else WordPieceTokenizer.from_texts(caption.caption for caption, _ in parts["train"])
     )
-    return PretrainingData(store, vocabulary, parts["train"], parts["validation"])
+    return PretrainingData(store, tokenizer, parts["train"], parts["validation"])
 
 
-def choose_region_targets(wanted: Sequence[str] | None, store: RegionStore) -> list[RegionTarget]:
+def choose_region_targets(requested: Sequence[str] | None, store: RegionStore) -> list[RegionTarget]:
     """Returns the targets of masked regions, which the store must have."""
-    there = {"classes": store.classes > 0, "tokens": store.tokens > 0, "features": True, "contrast": True}
-    for target in wanted or ():
-        if target not in there:
-            raise ValueError(f"unknown region target {target!r}; there are {', '.join(there)}")
-        if not there[target]:
-            raise DataError(f"{store.folder} has no {target}: `comodal prepare tokens {store.folder}` makes them")
-    chosen = list(wanted or [next(target for target, is_there in there.items() if is_there)])
+    available = {"classes": store.classes > 0, "tokens": store.tokens > 0, "features": True, "contrast": True}
+    for target in requested or ():
+        if target not in available:
+            raise ValueError(f"unknown region target {target!r}; there are {', '.join(available)}")
+        if not available[target]:
+            raise DataError(f"{store.folder} has no {target}: `comodal prepare tokens {store.folder}` creates them")
+    chosen = list(requested or [next(target for target, is_available in available.items() if is_available)])
     return cast(list[RegionTarget], chosen)
 
 
 def build_pretraining_model(
-    network: ViLBERTNetwork, material: PretrainingData, targets: Sequence[RegionTarget], bert: Path | None
+    network: ViLBERTNetwork, data: PretrainingData, targets: Sequence[RegionTarget], bert: Path | None
 ) -> nn.Module:
     """Returns a randomly initialized model of the right sizes."""
-    is_single_stream, tokens = network.variant == "single_stream", network.regions_as == "tokens"
+    is_single_stream, uses_visual_tokens = network.variant == "single_stream", network.regions_as == "tokens"
     if network.contrastive_weight and is_single_stream:
-        raise ValueError("--variant single_stream has no encoders of one modality: leave out --contrastive-weight")
-    store, vocabulary = material.store, material.words.size
+        raise ValueError("--variant single_stream has no unimodal encoders: leave out --contrastive-weight")
+    store, vocabulary = data.store, data.tokenizer.size
     inputs = store.tokens + len(TokenInput)
-    if (tokens or is_single_stream) and not store.tokens:
-        raise DataError(f"{store.folder} has no visual tokens: `comodal prepare tokens {store.folder}` makes them")
+    if (uses_visual_tokens or is_single_stream) and not store.tokens:
+        raise DataError(f"{store.folder} has no visual tokens: `comodal prepare tokens {store.folder}` creates them")
     columns = sum(count_target_columns(targets, store.dim, store.classes, store.tokens).values())
     config = make_small_vilbert_config() if network.is_small else VILBERT_VARIANTS[network.variant]
-    config = derive_config_from_bert(bert, like=config) if bert else replace(config, vocabulary=vocabulary)
+    config = derive_config_from_bert(bert, template=config) if bert else replace(config, vocabulary=vocabulary)
     if vocabulary > config.vocabulary:
-        raise RecipeError(
-            f"--words has {vocabulary:,} pieces, the BERT {config.vocabulary:,}: they do not fit together"
-        )
+        raise RecipeError(f"--vocabulary has {vocabulary:,} tokens, the BERT {config.vocabulary:,}: they do not match")
     if (dropout := network.dropout) is not None:
         text, vision = (
             replace(stream, dropout=dropout, attention_dropout=dropout) for stream in (config.text, config.vision)
         )
         config = replace(config, text=text, vision=vision)
     if is_single_stream:
-        sizes = (config.vocabulary, config.positions, config.first_position, config.segments, config.text)
-        rest = (inputs, columns, config.joint_dim, config.fusion, config.initializer_range)
-        single = single_stream.SingleStreamConfig(*sizes, *rest)
+        sizes = (config.vocabulary, config.positions, config.first_position, config.num_token_types, config.text)
+        other_sizes = (inputs, columns, config.joint_dim, config.fusion, config.initializer_range)
+        single = single_stream.SingleStreamConfig(*sizes, *other_sizes)
         check_model_fits(lambda: single_stream.SingleStream(single))
         return single_stream.SingleStream(single)
-    sized: ViLBERTConfig = replace(
+    sized_config: ViLBERTConfig = replace(
         config,
-        region_features=store.dim,
+        region_feature_dim=store.dim,
         region_targets=columns,
-        region_tokens=inputs if tokens else 0,
+        num_visual_tokens=inputs if uses_visual_tokens else 0,
         contrastive_dim=CONTRASTIVE_DIM if network.contrastive_weight else 0,
     )
-    check_model_fits(lambda: ViLBERT(sized))
-    return ViLBERT(sized)
+    check_model_fits(lambda: ViLBERT(sized_config))
+    return ViLBERT(sized_config)
 
 
-def check_caption_length(model: nn.Module, max_words: int) -> None:
+def check_caption_length(model: nn.Module, max_tokens: int) -> None:
     """Raises a RecipeError if captions could have more tokens than the model has positions."""
     config = cast(ViLBERTConfig | single_stream.SingleStreamConfig, model.config)
-    longest = config.positions - config.first_position
-    if max_words > longest:
-        raise RecipeError(f"--max_words {max_words}: this model has positions for {longest} word pieces")
+    max_positions = config.positions - config.first_position
+    if max_tokens > max_positions:
+        raise RecipeError(f"--max-tokens {max_tokens}: this model has positions for {max_positions} tokens")
 
 
-def fill_text_stream(
+def load_text_stream(
     model: nn.Module, bert: Path | None, allow_missing: bool
 ) -> tuple[list[nn.Parameter], dict[str, bytes]]:
     """Initializes the text stream from a BERT; returns the parameters that came from it, and a report on all."""
     if bert is None:
         return [], {}
-    filled = load_bert_weights(model, bert, allow_missing)
+    load_report = load_bert_weights(model, bert, allow_missing)
     if distributed.is_main_process():
-        print_line(f"{bert}: {filled.lines()[0]}; each is named in {BERT_REPORT_FILE} beside the model")
-    report = "".join(f"{line}\n" for line in filled.lines())
-    return [model.get_parameter(name) for name in filled.filled], {BERT_REPORT_FILE: report.encode()}
+        print_line(f"{bert}: {load_report.format_lines()[0]}; {BERT_REPORT_FILE} next to the model lists them")
+    report = "".join(f"{line}\n" for line in load_report.format_lines())
+    return [model.get_parameter(name) for name in load_report.filled], {BERT_REPORT_FILE: report.encode()}
 
 
 def load_initial_weights(model: nn.Module, path: Path) -> None:
@@ -285,7 +291,9 @@ def load_initial_weights(model: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: There is no such model, or its sizes differ.
     """
-    other = load_model(path)
-    if other.config != getattr(model, "config", None):
-        raise CheckpointError(f"{path} has other sizes than this model: {other.config} is not {model.config}")
-    model.load_state_dict(other.state_dict())
+    initial = load_model(path)
+    if initial.config != getattr(model, "config", None):
+        raise CheckpointError(
+            f"{path} has another configuration than this model: {initial.config} is not {model.config}"
+        )
+    model.load_state_dict(initial.state_dict())

@@ -55,27 +55,27 @@ class Backbone:
 
     @torch.inference_mode()
     def __call__(
-        self, pictures: UInt8[np.ndarray, "images height width 3"]
+        self, images: UInt8[np.ndarray, "images height width 3"]
     ) -> list[Float[Tensor, "images _channels _rows _columns"]]:
-        """The maps of images that `scaled` returned, on the network's device."""
-        pixels = torch.from_numpy(pictures.copy()).permute(0, 3, 1, 2).to(self.device)
+        """The maps of images that `scale_image` returned, on the network's device."""
+        pixels = torch.from_numpy(images.copy()).permute(0, 3, 1, 2).to(self.device)
         return [feature_map.float() for feature_map in self.feature_maps(pixels)]
 
-    def scaled(self, picture: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "new_height new_width 3"]:
+    def scale_image(self, image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "new_height new_width 3"]:
         """An image scaled to the network's short side, with both sides multiples of its stride."""
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         scale = self.size / min(height, width)
         rows, columns = (max(1, round(side * scale / self.stride)) for side in (height, width))
-        wanted = (columns * self.stride, rows * self.stride)
-        if wanted == (width, height):
-            return picture
-        return np.asarray(Image.fromarray(picture).resize(wanted, Image.Resampling.BILINEAR))
+        new_size = (columns * self.stride, rows * self.stride)
+        if new_size == (width, height):
+            return image
+        return np.asarray(Image.fromarray(image).resize(new_size, Image.Resampling.BILINEAR))
 
 
 class ScaledImage(NamedTuple):
     """A scaled image, boxes in pixels of the original image, and the original size."""
 
-    picture: UInt8[np.ndarray, "_ _ 3"]
+    image: UInt8[np.ndarray, "_ _ 3"]
     boxes: Float32[np.ndarray, "regions 4"]
     width: int
     height: int
@@ -93,48 +93,48 @@ class PooledRegions:
     def __init__(self, backbone: Backbone, cells: int = 1, maps: Maps = "last") -> None:
         self.backbone, self.cells, self.first_map = backbone, cells, 0 if maps == "all" else -1
         self.name, self.size = backbone.name, backbone.size
-        self.finds_boxes, self.takes_boxes, self.num_classes = False, True, 0
-        blank = backbone.scaled(np.zeros((backbone.size, backbone.size, 3), np.uint8))
-        self.feature_dim = sum(feature_map.shape[1] for feature_map in self.maps(blank[None])) * cells**2
+        self.has_own_boxes, self.accepts_boxes, self.num_classes = False, True, 0
+        zero_image = backbone.scale_image(np.zeros((backbone.size, backbone.size, 3), np.uint8))
+        self.feature_dim = sum(feature_map.shape[1] for feature_map in self.compute_maps(zero_image[None])) * cells**2
         settings = {"size": backbone.size, "cells": cells} | ({"maps": maps} if maps != "last" else {})
         self.fingerprint = fingerprint_extractor(backbone.fingerprint, settings)
 
-    def maps(
-        self, pictures: UInt8[np.ndarray, "images height width 3"]
+    def compute_maps(
+        self, images: UInt8[np.ndarray, "images height width 3"]
     ) -> list[Float[Tensor, "images _channels _rows _columns"]]:
         """The maps that are pooled."""
-        return self.backbone(pictures)[self.first_map :]
+        return self.backbone(images)[self.first_map :]
 
     def __call__(
-        self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
+        self, image: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
     ) -> Regions:
         """Features of boxes in pixels."""
-        return self.batch([self.scaled(picture, boxes)])[0]
+        return self.extract_batch([self.scale_image(image, boxes)])[0]
 
-    def scaled(
-        self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None
+    def scale_image(
+        self, image: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None
     ) -> ScaledImage:
         """An image scaled for the network, with its boxes."""
         if boxes is None:
-            raise ValueError(f"{self.name} finds no boxes: give some")
-        height, width = picture.shape[:2]
-        return ScaledImage(self.backbone.scaled(picture), boxes, width, height)
+            raise ValueError(f"{self.name} has no boxes of its own; boxes are required")
+        height, width = image.shape[:2]
+        return ScaledImage(self.backbone.scale_image(image), boxes, width, height)
 
-    def batch(self, pictures: Sequence[ScaledImage]) -> list[Regions]:
+    def extract_batch(self, images: Sequence[ScaledImage]) -> list[Regions]:
         """The regions of several images; those of one size are computed in one batch."""
-        found: dict[int, Regions] = {}
-        for shape in dict.fromkeys(one.picture.shape for one in pictures):
-            alike = {i: one for i, one in enumerate(pictures) if one.picture.shape == shape}
+        regions_by_index: dict[int, Regions] = {}
+        for shape in dict.fromkeys(image.image.shape for image in images):
+            same_size = {i: image for i, image in enumerate(images) if image.image.shape == shape}
             boxes = [
-                torch.from_numpy(one.boxes / np.array([one.width, one.height] * 2, np.float32))
-                for one in alike.values()
+                torch.from_numpy(image.boxes / np.array([image.width, image.height] * 2, np.float32))
+                for image in same_size.values()
             ]
-            maps = self.maps(np.stack([one.picture for one in alike.values()]))
+            maps = self.compute_maps(np.stack([image.image for image in same_size.values()]))
             features = torch.cat([pool_boxes(feature_map, boxes, self.cells) for feature_map in maps], 1).cpu().numpy()
-            ends = np.cumsum([len(of_one) for of_one in boxes])
-            for (i, one), rows in zip(alike.items(), np.split(features, ends[:-1]), strict=True):
-                found[i] = Regions(rows, one.boxes, None, None, one.width, one.height)
-        return [found[i] for i in range(len(pictures))]
+            ends = np.cumsum([len(image_boxes) for image_boxes in boxes])
+            for (i, image), rows in zip(same_size.items(), np.split(features, ends[:-1]), strict=True):
+                regions_by_index[i] = Regions(rows, image.boxes, None, None, image.width, image.height)
+        return [regions_by_index[i] for i in range(len(images))]
 
 
 def load_backbone(network: str, size: int | None = None, device: str = "cpu") -> Backbone:
@@ -152,14 +152,14 @@ def load_backbone(network: str, size: int | None = None, device: str = "cpu") ->
     """
     if network == LITE0:
         model = build_efficientnet_lite0()
-        mark, model = fingerprint_weights(model), model.to(device)
-        return Backbone(LITE0, mark, make_lite0_maps(model), size or LITE0_SIZE, LITE0_STRIDE, device)
+        fingerprint, model = fingerprint_weights(model), model.to(device)
+        return Backbone(LITE0, fingerprint, make_lite0_maps(model), size or LITE0_SIZE, LITE0_STRIDE, device)
     path = Path(network)
     if not path.exists():
-        raise CheckpointError(f"{network}: no folder of an L3-Net; a network by name is {LITE0}")
+        raise CheckpointError(f"{network}: not the folder of an L3-Net; the supported name is {LITE0}")
     l3net = load_l3net(path)
-    mark, l3net, size = fingerprint_weights(l3net), l3net.to(device), size or 2 * l3net.config.image_size
-    return Backbone("L3-Net", mark, partial(compute_l3net_maps, l3net), size, L3NET_STRIDE, device)
+    fingerprint, l3net, size = fingerprint_weights(l3net), l3net.to(device), size or 2 * l3net.config.image_size
+    return Backbone("L3-Net", fingerprint, partial(compute_l3net_maps, l3net), size, L3NET_STRIDE, device)
 
 
 def fingerprint_weights(model: nn.Module) -> str:
@@ -184,25 +184,25 @@ def make_lite0_maps(model: nn.Module) -> Callable[[Tensor], list[Tensor]]:
     """The first map at each stride (16, 24, 40 and 112 channels), and the last one (1,280); bytes are normalized to
     (x - 127) / 128, as in its training.
     """
-    extract, seen = model.extract_features, list[Tensor]()
+    extract, stage_inputs = model.extract_features, list[Tensor]()
     assert callable(extract)
 
-    def look(_: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
-        if made.shape[2] < given[0].shape[2]:
-            seen.append(given[0])
+    def record_stage_input(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if output.shape[2] < inputs[0].shape[2]:
+            stage_inputs.append(inputs[0])
 
     for block in model.get_submodule("_blocks").children():
-        block.register_forward_hook(look)
+        block.register_forward_hook(record_stage_input)
 
-    def maps(picture: Tensor) -> list[Tensor]:
-        seen.clear()
-        last = extract((picture.float() - 127) / 128)
-        return [*seen, last]
+    def compute_maps(image: Tensor) -> list[Tensor]:
+        stage_inputs.clear()
+        last = extract((image.float() - 127) / 128)
+        return [*stage_inputs, last]
 
-    return maps
+    return compute_maps
 
 
-def compute_l3net_maps(model: L3Net, pictures: UInt8[Tensor, "images 3 height width"]) -> list[Tensor]:
+def compute_l3net_maps(model: L3Net, images: UInt8[Tensor, "images 3 height width"]) -> list[Tensor]:
     """The maps of its four blocks; the embeddings pool the last one."""
-    maps = model.image_tower.stages(model.normalised(pictures))
-    return maps if model.config.embedding == "relu" else [*maps[:-1], model.image_map(pictures)]
+    maps = model.image_tower.compute_stage_maps(model.normalize_image(images))
+    return maps if model.config.embedding == "relu" else [*maps[:-1], model.compute_image_map(images)]

@@ -34,7 +34,7 @@ def convert_detector(source: Path, out: Path) -> dict[str, float]:
     """
     model, report = load_detector(source)
     out.mkdir(parents=True, exist_ok=True)
-    write_bytes_atomically(out / LOAD_REPORT_FILE, ("\n".join(report.lines()) + "\n").encode())
+    write_bytes_atomically(out / LOAD_REPORT_FILE, ("\n".join(report.format_lines()) + "\n").encode())
     save_model(model, out, {"recipe": "convert", "source": source.name})
-    print_line(f"{out}: {report.lines()[0]}; {LOAD_REPORT_FILE} names them")
+    print_line(f"{out}: {report.format_lines()[0]}; {LOAD_REPORT_FILE} lists them")
     return {"convert.filled": float(len(report.filled)), "convert.unused": float(len(report.unused))}

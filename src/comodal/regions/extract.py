@@ -32,8 +32,8 @@ from comodal.media.image import read_image
 from comodal.models.checkpoint import find_model_folder
 from comodal.progress import track_progress
 from comodal.regions.backbones import Maps, PooledRegions, ScaledImage
-from comodal.regions.extractors import DEFAULT_MAX_REGIONS, ExtractorSource, LoadedExtractor, Places, load_extractor
-from comodal.regions.extractors_c4 import HeadTypes, RuleNames
+from comodal.regions.extractors import DEFAULT_MAX_REGIONS, BoxSource, ExtractorSource, LoadedExtractor, load_extractor
+from comodal.regions.extractors_c4 import HeadTypes, PostprocessingName
 from comodal.regions.image_list import (
     ImageList,
     ImageWithBoxes,
@@ -48,8 +48,8 @@ from comodal.workers import CRASH_REASON, MAX_CRASHES, Backend, get_result_or_no
 
 IMAGES_PER_PROCESS = 32  # images that justify starting a process
 MAX_SUSPECTS = 16  # images that are read one by one after a worker died: those that were in progress
-IMAGES_PER_ROUND = 256  # images per call of a backend that returns all results at the end
-MISMATCHED_FEATURES = "numbers that do not fit"
+IMAGES_PER_CALL = 256  # images per call of a backend that returns all results at the end
+MISMATCHED_FEATURES = "features do not fit"
 EXTRACTION_REPORT_FILE = "report.jsonl"
 NAME_SETTINGS = ("detector", "boxes_from")  # names and paths, which may differ where the fingerprints are equal
 
@@ -72,9 +72,9 @@ def extract_regions(
     cells: int = 1,
     size: int | None = None,
     dtype: FeatureType = "float16",
-    most: int = DEFAULT_MAX_REGIONS,
-    fewest: int | None = None,
-    rules: RuleNames | None = None,
+    max_regions: int = DEFAULT_MAX_REGIONS,
+    min_regions: int | None = None,
+    postprocessing: PostprocessingName | None = None,
     head: HeadTypes | None = None,
     maps: Maps | None = None,
     like: Path | None = None,
@@ -104,10 +104,10 @@ def extract_regions(
             concatenated.
         size: Short side of the images as the network's input; by default the network's own.
         dtype: Type of the stored features.
-        most: Maximum number of regions per image, for own boxes and selective search.
-        fewest: For the Visual Genome detector: minimum number of regions; between minimum and maximum the confident
+        max_regions: Maximum number of regions per image, for own boxes and selective search.
+        min_regions: For the Visual Genome detector: minimum of regions; between minimum and maximum the confident
             ones are kept (10 and 100 in the published features of COCO). By default equal to the maximum.
-        rules: For the same: post-processing, caffe (the default: that of ViLBERT's features) or lxmert (Hugging
+        postprocessing: For the same: caffe (the default: that of ViLBERT's features) or lxmert (Hugging
             Face's).
         head: For the same: precision of its last stage, fp32 (the default, so that regions do not depend on the
             machine) or bf16, faster where the hardware computes it natively.
@@ -121,7 +121,7 @@ def extract_regions(
         device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU this process computes alone.
 
     Returns:
-        images.taken, images.refused and regions.
+        images.accepted, images.refused and regions.
 
     Raises:
         DataError: There are no images, OUT holds something else, or the disk is full.
@@ -129,8 +129,8 @@ def extract_regions(
 
     Examples:
         comodal extract photos/ regions/ --detector efficientnet_lite0
-        comodal extract photos/ regions/ --detector fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth --most 100
-        comodal extract photos/ regions/ --detector resnet101_faster_rcnn_final.caffemodel --fewest 10 --most 100
+        comodal extract photos/ regions/ --detector fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth --max-regions 100
+        comodal extract photos/ regions/ --detector faster_rcnn.caffemodel --min-regions 10 --max-regions 100
         comodal extract photos/ regions/ --detector runs/l3net --boxes boxes.jsonl --cells 2 --maps all
         comodal extract cc3m/ regions/ --detector efficientnet_lite0
         comodal extract "data/train-*.parquet" regions/ --detector efficientnet_lite0
@@ -139,36 +139,38 @@ def extract_regions(
     if workers != -1 and workers < 1:
         raise ValueError(f"workers is a number of processes, or -1 for one per core; got {workers}")
     file = None if boxes is None or str(boxes) in ("own", "grid", "selective") else Path(boxes)
-    places: Any = "given" if file else boxes and str(boxes)
+    box_source: Any = "given" if file else boxes and str(boxes)
     if like is not None:
-        extractor = load_extractor_of_model(like, detector, places, device)
+        extractor = load_extractor_of_model(like, detector, box_source, device)
     elif detector is None:
-        raise ValueError("--detector says what makes the features, or --like RUN which model they are for")
+        raise ValueError("--detector (the network) or --like (a model that will read the regions) is required")
     else:
-        source = ExtractorSource(detector, places, grid, cells, size, most, fewest, rules, head, maps)
+        source = ExtractorSource(
+            detector, box_source, grid, cells, size, max_regions, min_regions, postprocessing, head, maps
+        )
         extractor = load_extractor(source, device)
     if extractor.source.boxes == "given" and file is None:
-        raise ValueError(f"{like} has learnt from given boxes: --boxes FILE says where they are in these images")
+        raise ValueError(f"{like} was trained on given boxes: --boxes FILE is required")
     root = find_image_root(images)
-    listed = read_image_boxes(file, root) if file else list_images(images)
+    image_list = read_image_boxes(file, root) if file else list_images(images)
     with translate_os_errors(out), lock_output_folder(out), select_backend(backend):
-        fill_store(out, listed, ExtractionPool(extractor, root, device, workers, backend), dtype)
+        fill_store(out, image_list, ExtractionPool(extractor, root, device, workers, backend), dtype)
         copy_network_to_store(extractor, out)
         if also_for is not None:
             allow_incompatible_regions(out, find_model_folder(also_for))
     return count_extracted_images(out)
 
 
-def load_extractor_of_model(model: Path, detector: str | None, boxes: Places | None, device: str) -> LoadedExtractor:
+def load_extractor_of_model(model: Path, detector: str | None, boxes: BoxSource | None, device: str) -> LoadedExtractor:
     """The extractor of regions that a model can read.
 
     Raises:
         DataError: The model was trained on features from another source, or does not name their source.
     """
-    learnt = read_training_regions(find_model_folder(model))
-    if learnt is None:
-        raise DataError(f"{model} does not say of what regions it has learnt: choose a --detector")
-    return load_extractor_for_model(model, learnt, detector, boxes, device)
+    provenance = read_training_regions(find_model_folder(model))
+    if provenance is None:
+        raise DataError(f"{model} does not record the regions it was trained on: choose a --detector")
+    return load_extractor_for_model(model, provenance, detector, boxes, device)
 
 
 @dataclass(frozen=True)
@@ -203,9 +205,9 @@ class ExtractionPool:
             with use_single_thread():
                 yield from (extract_image_regions(image, self.images, self.extractor) for image in todo)
             return
-        yield from self.in_workers(todo, processes)
+        yield from self.extract_in_workers(todo, processes)
 
-    def in_workers(self, todo: Sequence[ImageWithBoxes], processes: int) -> Iterator[ExtractionResult]:
+    def extract_in_workers(self, todo: Sequence[ImageWithBoxes], processes: int) -> Iterator[ExtractionResult]:
         """Extracts in worker processes. If one dies, the next images are read one by one; an image that ends a process
         by itself is rejected.
 
@@ -224,24 +226,24 @@ class ExtractionPool:
         done, failures = 0, 0
         while done < len(todo):
             pool = joblib.Parallel(n_jobs=processes, return_as="generator" if streams else "list")  # not used again
-            part = todo[done:] if streams else todo[done : done + IMAGES_PER_ROUND]
+            part = todo[done:] if streams else todo[done : done + IMAGES_PER_CALL]
             try:
-                for made in pool(joblib.delayed(work)(image) for image in part):
+                for result in pool(joblib.delayed(work)(image) for image in part):
                     done += 1
-                    yield made
+                    yield result
             except BrokenProcessPool as error:
                 suspects = todo[done : done + MAX_SUSPECTS]
-                found = [get_result_or_none(future) for future in run_one_by_one(work, suspects)]
-                failures = failures + 1 if None not in found else 0
-                if failures == MAX_CRASHES or not any(found):
+                results = [get_result_or_none(future) for future in run_one_by_one(work, suspects)]
+                failures = failures + 1 if None not in results else 0
+                if failures == MAX_CRASHES or not any(results):
                     raise DataError(
-                        f"a worker died, perhaps for want of memory, at {suspects[0].image} or soon after: "
-                        "the same command goes on there; try fewer workers"
+                        f"a worker crashed, possibly because memory ran out, at {suspects[0].image} or soon after: "
+                        "run the same command again to resume, with fewer workers"
                     ) from error
                 done += len(suspects)
                 yield from (
-                    made or ExtractionResult(image.image, None, *CRASH_REASON)
-                    for image, made in zip(suspects, found, strict=True)
+                    result or ExtractionResult(image.image, None, *CRASH_REASON)
+                    for image, result in zip(suspects, results, strict=True)
                 )
 
 
@@ -291,23 +293,23 @@ def extract_batch_regions(
 ) -> Iterator[ExtractionResult]:
     """The regions of images on a GPU; batches of `size` images are read and scaled in parallel."""
 
-    def scaled(image: ImageWithBoxes) -> ScaledImage | MediaError:
+    def scale_image(image: ImageWithBoxes) -> ScaledImage | MediaError:
         try:
             with wrap_item_errors(images / image.image):
-                picture = read_image(images / image.image)
-                return network.scaled(picture, extractor.boxes_in(picture, image.boxes))
+                pixels = read_image(images / image.image)
+                return network.scale_image(pixels, extractor.get_boxes(pixels, image.boxes))
         except MediaError as error:
             return error
 
     parallel = joblib.Parallel(n_jobs=-1, prefer="threads")
     for start in range(0, len(todo), size):
         part = todo[start : start + size]
-        read = parallel(joblib.delayed(scaled)(image) for image in part)
-        pictures = {images / one.image: found for one, found in zip(part, read, strict=True)}
-        good = {path: found for path, found in pictures.items() if isinstance(found, ScaledImage)}
-        made = iter(run_batch_or_singly(network.batch, [*good.values()], [*good]))
-        for image, one in zip(part, read, strict=True):
-            yield make_extraction_result(image, one if isinstance(one, MediaError) else next(made))
+        scaled_images = parallel(joblib.delayed(scale_image)(image) for image in part)
+        scaled_by_path = {images / scaled.image: found for scaled, found in zip(part, scaled_images, strict=True)}
+        good = {path: found for path, found in scaled_by_path.items() if isinstance(found, ScaledImage)}
+        made = iter(run_batch_or_singly(network.extract_batch, [*good.values()], [*good]))
+        for image, scaled in zip(part, scaled_images, strict=True):
+            yield make_extraction_result(image, scaled if isinstance(scaled, MediaError) else next(made))
 
 
 def make_extraction_result(image: ImageWithBoxes, made: Regions | MediaError) -> ExtractionResult:
@@ -317,68 +319,71 @@ def make_extraction_result(image: ImageWithBoxes, made: Regions | MediaError) ->
     return ExtractionResult(image.image, made)
 
 
-def fill_store(out: Path, listed: ImageList, pool: ExtractionPool, dtype: FeatureType) -> None:
+def fill_store(out: Path, image_list: ImageList, pool: ExtractionPool, dtype: FeatureType) -> None:
     """Adds the missing images to the store.
 
     Raises:
         DataError: OUT was made with other settings.
     """
-    network, about = pool.extractor.network, pool.extractor.about | {"images": listed.fingerprint(pool.images)}
-    if listed.boxes_from is not None:
-        about["boxes_from"] = listed.boxes_from
+    network, about = (
+        pool.extractor.network,
+        pool.extractor.about | {"images": image_list.compute_fingerprint(pool.images)},
+    )
+    if image_list.boxes_from is not None:
+        about["boxes_from"] = image_list.boxes_from
     if not (out / "about.json").exists():
         with RegionWriter(out, network.feature_dim, network.num_classes, dtype, about) as writer:
-            refused = list(listed.refused)
-            todo = [image for image in listed.images if make_image_id(image.image) not in writer.known]
-            for made in track_extraction(pool(todo), len(listed.images), len(todo)):
-                if found := add_extraction_result(writer, made):
-                    refused.append(found)
+            refused = list(image_list.refused)
+            todo = [image for image in image_list.images if make_image_id(image.image) not in writer.written_ids]
+            for result in track_extraction(pool(todo), len(image_list.images), len(todo)):
+                if refusal := add_extraction_result(writer, result):
+                    refused.append(refusal)
             write_bytes_atomically(
                 out / EXTRACTION_REPORT_FILE, b"".join(encode_json_line(line._asdict()) for line in sorted(refused))
             )
     for path in (out / JOURNAL_FILE, *out.glob(".*.[0-9]*.part")):  # left by interrupted commands
         path.unlink(missing_ok=True)
-    made = RegionStore(out).about["made_from"]
+    result = RegionStore(out).about["provenance"]
     changed = [
-        f"{name} was {made.get(name)!r} and is {value!r}"
+        f"{name} was {result.get(name)!r} and is {value!r}"
         for name, value in about.items()
-        if made.get(name) != value and name not in NAME_SETTINGS
+        if result.get(name) != value and name not in NAME_SETTINGS
     ]
-    if changed and [*made] == [*about]:
-        raise DataError(f"{out} was made otherwise ({'; '.join(changed)}): give another folder")
+    if changed and [*result] == [*about]:
+        raise DataError(f"{out} was created with other settings ({'; '.join(changed)}); use another folder")
     if changed:
-        raise DataError(f"{out} was made otherwise, from {made}: give another folder")
+        raise DataError(f"{out} was created from {result}; use another folder")
 
 
 def add_extraction_result(
-    writer: RegionWriter | RegionAppender, made: ExtractionResult, name: str | None = None
+    writer: RegionWriter | RegionAppender, result: ExtractionResult, name: str | None = None
 ) -> RefusedImage | None:
     """Adds an image to the store, under its path without the suffix or another name, or returns why it was rejected."""
-    if made.regions is None:
-        return RefusedImage(made.image, made.reason, made.detail)
-    features, boxes, classes, _, width, height = made.regions
+    if result.regions is None:
+        return RefusedImage(result.image, result.reason, result.detail)
+    features, boxes, classes, _, width, height = result.regions
     try:
-        writer.add(name or make_image_id(made.image), features, boxes, width, height, classes)
+        writer.add(name or make_image_id(result.image), features, boxes, width, height, classes)
     except ValueError as error:
-        return RefusedImage(made.image, MISMATCHED_FEATURES, str(error))
+        return RefusedImage(result.image, MISMATCHED_FEATURES, str(error))
     return None
 
 
-def track_extraction(made: Iterator[ExtractionResult], total: int, todo: int) -> Iterator[ExtractionResult]:
+def track_extraction(results: Iterator[ExtractionResult], total: int, todo: int) -> Iterator[ExtractionResult]:
     """Shows the progress and the remaining time."""
-    yield from track_progress(made, "regions", total=total, completed=total - todo)
+    yield from track_progress(results, "regions", total=total, completed=total - todo)
 
 
 def count_extracted_images(out: Path) -> dict[str, int]:
-    """The numbers of images in the store and of rejected ones, by reason."""
+    """The counts of images in the store and of rejected ones, by reason."""
     store = RegionStore(out)
     try:
         reasons = Counter(line["reason"] for _, line in read_json_lines(out / EXTRACTION_REPORT_FILE))
     except (DataError, TypeError, KeyError) as error:
         raise DataError(
-            f"{out / EXTRACTION_REPORT_FILE} is damaged ({error!r}): remove {out} and make it again"
+            f"{out / EXTRACTION_REPORT_FILE} is damaged ({error!r}): remove {out} and extract it again"
         ) from error
-    counts = {"images.taken": len(store), "images.refused": reasons.total(), "regions": int(store.firsts[-1])}
+    counts = {"images.accepted": len(store), "images.refused": reasons.total(), "regions": int(store.firsts[-1])}
     print_line(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
     if reasons:
         table = Table("refused because", "images", right=[1])

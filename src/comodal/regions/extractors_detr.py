@@ -35,66 +35,66 @@ class DetrExtractor:
         name: Display name of its type.
         model: In evaluation mode.
         processor: Scales and normalizes images for it.
-        most: Maximum number of regions; the most confident queries are kept.
+        max_regions: Maximum number of regions; the most confident queries are kept.
         device: Device of its weights.
 
     Raises:
-        ValueError: The numbers of its hidden states and of its boxes differ.
+        ValueError: It has different numbers of hidden states and boxes.
     """
 
-    def __init__(self, name: str, model: Any, processor: Any, most: int, device: str = "cpu") -> None:
-        self.name, self.most, self.device = f"transformers' {name}", most, device
-        self.finds_boxes, self.takes_boxes = True, False
+    def __init__(self, name: str, model: Any, processor: Any, max_regions: int, device: str = "cpu") -> None:
+        self.name, self.max_regions, self.device = f"transformers' {name}", max_regions, device
+        self.has_own_boxes, self.accepts_boxes = True, False
         self.processor = processor
         settings = {key: getattr(processor, key, None) for key in PROCESSOR_SETTINGS}
         settings["size"] = read_processor_size(processor)
         self.size = min(read_processor_size(processor).values())
         self.fingerprint = fingerprint_extractor(fingerprint_weights(model), settings)
         self.model = model.to(device)
-        state, logits, _ = self._queries(np.zeros((64, 64, 3), np.uint8))
+        state, logits, _ = self._compute_queries(np.zeros((64, 64, 3), np.uint8))
         if state.shape[:1] != logits.shape[:1]:
             raise ValueError(f"a {name} with {len(state)} states and {len(logits)} boxes")
         self.feature_dim = state.shape[1]
-        self.distribution = logits.shape[1] == model.config.num_labels + 1
-        self.num_classes = logits.shape[1] if self.distribution else 0
+        self.has_probabilities = logits.shape[1] == model.config.num_labels + 1
+        self.num_classes = logits.shape[1] if self.has_probabilities else 0
 
     def __call__(
-        self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
+        self, image: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
     ) -> Regions:
         """The most confident queries."""
         if boxes is not None:
-            raise ValueError(f"{self.name} finds its own boxes and cannot tell the features of others")
-        height, width = picture.shape[:2]
-        state, logits, places = self._queries(picture)
-        shares = logits.softmax(1).roll(1, 1) if self.distribution else logits.sigmoid()
-        sure = (shares[:, 1:] if self.distribution else shares).amax(1)
-        kept = sure.argsort(descending=True, stable=True)[: self.most]
-        centre, half = places[kept, :2], places[kept, 2:] / 2
+            raise ValueError(f"{self.name} has its own boxes and does not support given ones")
+        height, width = image.shape[:2]
+        state, logits, query_boxes = self._compute_queries(image)
+        probabilities = logits.softmax(1).roll(1, 1) if self.has_probabilities else logits.sigmoid()
+        confidences = (probabilities[:, 1:] if self.has_probabilities else probabilities).amax(1)
+        kept = confidences.argsort(descending=True, stable=True)[: self.max_regions]
+        center, half = query_boxes[kept, :2], query_boxes[kept, 2:] / 2
         sides = torch.tensor([width, height] * 2, dtype=torch.float32)
-        found = torch.cat([centre - half, centre + half], 1).clamp(0, 1) * sides
-        classes = shares[kept].numpy() if self.distribution else None
-        return Regions(state[kept].numpy(), found.numpy(), classes, None, width, height)
+        region_boxes = torch.cat([center - half, center + half], 1).clamp(0, 1) * sides
+        classes = probabilities[kept].numpy() if self.has_probabilities else None
+        return Regions(state[kept].numpy(), region_boxes.numpy(), classes, None, width, height)
 
     @torch.inference_mode()
-    def _queries(
-        self, picture: UInt8[np.ndarray, "height width 3"]
+    def _compute_queries(
+        self, image: UInt8[np.ndarray, "height width 3"]
     ) -> tuple[Float[Tensor, "states features"], Float[Tensor, "queries classes"], Float[Tensor, "queries 4"]]:
         """Hidden states, logits and boxes (center and size as fractions of the image)."""
-        pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)
         inputs = self.processor(images=pixels, input_data_format="channels_first", return_tensors="pt")
         output = self.model(**inputs.to(self.device))
-        found = output.last_hidden_state, output.logits, output.pred_boxes
-        state, logits, places = (part[0].float().cpu() for part in found)
-        return state, logits, places
+        outputs = output.last_hidden_state, output.logits, output.pred_boxes
+        state, logits, query_boxes = (part[0].float().cpu() for part in outputs)
+        return state, logits, query_boxes
 
 
-def load_detr(path: Path, size: int | None, most: int, device: str = "cpu") -> DetrExtractor:
+def load_detr(path: Path, size: int | None, max_regions: int, device: str = "cpu") -> DetrExtractor:
     """Loads a network of the DETR family from a folder of `save_pretrained` or the hub; nothing is downloaded.
 
     Args:
         path: The folder.
         size: Short side of the images; by default that of its preprocessor. The ratio to the long side's limit is kept.
-        most: Maximum number of regions.
+        max_regions: Maximum number of regions.
         device: PyTorch device.
 
     Raises:
@@ -106,7 +106,7 @@ def load_detr(path: Path, size: int | None, most: int, device: str = "cpu") -> D
     except ImportError as error:
         raise DataError("a DETR needs the extra: pip install 'comodal[detr]'") from error
     try:
-        model, told = AutoModelForObjectDetection.from_pretrained(
+        model, loading_info = AutoModelForObjectDetection.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, output_loading_info=True
         )
         processor = AutoImageProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -114,13 +114,13 @@ def load_detr(path: Path, size: int | None, most: int, device: str = "cpu") -> D
         raise DataError(f"{path}: {summarize_load_error(error)}") from error
     except (*DAMAGED_WEIGHTS_ERRORS, UnpicklingError) as error:
         raise CheckpointError(f"{path}: not a network of the DETR family: {summarize_load_error(error)}") from error
-    if missing := sorted(told["missing_keys"]):  # transformers would initialize them randomly and continue
+    if missing := sorted(loading_info["missing_keys"]):  # transformers would initialize them randomly and continue
         raise CheckpointError(f"{path}: missing weights {missing[:3]}")
     if size is not None:
         sides = read_processor_size(processor)
         processor.size = {name: round(side * size / min(sides.values())) for name, side in sides.items()}
     try:
-        return DetrExtractor(str(model.config.model_type), model.eval(), processor, most, device)
+        return DetrExtractor(str(model.config.model_type), model.eval(), processor, max_regions, device)
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a network of the DETR family: {summarize_load_error(error)}") from error
 

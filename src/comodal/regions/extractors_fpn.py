@@ -1,6 +1,6 @@
 """The ResNeXt-152-FPN detector of 12-in-1 and MMF as a region extractor.
 
-The original keeps the hundred most confident regions (`most`). A region has the 2,048 features of fc6 and 1,601 class
+It keeps the hundred most confident regions (`max_regions`). A region has the 2,048 features of fc6 and 1,601 class
 probabilities, background first. Boxes may extend slightly beyond the image, as in the features used for training.
 """
 
@@ -20,38 +20,44 @@ class FPNExtractor:
 
     Args:
         model: In evaluation mode.
-        rules: The post-processing.
+        postprocessing: The post-processing.
         device: PyTorch device.
     """
 
-    def __init__(self, model: FPN, rules: FPNPostprocessing, device: str = "cpu") -> None:
+    def __init__(self, model: FPN, postprocessing: FPNPostprocessing, device: str = "cpu") -> None:
         self.name = "12-in-1 (Visual Genome, ResNeXt FPN)"
-        self.finds_boxes, self.takes_boxes = True, True
-        self.rules, self.size, self.device = rules, rules.size, device
+        self.has_own_boxes, self.accepts_boxes = True, True
+        self.postprocessing, self.size, self.device = postprocessing, postprocessing.size, device
         self.feature_dim, self.num_classes = model.config.dense, model.config.classes
         self.fingerprint = fingerprint_extractor(
-            fingerprint_weights(model), {"size": rules.size, "longest": rules.longest}
+            fingerprint_weights(model), {"size": postprocessing.size, "longest": postprocessing.longest}
         )
         self.model = optimize_fpn_layout(model).to(device)
 
     def __call__(
-        self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
+        self, image: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
     ) -> Regions:
         """The detector's regions or those of given boxes, with features and class probabilities."""
-        pixels = torch.from_numpy(picture.copy()).to(self.device)
-        given = None if boxes is None else torch.from_numpy(boxes).to(self.device)
-        found = detect_fpn_regions(self.model, pixels, self.rules, given)
-        features, places, classes = (tensor.cpu().numpy() for tensor in (found.features, found.boxes, found.classes))
-        height, width = picture.shape[:2]
-        return Regions(features, places, classes, None, width, height)
+        pixels = torch.from_numpy(image.copy()).to(self.device)
+        input_boxes = None if boxes is None else torch.from_numpy(boxes).to(self.device)
+        detections = detect_fpn_regions(self.model, pixels, self.postprocessing, input_boxes)
+        features, region_boxes, classes = (
+            tensor.cpu().numpy() for tensor in (detections.features, detections.boxes, detections.classes)
+        )
+        height, width = image.shape[:2]
+        return Regions(features, region_boxes, classes, None, width, height)
 
 
-def build_fpn_postprocessing(size: int | None = None, most: int = FPNPostprocessing.most) -> FPNPostprocessing:
+def build_fpn_postprocessing(
+    size: int | None = None, max_regions: int = FPNPostprocessing.max_regions
+) -> FPNPostprocessing:
     """The post-processing with a caller's settings.
 
     Args:
         size: Short side of the images; by default 800. The long side is limited to 1333/800 of it.
-        most: Maximum number of own regions.
+        max_regions: Maximum number of own regions.
     """
     size = size or FPNPostprocessing.size
-    return FPNPostprocessing(size=size, longest=size * FPNPostprocessing.longest // FPNPostprocessing.size, most=most)
+    return FPNPostprocessing(
+        size=size, longest=size * FPNPostprocessing.longest // FPNPostprocessing.size, max_regions=max_regions
+    )

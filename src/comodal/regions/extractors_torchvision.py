@@ -41,13 +41,13 @@ class FasterRCNNExtractor:
     Args:
         name: Name of its builder function.
         model: In evaluation mode, with its own settings for sizes and proposals.
-        most: Maximum number of own boxes; the most confident are kept.
+        max_regions: Maximum number of own boxes; the most confident are kept.
         device: Device of its weights.
     """
 
-    def __init__(self, name: str, model: FasterRCNN, most: int, device: str = "cpu") -> None:
-        self.name, self.most, self.device = f"torchvision's {name}", most, device
-        self.finds_boxes, self.takes_boxes = True, True
+    def __init__(self, name: str, model: FasterRCNN, max_regions: int, device: str = "cpu") -> None:
+        self.name, self.max_regions, self.device = f"torchvision's {name}", max_regions, device
+        self.has_own_boxes, self.accepts_boxes = True, True
         self.num_classes, self.feature_dim = model.roi_heads.box_predictor.cls_score.weight.shape
         transform = model.transform
         self.size = int(transform.min_size[-1])
@@ -58,11 +58,11 @@ class FasterRCNNExtractor:
 
     @torch.inference_mode()
     def __call__(
-        self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
+        self, image: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
     ) -> Regions:
         """Proposals or given boxes, with their features and class probabilities."""
-        height, width = picture.shape[:2]
-        pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1).to(self.device).float() / 255
+        height, width = image.shape[:2]
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).to(self.device).float() / 255
         images, _ = self.model.transform([pixels])
         rows, columns = images.image_sizes[0]
         scale = torch.tensor([columns / width, rows / height] * 2, device=self.device)
@@ -72,23 +72,23 @@ class FasterRCNNExtractor:
         else:
             chosen = torch.from_numpy(boxes).to(self.device) * scale
         features = heads.box_head(heads.box_roi_pool(maps, [chosen], images.image_sizes))
-        shares = heads.box_predictor(features)[0].softmax(1)
+        probabilities = heads.box_predictor(features)[0].softmax(1)
         if boxes is None:
-            kept = select_likeliest_boxes(chosen, shares, self.most)
-            chosen, features, shares = chosen[kept], features[kept], shares[kept]
+            kept = select_likeliest_boxes(chosen, probabilities, self.max_regions)
+            chosen, features, probabilities = chosen[kept], features[kept], probabilities[kept]
             boxes = (chosen / scale).cpu().numpy().clip(0, np.array([width, height] * 2, np.float32))
-        return Regions(features.cpu().numpy(), boxes, shares.cpu().numpy(), None, width, height)
+        return Regions(features.cpu().numpy(), boxes, probabilities.cpu().numpy(), None, width, height)
 
 
 def select_likeliest_boxes(
-    boxes: Float[Tensor, "boxes 4"], shares: Float[Tensor, "boxes classes"], most: int
+    boxes: Float[Tensor, "boxes 4"], probabilities: Float[Tensor, "boxes classes"], max_regions: int
 ) -> Int64[Tensor, " chosen"]:
     """The boxes that most likely hold an object, in descending order, after suppression of overlaps above one half."""
-    return nms(boxes, shares[:, 1:].amax(1), NMS_THRESHOLD)[:most]
+    return nms(boxes, probabilities[:, 1:].amax(1), NMS_THRESHOLD)[:max_regions]
 
 
 def load_faster_rcnn(
-    path: Path, state: Mapping[str, Tensor], size: int | None, most: int, device: str = "cpu"
+    path: Path, state: Mapping[str, Tensor], size: int | None, max_regions: int, device: str = "cpu"
 ) -> FasterRCNNExtractor:
     """Loads a Faster R-CNN from the weights of a file.
 
@@ -96,13 +96,13 @@ def load_faster_rcnn(
         path: The file, for error messages.
         state: Its state dict.
         size: Short side of the images; by default 800. The long side is limited to 5/3 of it.
-        most: Maximum number of own boxes.
+        max_regions: Maximum number of own boxes.
         device: PyTorch device.
 
     Raises:
         CheckpointError: They are the weights of another network.
     """
-    builder = next((build for mark, build in FASTER_RCNN_BUILDERS.items() if mark in state), None)
+    builder = next((build for tensor_name, build in FASTER_RCNN_BUILDERS.items() if tensor_name in state), None)
     if builder is None or CLASS_SCORES_KEY not in state:
         names = ", ".join(build.__name__ for build in FASTER_RCNN_BUILDERS.values())
         raise CheckpointError(f"{path}: not the weights of {names}")
@@ -122,9 +122,9 @@ def load_faster_rcnn(
         for norm in list_batch_norms(model):
             norm.eps = 0.0
     if size is not None:
-        longest = model.transform.max_size / model.transform.min_size[-1]
-        model.transform.min_size, model.transform.max_size = (size,), round(size * longest)
-    return FasterRCNNExtractor(builder.__name__, model.eval(), most, device)
+        side_ratio = model.transform.max_size / model.transform.min_size[-1]
+        model.transform.min_size, model.transform.max_size = (size,), round(size * side_ratio)
+    return FasterRCNNExtractor(builder.__name__, model.eval(), max_regions, device)
 
 
 def list_batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:

@@ -52,7 +52,7 @@ class ImageList:
     refused: tuple[RefusedImage, ...]
     boxes_from: str | None = None
 
-    def fingerprint(self, folder: Path) -> str:
+    def compute_fingerprint(self, folder: Path) -> str:
         """A fingerprint of the names, the given boxes and the files; it must be the same to resume an extraction."""
         digest, stamps = hashlib.sha256(), dict[Path, str]()
         for image, boxes in self.images:
@@ -75,14 +75,14 @@ def list_images(images: Path) -> ImageList:
     Raises:
         DataError: There is no such folder or file, or no image in it.
     """
-    found = find_image_files(images)
-    listed = drop_duplicate_ids(ImageWithBoxes(name, None) for name in found.names)
-    return replace(listed, refused=(*list_refused_images(found), *listed.refused))
+    images_found = find_image_files(images)
+    image_list = drop_duplicate_ids(ImageWithBoxes(name, None) for name in images_found.names)
+    return replace(image_list, refused=(*list_refused_images(images_found), *image_list.refused))
 
 
-def list_refused_images(found: FoundImages) -> tuple[RefusedImage, ...]:
+def list_refused_images(images_found: FoundImages) -> tuple[RefusedImage, ...]:
     """Report lines for damaged parts of containers."""
-    return tuple(RefusedImage(path, *fault) for path, fault in found.damaged)
+    return tuple(RefusedImage(path, *fault) for path, fault in images_found.damaged)
 
 
 def read_image_boxes(path: Path, folder: Path) -> ImageList:
@@ -93,32 +93,35 @@ def read_image_boxes(path: Path, folder: Path) -> ImageList:
             pixels.
     """
     check_folder_exists(folder)
-    given, origin = dict[int, ImageWithBoxes](), path.name
-    for number, entry in read_json_lines(path):
+    images_by_line, origin = dict[int, ImageWithBoxes](), path.name
+    for line_number, entry in read_json_lines(path):
         try:
             boxes = np.array(entry["boxes"], np.float32).reshape(-1, 4)
-            given[number] = ImageWithBoxes(str(entry["image"]), boxes)
+            images_by_line[line_number] = ImageWithBoxes(str(entry["image"]), boxes)
             origin = str(entry.get("from", origin))
         except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}, line {number}: {error!r}; each line is like {EXAMPLE_LINE}") from error
-    if not given:
+            raise DataError(f"{path}, line {line_number}: {error!r}; each line is like {EXAMPLE_LINE}") from error
+    if not images_by_line:
         raise DataError(f"{path} has no lines; each is like {EXAMPLE_LINE}")
-    check_image_boxes(path, given)
-    return replace(drop_duplicate_ids(given.values()), boxes_from=origin)
+    check_image_boxes(path, images_by_line)
+    return replace(drop_duplicate_ids(images_by_line.values()), boxes_from=origin)
 
 
-def check_image_boxes(path: Path, given: Mapping[int, ImageWithBoxes]) -> None:
+def check_image_boxes(path: Path, images_by_line: Mapping[int, ImageWithBoxes]) -> None:
     """Checks that the boxes of all lines are corners in pixels, and that none is empty.
 
     Raises:
         DataError: They are not, or a line has an empty box.
     """
-    faults = Counter[str](fault for image in given.values() if (fault := find_box_fault(image.boxes)) is not None)
-    check_source_units(path, faults, len(given) - faults.total())
-    for number, (_, boxes) in given.items():
+    faults = Counter[str](
+        fault for image in images_by_line.values() if (fault := find_box_fault(image.boxes)) is not None
+    )
+    check_source_units(path, faults, len(images_by_line) - faults.total())
+    for line_number, (_, boxes) in images_by_line.items():
         if boxes is not None and not (boxes[:, 2:] > boxes[:, :2]).all():
             raise DataError(
-                f"{path}, line {number}: a box is left, top, right, bottom in pixels, and none is empty; each line is "
+                f"{path}, line {line_number}: a box is left, top, right, bottom in pixels, and none is empty; each "
+                f"line is "
                 f"like {EXAMPLE_LINE}"
             )
 
@@ -139,14 +142,16 @@ def check_folder_exists(folder: Path) -> Path:
     return folder
 
 
-def drop_duplicate_ids(given: Iterable[ImageWithBoxes]) -> ImageList:
+def drop_duplicate_ids(images: Iterable[ImageWithBoxes]) -> ImageList:
     """Keeps the first of images that are listed twice or differ only in their suffix."""
-    first: dict[str, ImageWithBoxes] = {}
+    first_by_id: dict[str, ImageWithBoxes] = {}
     refused = []
-    for image in given:
-        other = first.setdefault(make_image_id(image.image), image)
-        if other is not image:
+    for image in images:
+        first_image = first_by_id.setdefault(make_image_id(image.image), image)
+        if first_image is not image:
             refused.append(
-                RefusedImage(image.image, DUPLICATE_ID, f"{other.image} has the same id {make_image_id(image.image)}")
+                RefusedImage(
+                    image.image, DUPLICATE_ID, f"{first_image.image} has the same id {make_image_id(image.image)}"
+                )
             )
-    return ImageList(tuple(first.values()), tuple(refused))
+    return ImageList(tuple(first_by_id.values()), tuple(refused))

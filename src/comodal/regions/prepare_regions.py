@@ -40,7 +40,7 @@ def prepare_regions(
         dtype: Type of the stored features.
 
     Returns:
-        The numbers of stored and of rejected images.
+        The counts of stored and of rejected images.
 
     Raises:
         DataError: The source cannot be read, OUT holds something else, or the disk is full.

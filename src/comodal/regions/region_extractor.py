@@ -16,7 +16,7 @@ from comodal.data.regions.box_units import BoxUnitsError, check_box_units
 from comodal.data.regions.region_store import Regions
 from comodal.errors import MediaError
 
-TOO_THIN, BOX_OUTSIDE_IMAGE = "too thin", "box outside the picture"
+TOO_THIN, BOX_OUTSIDE_IMAGE = "too thin", "box outside the image"
 MAX_ASPECT_RATIO = 50  # long side over short side; more would need gigabytes once the short side is scaled up
 
 
@@ -29,8 +29,8 @@ class RegionExtractor(Protocol):
         size: Short side of its network's input images.
         feature_dim: Features of a region.
         num_classes: Number of its classes, background first; 0 without class probabilities.
-        finds_boxes: Whether it has boxes of its own.
-        takes_boxes: Whether it computes features of given boxes.
+        has_own_boxes: Whether it has boxes of its own.
+        accepts_boxes: Whether it computes features of given boxes.
         fingerprint: Of its weights and of every setting that changes the features of a box.
     """
 
@@ -43,19 +43,19 @@ class RegionExtractor(Protocol):
     @property
     def num_classes(self) -> int: ...
     @property
-    def finds_boxes(self) -> bool: ...
+    def has_own_boxes(self) -> bool: ...
     @property
-    def takes_boxes(self) -> bool: ...
+    def accepts_boxes(self) -> bool: ...
     @property
     def fingerprint(self) -> str: ...
 
     def __call__(
-        self, picture: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
+        self, image: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
     ) -> Regions:
         """The regions of an upright image.
 
         Args:
-            picture: An image as read by `comodal.media.image.read_image`.
+            image: An image as read by `comodal.media.image.read_image`.
             boxes: Left, top, right, bottom in its pixels, or None for the extractor's own boxes.
 
         Returns:
@@ -69,15 +69,15 @@ def fingerprint_extractor(weights: str, settings: dict[str, Any]) -> str:
     return hashlib.sha256((weights + json.dumps(settings, sort_keys=True, default=str)).encode()).hexdigest()[:16]
 
 
-def check_image_shape(picture: UInt8[np.ndarray, "height width 3"]) -> None:
-    """Rejects an image that is too narrow; the path in the error is "the picture", for the caller to replace.
+def check_image_shape(image: UInt8[np.ndarray, "height width 3"]) -> None:
+    """Rejects an image that is too narrow; the path in the error is "the image", for the caller to replace.
 
     Raises:
         MediaError: Its long side is more than 50 times its short side.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise MediaError("the picture", TOO_THIN, f"{width} x {height} pixels, the limit is 1 to {MAX_ASPECT_RATIO}")
+        raise MediaError("the image", TOO_THIN, f"{width} x {height} pixels, the limit is 1 to {MAX_ASPECT_RATIO}")
 
 
 def clip_boxes(boxes: Float32[np.ndarray, "regions 4"], width: int, height: int) -> Float32[np.ndarray, "regions 4"]:
@@ -90,12 +90,10 @@ def clip_boxes(boxes: Float32[np.ndarray, "regions 4"], width: int, height: int)
     try:
         check_box_units(boxes, width, height)
     except BoxUnitsError as error:
-        raise MediaError("the picture", error.reason, str(error)) from None
-    cut = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
-    empty = (cut[:, 2] <= cut[:, 0]) | (cut[:, 3] <= cut[:, 1])
+        raise MediaError("the image", error.reason, str(error)) from None
+    clipped = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
+    empty = (clipped[:, 2] <= clipped[:, 0]) | (clipped[:, 3] <= clipped[:, 1])
     if empty.any():
         sides = ", ".join(f"{side:g}" for side in boxes[empty][0])
-        raise MediaError(
-            "the picture", BOX_OUTSIDE_IMAGE, f"[{sides}] in {width} x {height} pixels (the picture upright)"
-        )
-    return cut
+        raise MediaError("the image", BOX_OUTSIDE_IMAGE, f"[{sides}] in {width} x {height} pixels (the image upright)")
+    return clipped

@@ -2,7 +2,7 @@
 them.
 
 The store is read in blocks, so that memory does not grow with it. The old tokens of a store are removed before any file
-is replaced: an interrupted command leaves a store without tokens or with complete ones, and can be run again.
+is replaced. After an interruption, the store has no tokens or all of them, and the command can be run again.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ from comodal.data.regions.region_store import (
     TOKENS_FILE,
     RegionStore,
     choose_token_dtype,
-    compute_locations,
+    compute_spatials,
     register_visual_tokens,
     remove_visual_tokens,
 )
@@ -45,13 +45,13 @@ class CodebookOptions:
     """How a codebook of visual tokens is fitted.
 
     Args:
-        tokens: size of the codebook; up to 2,000 by plain k-means, beyond by a tree (20736 is 12^4).
-        depth: levels of the tree; 1 is plain k-means.
+        tokens: size of the codebook; up to 2,000 by flat k-means, beyond by a tree (20736 is 12^4).
+        depth: levels of the tree; 1 is flat k-means.
         projection: number of principal components that distances are computed in.
         whitening: each component is divided by its std to this power.
         sample: number of regions that the codebook is fitted on; a million take 1 GB of memory.
         per_image: maximum number of these from one image.
-        smallest: regions below this fraction of the image's area are left out of the sample.
+        min_area_fraction: regions below this fraction of the image's area are left out of the sample.
         seed: of the sample and of k-means.
     """
 
@@ -61,15 +61,15 @@ class CodebookOptions:
     whitening: float = 0.5
     sample: int = 1_000_000
     per_image: int = 8
-    smallest: float = 0.001
+    min_area_fraction: float = 0.001
     seed: int = 0
 
     def check(self) -> None:
         """Raises ValueError if a number is out of range."""
-        if self.per_image < 1 or self.sample < self.tokens or not 0.0 <= self.smallest < 1.0:
+        if self.per_image < 1 or self.sample < self.tokens or not 0.0 <= self.min_area_fraction < 1.0:
             raise ValueError(
                 f"per_image ({self.per_image}) must be at least 1, sample ({self.sample}) at least tokens "
-                f"({self.tokens}), smallest ({self.smallest}) from 0 to below 1"
+                f"({self.tokens}), min_area_fraction ({self.min_area_fraction}) from 0 to below 1"
             )
 
 
@@ -95,7 +95,7 @@ def prepare_tokens(
         images: folder of the images, for a page that shows regions.
 
     Returns:
-        tokens.tokens, tokens.used, tokens.perplexity, tokens.largest, tokens.smallest, and tokens.inertia.LEVEL of a
+        tokens.tokens, tokens.used, tokens.perplexity, tokens.max_count, tokens.min_count, and tokens.inertia.LEVEL of a
         fitted codebook.
 
     Raises:
@@ -106,31 +106,38 @@ def prepare_tokens(
         comodal prepare tokens validation/ --apply regions/
     """
     fit.check()
-    opened = RegionStore(store)
-    if classes and opened.classes and not opened.about.get("classes_from_tokens"):
+    region_store = RegionStore(store)
+    if classes and region_store.classes and not region_store.about.get("classes_from_tokens"):
         raise DataError(f"{store} has the class probabilities of a classifier; they are not replaced")
     inertia: tuple[float, ...] = ()
     if apply is None:
-        codebook, inertia, about = fit_store_codebook(opened, fit)
+        codebook, inertia, about = fit_store_codebook(region_store, fit)
     else:
-        codebook, about = load_matching_codebook(apply, opened), read_model_about(find_codebook_folder(apply))
-    use = write_tokens(opened, codebook, classes, about)
-    page = build_token_page(f"Visual tokens of {store.name}", use, inertia, collect_token_examples(opened, use), images)
+        codebook, about = load_matching_codebook(apply, region_store), read_model_about(find_codebook_folder(apply))
+    use = write_tokens(region_store, codebook, classes, about)
+    page = build_token_page(
+        f"Visual tokens of {store.name}", use, inertia, collect_token_examples(region_store, use), images
+    )
     write_bytes_atomically(store / "tokens.html", page.encode())
     print_token_statistics(use, inertia)
-    level = {f"tokens.inertia.{number}": value for number, value in enumerate(inertia, 1)}
-    return {f"tokens.{name}": value for name, value in use.summary().items()} | level
+    level = {f"tokens.inertia.{level_number}": value for level_number, value in enumerate(inertia, 1)}
+    return {f"tokens.{name}": value for name, value in use.compute_summary().items()} | level
 
 
 def fit_store_codebook(store: RegionStore, fit: CodebookOptions) -> tuple[Codebook, tuple[float, ...], dict[str, Any]]:
     """A codebook of the regions of a store, its inertia by level, and how it was made."""
     choose_tree_shape(fit.tokens, fit.depth)
-    chosen = sample_regions(store, fit.sample, fit.per_image, fit.smallest, fit.seed)
+    chosen = sample_regions(store, fit.sample, fit.per_image, fit.min_area_fraction, fit.seed)
     check_sample_size(store, sum(len(rows) for _, rows in chosen), fit.tokens, fit.per_image)
     read = partial(read_feature_blocks, store, chosen)
     codebook, inertia = fit_codebook(read, fit.tokens, fit.depth, fit.projection, fit.whitening, fit.seed)
     about: dict[str, Any] = {"regions": store.fingerprint, "sample": fit.sample, "per_image": fit.per_image}
-    about |= {"smallest": fit.smallest, "whitening": fit.whitening, "seed": fit.seed, "inertia": list(inertia)}
+    about |= {
+        "min_area_fraction": fit.min_area_fraction,
+        "whitening": fit.whitening,
+        "seed": fit.seed,
+        "inertia": list(inertia),
+    }
     return codebook, inertia, about
 
 
@@ -139,7 +146,7 @@ def check_sample_size(store: RegionStore, regions: int, tokens: int, per_image: 
     if regions < tokens:
         raise DataError(
             f"{store.folder}: {regions:,} regions (of {len(store):,} images, at most {per_image} each) cannot "
-            f"give {tokens:,} tokens; take fewer --tokens or more --per_image"
+            f"be clustered to {tokens:,} tokens; use fewer --tokens or a larger --per-image"
         )
 
 
@@ -148,24 +155,26 @@ def load_matching_codebook(path: Path, store: RegionStore) -> Codebook:
     codebook = load_codebook(path)
     if codebook.config.dim != store.dim:
         raise DataError(
-            f"{path} takes features of {codebook.config.dim} numbers; those of {store.folder} have {store.dim}"
+            f"{path} takes features of length {codebook.config.dim}; those of {store.folder} have length {store.dim}"
         )
     return codebook
 
 
 def sample_regions(
-    store: RegionStore, sample: int, per_image: int, smallest: float, seed: int
+    store: RegionStore, sample: int, per_image: int, min_area_fraction: float, seed: int
 ) -> list[tuple[int, Int[np.ndarray, " regions"]]]:
     """Images in the order of the store with their sampled regions: at most `per_image` each, from random images."""
     generator = np.random.default_rng(seed)
     chosen: list[tuple[int, np.ndarray]] = []
     missing = sample
     for image in generator.permutation(len(store)).tolist():
-        regions = store.regions(image)
-        large = np.flatnonzero(compute_locations(regions.boxes, regions.width, regions.height)[:, 4] >= smallest)
-        taken = np.sort(generator.permutation(large)[: min(per_image, missing)])
-        chosen.append((image, taken))
-        missing -= len(taken)
+        regions = store.read_regions(image)
+        large = np.flatnonzero(
+            compute_spatials(regions.boxes, regions.width, regions.height)[:, 4] >= min_area_fraction
+        )
+        sampled = np.sort(generator.permutation(large)[: min(per_image, missing)])
+        chosen.append((image, sampled))
+        missing -= len(sampled)
         if not missing:
             break
     return sorted(chosen, key=lambda pair: pair[0])
@@ -177,9 +186,9 @@ def read_feature_blocks(
     """Features of chosen regions, about 8,192 at a time."""
     parts, count = [], 0
     for image, rows in chosen:
-        features = np.asarray(store.regions(image).features[rows])
+        features = np.asarray(store.read_regions(image).features[rows])
         if not np.isfinite(features).all():
-            raise DataError(f"{store.folder}: features of image {store.ids[image]} are not finite numbers")
+            raise DataError(f"{store.folder}: features of image {store.ids[image]} are not finite")
         parts.append(features)
         count += len(features)
         if count >= REGIONS_PER_BLOCK:
@@ -193,11 +202,11 @@ def write_tokens(store: RegionStore, codebook: Codebook, classes: bool, about: d
     """Writes the codebook, tokens.bin and, if requested, classes.bin; the last step adds them to the store."""
     folder, count = store.folder, codebook.config.tokens
     remove_visual_tokens(folder)
-    for left in [
+    for leftover in [
         *folder.glob(f".{TOKENS_FILE}.*.part"),
         *folder.glob(f".{CLASSES_FILE}.*.part"),
     ]:  # by an interrupted command
-        left.unlink()
+        leftover.unlink()
     if store.about.get("classes_from_tokens"):
         (folder / CLASSES_FILE).unlink(missing_ok=True)
     save_model(codebook, folder / "codebook", about)
@@ -207,18 +216,18 @@ def write_tokens(store: RegionStore, codebook: Codebook, classes: bool, about: d
     if classes:
         with write_atomically(folder / CLASSES_FILE) as part, part.open("wb") as file:
             for block in read_all_feature_blocks(store):
-                file.write(codebook.probabilities(block).half().numpy().tobytes())
+                file.write(codebook.compute_probabilities(block).half().numpy().tobytes())
     register_visual_tokens(folder, count, count if classes else 0)
     return use
 
 
 def assign_tokens(store: RegionStore, codebook: Codebook, use: TokenUse, file: BinaryIO) -> None:
     """Writes the tokens of all regions in the order of their rows, and counts them."""
-    dtype, centres, first = choose_token_dtype(codebook.config.tokens), codebook.leaf_centres(), 0
+    dtype, centers, first = choose_token_dtype(codebook.config.tokens), codebook.get_leaf_centers(), 0
     for block in read_all_feature_blocks(store):
-        points = codebook.projected(block)
-        tokens = codebook.descend(points)
-        use.add(first, tokens.numpy(), (points - centres[tokens]).norm(dim=1).numpy())
+        points = codebook.project(block)
+        tokens = codebook.assign_tokens(points)
+        use.add(first, tokens.numpy(), (points - centers[tokens]).norm(dim=1).numpy())
         file.write(tokens.numpy().astype(dtype).tobytes())
         first += len(block)
 
@@ -232,7 +241,7 @@ def read_all_feature_blocks(store: RegionStore) -> Iterator[Float[Tensor, "regio
 def collect_token_examples(store: RegionStore, use: TokenUse) -> dict[int, list[TokenRegion]]:
     """The regions of each token that the page shows."""
     examples = {}
-    for token in use.shown(MAX_SHOWN_TOKENS):
+    for token in use.select_tokens(MAX_SHOWN_TOKENS):
         examples[token] = [get_token_region(store, int(row)) for row in use.rows[token] if row >= 0]
     return examples
 
@@ -240,7 +249,7 @@ def collect_token_examples(store: RegionStore, use: TokenUse) -> dict[int, list[
 def get_token_region(store: RegionStore, row: int) -> TokenRegion:
     """The region in a row of the store."""
     image = int(np.searchsorted(store.firsts, row, side="right")) - 1
-    regions = store.regions(image)
+    regions = store.read_regions(image)
     box = regions.boxes[row - int(store.firsts[image])]
     return TokenRegion(store.ids[image], regions.width, regions.height, box.tolist())
 
@@ -248,7 +257,7 @@ def get_token_region(store: RegionStore, row: int) -> TokenRegion:
 def print_token_statistics(use: TokenUse, inertia: Sequence[float]) -> None:
     """Prints the statistics at the end of the command."""
     table = Table("visual tokens", "", right=[1])
-    for name, value in use.summary().items():
+    for name, value in use.compute_summary().items():
         table.add_row(name, f"{value:,.1f}" if name == "perplexity" else f"{value:,.0f}")
     for level, value in enumerate(inertia, 1):
         table.add_row(f"inertia, level {level}", f"{value:.4f}")

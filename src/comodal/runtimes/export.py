@@ -48,7 +48,7 @@ from comodal.runtimes.exportable import ExportableNetwork
 from comodal.runtimes.exported_engines import EXPORT_FOLDER, EXPORT_MANIFEST_FILE
 
 MAX_RELATIVE_DIFFERENCE = 1e-3  # float32 leaves 1e-6 to 1e-5
-EMBEDDER_NETWORKS = ("image", "sound")
+EMBEDDER_NETWORKS = ("image", "audio")
 
 
 def export(
@@ -56,7 +56,7 @@ def export(
 ) -> dict[str, float]:
     """Exports the networks of a model to another runtime, and compares each with the model.
 
-    L3-Net has three: `image` (bytes) and `sound` (waveforms) to embeddings, and `l3net`, the whole model. ViLBERT has
+    L3-Net has three: `image` (bytes) and `audio` (waveforms) to embeddings, and `l3net`, the whole model. ViLBERT has
     `vilbert`: both streams, both pooled outputs, and alignment; with task heads there is one network for each head.
     Batch size and numbers of tokens and regions are dynamic. `comodal embed --engine onnx` or `openvino` uses the
     embedders. The Visual Genome detectors have one network for the image and one for the cells of its regions
@@ -87,29 +87,33 @@ def export(
     if int8 is not None and (to == "torch" or not isinstance(model, L3Net)):
         raise ValueError("--int8 is for the embedders of an L3-Net, to onnx or openvino")
     networks = select_networks(list_model_networks(model), only)
-    given = read_calibration_examples(int8, model.config) if int8 is not None and isinstance(model, L3Net) else {}
+    calibration_examples = (
+        read_calibration_examples(int8, model.config) if int8 is not None and isinstance(model, L3Net) else {}
+    )
     folder = out or find_model_folder(run) / EXPORT_FOLDER / to
     about: dict[str, Any] = {"format": to, "comodal": version("comodal"), "class": type(model).__name__}
     about["weights"] = compute_weights_checksum(model.state_dict())
     table = Table("network", "file", "MB", "sizes tried", "largest relative difference")
-    numbers: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     with translate_os_errors(folder), lock_output_folder(folder), create_scratch_folder(folder) as temporary:
         about["networks"] = {}
         for network in networks:
-            made = temporary / (network.name + FORMAT_SUFFIXES[to])
-            with name_written_file(folder / made.name):
-                about["networks"][network.name] = described = write_network(network, to, made, given)
-            numbers |= {
+            export_path = temporary / (network.name + FORMAT_SUFFIXES[to])
+            with name_written_file(folder / export_path.name):
+                about["networks"][network.name] = described = write_network(
+                    network, to, export_path, calibration_examples
+                )
+            metrics |= {
                 f"export.{network.name}.{key}": described[key] for key in described if key in QuantizationLoss._fields
             }
-            numbers[f"export.{network.name}.difference"] = described["difference"]
+            metrics[f"export.{network.name}.difference"] = described["difference"]
             axes = {axis: ", ".join(str(trial[axis]) for trial in network.trials) for axis in network.trials[0]}
-            tried = "; ".join(f"{axis} {counts}" for axis, counts in axes.items())
-            size = sum(path.stat().st_size for path in made.parent.glob(f"{network.name}.*")) / 1e6
-            table.add_row(network.name, made.name, f"{size:.1f}", tried, f"{described['difference']:.1e}")
+            tried_sizes = "; ".join(f"{axis} {counts}" for axis, counts in axes.items())
+            size = sum(path.stat().st_size for path in export_path.parent.glob(f"{network.name}.*")) / 1e6
+            table.add_row(network.name, export_path.name, f"{size:.1f}", tried_sizes, f"{described['difference']:.1e}")
         replace_export_files(temporary, folder, about)
     print_export_report(table, about["networks"], folder)
-    return numbers
+    return metrics
 
 
 @contextmanager
@@ -126,14 +130,14 @@ def create_scratch_folder(folder: Path) -> Iterator[Path]:
 
 def select_networks(networks: list[ExportableNetwork], only: list[str] | None) -> list[ExportableNetwork]:
     """The networks of these names, or all."""
-    known = [network.name for network in networks]
-    if unknown := sorted(set(only or ()) - set(known)):
-        raise ValueError(f"no network is called {', '.join(unknown)}; this model's are {', '.join(known)}")
+    names = [network.name for network in networks]
+    if unknown := sorted(set(only or ()) - set(names)):
+        raise ValueError(f"unknown networks: {', '.join(unknown)}; this model has {', '.join(names)}")
     return [network for network in networks if only is None or network.name in only]
 
 
 def write_network(
-    network: ExportableNetwork, to: Format, path: Path, given: dict[str, list[np.ndarray]]
+    network: ExportableNetwork, to: Format, path: Path, calibration_examples: dict[str, list[np.ndarray]]
 ) -> dict[str, Any]:
     """Writes one network and compares it with the model; with examples of its input also in 8 bits."""
     program, onnx = trace_network(network), path.with_suffix(".onnx")
@@ -146,25 +150,30 @@ def write_network(
     described: dict[str, Any] = {"inputs": describe_network_inputs(network), "outputs": list(network.outputs)}
     described["difference"] = measure_difference(network, open_network(path, to))
     if not described["difference"] <= MAX_RELATIVE_DIFFERENCE:
-        raise CheckpointError(f"{path.name} differs from the model by {described['difference']:.1e}: nothing is kept")
-    if network.name in given:
-        small = path.with_suffix(f".int8{FORMAT_SUFFIXES[to]}")
-        calibrating, measuring = given[network.name][0::2], given[network.name][1::2]
-        write_int8(onnx, small.with_suffix(".onnx"), network.name, calibrating)
+        raise CheckpointError(
+            f"{path.name} differs from the model by {described['difference']:.1e}: no file is written"
+        )
+    if network.name in calibration_examples:
+        int8_path = path.with_suffix(f".int8{FORMAT_SUFFIXES[to]}")
+        calibration_batches, measurement_examples = (
+            calibration_examples[network.name][0::2],
+            calibration_examples[network.name][1::2],
+        )
+        write_int8(onnx, int8_path.with_suffix(".onnx"), network.name, calibration_batches)
         if to == "openvino":
-            write_openvino(small.with_suffix(".onnx"), small)
+            write_openvino(int8_path.with_suffix(".onnx"), int8_path)
         described |= measure_quantization_loss(
-            network.name, measuring, open_network(path, to), open_network(small, to)
+            network.name, measurement_examples, open_network(path, to), open_network(int8_path, to)
         )._asdict()
     if to == "openvino":
-        for left in path.parent.glob("*.onnx*"):
-            left.unlink()
+        for leftover in path.parent.glob("*.onnx*"):
+            leftover.unlink()
     return described
 
 
 def describe_network_inputs(network: ExportableNetwork) -> dict[str, dict[str, Any]]:
     """Types and shapes of a network's inputs, with names for dynamic axes."""
-    tensors = network.sample(torch.Generator().manual_seed(0), network.trials[0])
+    tensors = network.make_inputs(torch.Generator().manual_seed(0), network.trials[0])
     return {
         name: {
             "type": str(tensor.dtype).removeprefix("torch."),
@@ -176,36 +185,36 @@ def describe_network_inputs(network: ExportableNetwork) -> dict[str, dict[str, A
 
 def open_network(path: Path, to: Format) -> Run:
     """An exported file as a function, in float32."""
-    ways: dict[str, Callable[[], Run]] = {
+    openers: dict[str, Callable[[], Run]] = {
         "onnx": lambda: open_onnx(path),
         "openvino": lambda: open_openvino(path, "fp32"),
         "torch": lambda: open_torch(path),
     }
-    return ways[to]()
+    return openers[to]()
 
 
 def measure_difference(network: ExportableNetwork, run: Run) -> float:
     """The maximum difference of any output, relative to that output's maximum, over all trial sizes."""
     largest = 0.0
     for seed, sizes in enumerate(network.trials):
-        inputs = network.sample(torch.Generator().manual_seed(seed), sizes)
+        inputs = network.make_inputs(torch.Generator().manual_seed(seed), sizes)
         with torch.inference_mode():
-            given = network.reference(*inputs)
-        expected = [given] if isinstance(given, Tensor) else list(given)
+            reference_output = network.reference(*inputs)
+        expected = [reference_output] if isinstance(reference_output, Tensor) else list(reference_output)
         results = run({name: tensor.numpy() for name, tensor in zip(network.axes, inputs, strict=True)})
-        for ours, theirs in zip(expected, results, strict=True):
-            apart = np.abs(ours.numpy() - theirs).max() / max(float(ours.abs().max()), 1e-12)
-            largest = max(largest, float(apart)) if np.isfinite(apart) else float("inf")
+        for expected_tensor, result in zip(expected, results, strict=True):
+            difference = np.abs(expected_tensor.numpy() - result).max() / max(float(expected_tensor.abs().max()), 1e-12)
+            largest = max(largest, float(difference)) if np.isfinite(difference) else float("inf")
     return largest
 
 
-def replace_export_files(made: Path, folder: Path, about: dict[str, Any]) -> None:
+def replace_export_files(export_folder: Path, folder: Path, about: dict[str, Any]) -> None:
     """Moves the files into the folder, export.json last: a folder with it is complete."""
     (folder / EXPORT_MANIFEST_FILE).unlink(missing_ok=True)
-    about["files"] = {path.name: zlib.crc32(path.read_bytes()) for path in sorted(made.iterdir())}
+    about["files"] = {path.name: zlib.crc32(path.read_bytes()) for path in sorted(export_folder.iterdir())}
     for name in about["files"]:
         with write_atomically(folder / name) as part:
-            (made / name).replace(part)
+            (export_folder / name).replace(part)
     write_bytes_atomically(folder / EXPORT_MANIFEST_FILE, encode_settings_json(about))
 
 
@@ -214,10 +223,11 @@ def print_export_report(table: Table, networks: dict[str, Any], folder: Path) ->
     table.show()
     for name in EMBEDDER_NETWORKS:
         described = networks.get(name, {})
-        if "cosine" in described:
+        if "mean_cosine" in described:
             print_line(
-                f"{name} in 8 bits, on {described['examples']:.0f} examples that gave no range: cosine with float32 "
-                f"{described['cosine']:.4f} on average, {described['least']:.4f} at least; the nearest other example "
-                f"stays the same for {described['neighbours']:.0%}"
+                f"{name} in 8 bits, on {described['examples']:.0f} other examples: cosine with float32 "
+                f"{described['mean_cosine']:.4f} on average, {described['min_cosine']:.4f} at least; the nearest "
+                f"other example "
+                f"stays the same for {described['neighbors']:.0%}"
             )
     print_line(f"written to {folder}")

@@ -1,11 +1,11 @@
 """The exportable networks of the region detectors: one for the image, and one for the cells of its regions.
 
-Proposals, suppression and pooling lie between the two. They have no weights, each runtime implements them differently,
+Between the two are proposals, suppression and pooling. They have no weights, each runtime implements them differently,
 and features are only compatible with one implementation (models/detectors/detector_rules.py, roi_pooling.py).
 """
 
 import torch
-import torchvision  # noqa: F401, an export needs what it tells of its kernels
+import torchvision  # noqa: F401, registers the shapes of its kernels, which an export needs
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -34,8 +34,8 @@ class C4MapNetwork(nn.Module):
         self.model = model
 
     def forward(self, pixels: Float[Tensor, "1 3 height width"]) -> tuple[Tensor, ...]:
-        feature_map = self.model.feature_map(pixels)
-        return feature_map, *self.model.proposed(feature_map)
+        feature_map = self.model.compute_feature_map(pixels)
+        return feature_map, *self.model.propose(feature_map)
 
 
 class C4RegionNetwork(nn.Module):
@@ -47,7 +47,7 @@ class C4RegionNetwork(nn.Module):
 
     def forward(self, cells: Float[Tensor, "regions channels rows columns"]) -> tuple[Tensor, ...]:
         features = self.model.res5(cells).mean((2, 3))
-        return features, *self.model.told(features)
+        return features, *self.model.predict(features)
 
 
 class FPNMapNetwork(nn.Module):
@@ -58,8 +58,8 @@ class FPNMapNetwork(nn.Module):
         self.model = model
 
     def forward(self, pixels: Float[Tensor, "1 3 height width"]) -> tuple[Tensor, ...]:
-        maps = self.model.maps(pixels)
-        scores, deltas = zip(*map(self.model.proposed, maps), strict=True)
+        maps = self.model.compute_maps(pixels)
+        scores, deltas = zip(*map(self.model.propose, maps), strict=True)
         return (*maps, *scores, *deltas)
 
 
@@ -71,32 +71,41 @@ class FPNRegionNetwork(nn.Module):
         self.model = model
 
     def forward(self, cells: Float[Tensor, "regions pyramid rows columns"]) -> tuple[Tensor, ...]:
-        return tuple(self.model.named(cells))
+        return tuple(self.model.predict_from_cells(cells))
 
 
 def list_fpn_networks(model: FPN) -> list[ExportableNetwork]:
     """The two networks of the ResNeXt detector."""
 
-    def pixels(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
+    def make_pixels(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
         height, width = SIZE_DIVISOR * sizes["rows"], SIZE_DIVISOR * sizes["columns"]
         return (PIXEL_SCALE * torch.randn(1, 3, height, width, generator=generator),)
 
-    def cells(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
+    def make_cells(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
         side = detector_fpn.FPN_ROI_CELLS
         return (torch.rand(sizes["regions"], model.config.pyramid, side, side, generator=generator),)
 
     levels = range(2, 2 + len(detector_fpn.FPN_STRIDES))
     outputs = tuple(f"{kind}{level}" for kind in ("map", "scores", "deltas") for level in levels)
-    picture, regions = (
+    image_network, region_network = (
         FPNMapNetwork(copy_without_parts(model, *FPN_REGION_PARTS)),
         FPNRegionNetwork(copy_without_parts(model, *FPN_IMAGE_PARTS)),
     )
     sides = {"pixels": ("", "", f"{SIZE_DIVISOR}*rows", f"{SIZE_DIVISOR}*columns")}
-    told = ("features", "fc7", "scores", "deltas")
+    region_outputs = ("features", "fc7", "scores", "deltas")
     return [
-        ExportableNetwork("picture", picture, picture, sides, outputs, pixels, TRIED_MAP_SIZES, MAP_SIZE_LIMITS),
         ExportableNetwork(
-            "regions", regions, regions, {"cells": ("regions", "", "", "")}, told, cells, TRIED_REGION_COUNTS, {}
+            "image", image_network, image_network, sides, outputs, make_pixels, TRIED_MAP_SIZES, MAP_SIZE_LIMITS
+        ),
+        ExportableNetwork(
+            "regions",
+            region_network,
+            region_network,
+            {"cells": ("regions", "", "", "")},
+            region_outputs,
+            make_cells,
+            TRIED_REGION_COUNTS,
+            {},
         ),
     ]
 
@@ -105,23 +114,24 @@ def list_c4_networks(model: C4) -> list[ExportableNetwork]:
     """The two networks of the C4 detector."""
     channels = 16 * model.config.width
 
-    def pixels(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
+    def make_pixels(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
         return (PIXEL_SCALE * torch.randn(1, 3, sizes["height"], sizes["width"], generator=generator),)
 
-    def cells(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
+    def make_cells(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
         return (torch.rand(sizes["regions"], channels, C4_ROI_CELLS, C4_ROI_CELLS, generator=generator),)
 
-    picture, regions = (
+    image_network, region_network = (
         C4MapNetwork(copy_without_parts(model, *C4_REGION_PARTS)),
         C4RegionNetwork(copy_without_parts(model, *C4_IMAGE_PARTS)),
     )
-    told = ("features", "classes", "deltas", "attributes")
+    region_outputs = ("features", "classes", "deltas", "attributes")
     return [
         ExportableNetwork(
-            "picture", picture, picture, {"pixels": ("", "", "height", "width")}, ("map", "scores", "deltas"),
-            pixels, TRIED_IMAGE_SIZES, IMAGE_SIZE_LIMITS,
+            "image", image_network, image_network, {"pixels": ("", "", "height", "width")}, ("map", "scores", "deltas"),
+            make_pixels, TRIED_IMAGE_SIZES, IMAGE_SIZE_LIMITS,
         ),
         ExportableNetwork(
-            "regions", regions, regions, {"cells": ("regions", "", "", "")}, told, cells, TRIED_REGION_COUNTS, {}
+            "regions", region_network, region_network, {"cells": ("regions", "", "", "")}, region_outputs, make_cells,
+            TRIED_REGION_COUNTS, {},
         ),
     ]  # fmt: skip

@@ -32,7 +32,7 @@ RUNTIME_PACKAGES: dict[str, tuple[str, ...]] = {"onnx": ("onnxruntime",), "openv
 
 
 def require_packages(packages: tuple[str, ...], format_: str) -> None:
-    """Checks that packages are installed, and says how to install them.
+    """Checks that packages are installed; the error has the command that installs them.
 
     Raises:
         CheckpointError: A package is missing.
@@ -46,23 +46,21 @@ def trace_network(network: ExportableNetwork) -> ExportedProgram:
     """Traces a network to a program with dynamic batch size and numbers of tokens and regions."""
     names = sorted({axis.split("*")[-1] for axes in network.axes.values() for axis in axes if axis})
     dims = {name: Dim(name) for name in names}
-    dims |= {name: Dim(name, min=least, max=most) for name, (least, most) in network.limits.items()}
+    dims |= {name: Dim(name, min=minimum, max=maximum) for name, (minimum, maximum) in network.limits.items()}
 
-    def length(axis: str) -> Any:
+    def make_dim(axis: str) -> Any:
         times, _, name = axis.rpartition("*")
         return int(times) * dims[name] if times else dims[name]
 
-    shapes = tuple({place: length(axis) for place, axis in enumerate(axes) if axis} for axes in network.axes.values())
-    inputs = network.sample(torch.Generator().manual_seed(0), network.trials[0])
+    shapes = tuple({dim: make_dim(axis) for dim, axis in enumerate(axes) if axis} for axes in network.axes.values())
+    inputs = network.make_inputs(torch.Generator().manual_seed(0), network.trials[0])
     with torch.no_grad():
         return torch.export.export(network.module.eval(), inputs, dynamic_shapes=shapes)
 
 
 def write_onnx(program: ExportedProgram, network: ExportableNetwork, path: Path) -> None:
     """Writes an ONNX file; weights of more than 2 GB are stored in a second file."""
-    names = tuple(
-        {place: axis for place, axis in enumerate(axes) if axis.isidentifier()} for axes in network.axes.values()
-    )
+    names = tuple({dim: axis for dim, axis in enumerate(axes) if axis.isidentifier()} for axes in network.axes.values())
     with silence_exporter_warnings():
         exported = torch.onnx.export(
             program,
@@ -98,8 +96,8 @@ def open_torch(path: Path) -> Run:
 
     def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         with torch.inference_mode():
-            given = module(*(torch.from_numpy(values) for values in inputs.values()))
-        return [tensor.numpy() for tensor in torch.utils._pytree.tree_leaves(given)]
+            outputs = module(*(torch.from_numpy(values) for values in inputs.values()))
+        return [tensor.numpy() for tensor in torch.utils._pytree.tree_leaves(outputs)]
 
     return run
 
@@ -159,10 +157,10 @@ def open_openvino(path: Path, precision: EmbedPrecision) -> Run:
         raise make_damaged_error(path, error) from error
 
     def run(inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        given: Any = dict(inputs)
+        arrays: Any = dict(inputs)
         for part in compiled:
-            given = [values.copy() for values in part(given).to_tuple()]
-        return given
+            arrays = [values.copy() for values in part(arrays).to_tuple()]
+        return arrays
 
     return run
 
@@ -175,9 +173,9 @@ def split_at_first_convolution(model: Any, openvino: Any) -> list[tuple[Any, str
     source = first.input(0).get_source_output()
     before = openvino.Model([openvino.opset13.result(source)], model.get_parameters(), "before")
     middle = openvino.opset13.parameter(source.get_partial_shape(), source.get_element_type())
-    for place in list(source.get_target_inputs()):
-        if place.get_node().get_type_name() != "Result":
-            place.replace_source_output(middle.output(0))
+    for consumer in list(source.get_target_inputs()):
+        if consumer.get_node().get_type_name() != "Result":
+            consumer.replace_source_output(middle.output(0))
     return [(before, "f32"), (openvino.Model(model.get_results(), [middle], "after"), "bf16")]
 
 
@@ -199,7 +197,7 @@ def import_openvino(path: Path) -> Any:
 def make_damaged_error(path: Path, error: Exception) -> CheckpointError:
     """A one-line error from a runtime's longer message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return CheckpointError(f"{path}: a damaged file, or none of its format ({lines[-1][:200]}); export it again")
+    return CheckpointError(f"{path}: damaged, or not of this format ({lines[-1][:200]}); export it again")
 
 
 @contextmanager

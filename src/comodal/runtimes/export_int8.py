@@ -28,9 +28,9 @@ WINDOWS_PER_FILE, MAX_EXAMPLE_FILES = 4, 64  # windows per file, and files per m
 class QuantizationLoss(NamedTuple):
     """The loss by 8 bits: cosines with the float32 embeddings, and the fraction of unchanged nearest neighbors."""
 
-    cosine: float
-    least: float
-    neighbours: float
+    mean_cosine: float
+    min_cosine: float
+    neighbors: float
     examples: float
 
 
@@ -42,12 +42,12 @@ def read_calibration_examples(folder: Path, config: L3NetConfig) -> dict[str, li
         MediaError: A file cannot be read.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no folder of sounds and pictures")
+        raise DataError(f"{folder}: not a folder of audio files and images")
     paths = {
         kind: [job.source for job in plan_file_jobs([folder], suffixes, None, ("",)).jobs]
         if has_files_with_suffix(folder, suffixes)
         else []
-        for kind, suffixes in (("image", frozenset(IMAGE_SUFFIXES)), ("sound", AUDIO_SUFFIXES))
+        for kind, suffixes in (("image", frozenset(IMAGE_SUFFIXES)), ("audio", AUDIO_SUFFIXES))
     }
     batches: dict[str, list[np.ndarray]] = {}
     for kind, files in paths.items():
@@ -58,8 +58,8 @@ def read_calibration_examples(folder: Path, config: L3NetConfig) -> dict[str, li
                 for path in chosen
             ]
     if not batches:
-        counts = " and ".join(f"{len(files)} of {kind}s" for kind, files in paths.items())
-        raise DataError(f"{folder}: has {counts}; at least two of a kind are needed, one to measure on")
+        counts = " and ".join(f"{len(files)} {kind} files" for kind, files in paths.items())
+        raise DataError(f"{folder}: has {counts}; at least two of a kind are required, one of them to measure the loss")
     return batches
 
 
@@ -77,7 +77,7 @@ def read_network_image(path: Path, config: L3NetConfig) -> np.ndarray:
 
 def read_first_windows(path: Path, config: L3NetConfig) -> Float32[np.ndarray, "read_first_windows samples"]:
     """The first windows of an audio file in order; the first is half silent, as in `comodal embed`."""
-    samples = round(config.sound_seconds * config.sample_rate)
+    samples = round(config.audio_seconds * config.sample_rate)
     batches = iterate_windows(stream_audio(path, config.sample_rate), samples, samples, True, 1)
     return np.concatenate(list(islice(batches, WINDOWS_PER_FILE)))
 
@@ -111,10 +111,10 @@ def write_int8(onnx: Path, path: Path, name: str, batches: list[np.ndarray]) -> 
     prepared.unlink()
 
 
-def measure_quantization_loss(name: str, batches: list[np.ndarray], whole: Run, small: Run) -> QuantizationLoss:
+def measure_quantization_loss(name: str, batches: list[np.ndarray], float_run: Run, int8_run: Run) -> QuantizationLoss:
     """The loss by 8 bits on examples that were not used for calibration."""
     exact, rough = (
-        normalize_rows(np.concatenate([run({name: batch})[0] for batch in batches])) for run in (whole, small)
+        normalize_rows(np.concatenate([run({name: batch})[0] for batch in batches])) for run in (float_run, int8_run)
     )
     check_finite_scores(exact, name)
     check_finite_scores(rough, f"{name} in 8 bits")
@@ -130,6 +130,6 @@ def normalize_rows(vectors: Float32[np.ndarray, "rows features"]) -> Float32[np.
 
 def find_nearest_rows(vectors: Float32[np.ndarray, "rows features"]) -> np.ndarray:
     """The index of the nearest other row for each row."""
-    alike = vectors @ vectors.T
-    np.fill_diagonal(alike, -np.inf)
-    return alike.argmax(1)
+    similarities = vectors @ vectors.T
+    np.fill_diagonal(similarities, -np.inf)
+    return similarities.argmax(1)

@@ -36,8 +36,8 @@ def list_model_networks(model: nn.Module) -> list[ExportableNetwork]:
     for kind, networks in NETWORK_LISTERS.items():
         if isinstance(model, kind):
             return networks(model)
-    known = ", ".join(kind.__name__ for kind in NETWORK_LISTERS)
-    raise CheckpointError(f"a {type(model).__name__} cannot be exported; what can: {known}")
+    supported = ", ".join(kind.__name__ for kind in NETWORK_LISTERS)
+    raise CheckpointError(f"a {type(model).__name__} cannot be exported; supported are: {supported}")
 
 
 def pool_grid_cells(
@@ -62,18 +62,18 @@ class ImageEmbedder(nn.Module):
         self.model = model
 
     def forward(self, image: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
-        return pool_grid_cells(self.model.image_map(image), IMAGE_GRID)
+        return pool_grid_cells(self.model.compute_image_map(image), IMAGE_GRID)
 
 
 class AudioEmbedder(nn.Module):
-    """From waveforms to the output of `embed_sound`."""
+    """From waveforms to the output of `embed_audio`."""
 
     def __init__(self, model: L3Net) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, sound: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
-        return pool_grid_cells(self.model.sound_map(sound), AUDIO_GRID)
+    def forward(self, audio: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
+        return pool_grid_cells(self.model.compute_audio_map(audio), AUDIO_GRID)
 
 
 class CorrespondenceNetwork(nn.Module):
@@ -84,9 +84,9 @@ class CorrespondenceNetwork(nn.Module):
         self.model = model
 
     def forward(
-        self, image: UInt8[Tensor, "batch 3 height width"], sound: Float[Tensor, "batch samples"]
+        self, image: UInt8[Tensor, "batch 3 height width"], audio: Float[Tensor, "batch samples"]
     ) -> tuple[Tensor, ...]:
-        return tuple(self.model(image, sound))
+        return tuple(self.model(image, audio))
 
 
 def list_l3net_networks(model: L3Net) -> list[ExportableNetwork]:
@@ -94,37 +94,37 @@ def list_l3net_networks(model: L3Net) -> list[ExportableNetwork]:
     config = model.config
     portable = copy.deepcopy(model)
     portable.spectrogram = PortableSpectrogram(config.spectrogram)
-    size, samples = config.image_size, round(config.sound_seconds * config.sample_rate)
+    size, samples = config.image_size, round(config.audio_seconds * config.sample_rate)
     trials = tuple({"batch": batch} for batch in (2, 1, 5))
 
-    def image(generator: torch.Generator, sizes: Sizes) -> Tensor:
+    def make_image(generator: torch.Generator, sizes: Sizes) -> Tensor:
         return torch.randint(0, 256, (sizes["batch"], 3, size, size), generator=generator, dtype=torch.uint8)
 
-    def sound(generator: torch.Generator, sizes: Sizes) -> Tensor:
+    def make_audio(generator: torch.Generator, sizes: Sizes) -> Tensor:
         """Noise from loud to quiet, with an added tone."""
         levels = torch.logspace(-1, -3, sizes["batch"]).unsqueeze(1)
         tone = torch.sin(2 * torch.pi * 440 / config.sample_rate * torch.arange(samples))
         return levels * (torch.randn(sizes["batch"], samples, generator=generator) + tone)
 
-    seeing, hearing = (
-        copy_without_parts(portable, "sound_tower", "spectrogram"),
+    image_model, audio_model = (
+        copy_without_parts(portable, "audio_tower", "spectrogram"),
         copy_without_parts(portable, "image_tower"),
     )
     image_axes: dict[str, tuple[str, ...]] = {"image": ("batch", "", "", "")}
-    sound_axes: dict[str, tuple[str, ...]] = {"sound": ("batch", "")}
-    features = ("logits", "image_features", "sound_features")
+    audio_axes: dict[str, tuple[str, ...]] = {"audio": ("batch", "")}
+    features = ("logits", "image_features", "audio_features")
     return [
         ExportableNetwork(
-            "image", ImageEmbedder(seeing), model.embed_image, image_axes, ("embedding",),
-            lambda generator, sizes: (image(generator, sizes),), trials, {},
+            "image", ImageEmbedder(image_model), model.embed_image, image_axes, ("embedding",),
+            lambda generator, sizes: (make_image(generator, sizes),), trials, {},
         ),
         ExportableNetwork(
-            "sound", AudioEmbedder(hearing), model.embed_sound, sound_axes, ("embedding",),
-            lambda generator, sizes: (sound(generator, sizes),), trials, {},
+            "audio", AudioEmbedder(audio_model), model.embed_audio, audio_axes, ("embedding",),
+            lambda generator, sizes: (make_audio(generator, sizes),), trials, {},
         ),
         ExportableNetwork(
-            "l3net", CorrespondenceNetwork(portable), model, image_axes | sound_axes, features,
-            lambda generator, sizes: (image(generator, sizes), sound(generator, sizes)), trials, {},
+            "l3net", CorrespondenceNetwork(portable), model, image_axes | audio_axes, features,
+            lambda generator, sizes: (make_image(generator, sizes), make_audio(generator, sizes)), trials, {},
         ),
     ]  # fmt: skip
 
@@ -138,17 +138,17 @@ class ViLBERTEncoder(nn.Module):
 
     def forward(
         self,
-        words: Int64[Tensor, "batch words"],
-        segments: Int64[Tensor, "batch words"],
-        words_attended: Bool[Tensor, "batch words"],
-        regions: Float[Tensor, "batch regions features"] | Int64[Tensor, "batch regions"],
-        locations: Float[Tensor, "batch regions 5"],
-        regions_attended: Bool[Tensor, "batch regions"],
-        tasks: Int64[Tensor, "batch"] | None = None,
+        token_ids: Int64[Tensor, "batch length"],
+        token_types: Int64[Tensor, "batch length"],
+        token_mask: Bool[Tensor, "batch length"],
+        region_features: Float[Tensor, "batch regions features"] | Int64[Tensor, "batch regions"],
+        spatials: Float[Tensor, "batch regions 5"],
+        region_mask: Bool[Tensor, "batch regions"],
+        task_ids: Int64[Tensor, "batch"] | None = None,
     ) -> tuple[Tensor, ...]:
-        given = (words, segments, words_attended, regions, locations, regions_attended)
-        output = self.model(*given) if tasks is None else self.model(*given, tasks)
-        return *output, self.model.alignment_head(output.text, output.vision)
+        inputs = (token_ids, token_types, token_mask, region_features, spatials, region_mask)
+        output = self.model(*inputs) if task_ids is None else self.model(*inputs, task_ids)
+        return *output, self.model.alignment_head(output.pooled_text, output.pooled_vision)
 
 
 class HeadScores(nn.Module):
@@ -160,22 +160,22 @@ class HeadScores(nn.Module):
 
     def forward(
         self,
-        words: Int64[Tensor, "batch words"],
-        segments: Int64[Tensor, "batch words"],
-        words_attended: Bool[Tensor, "batch words"],
-        regions: Float[Tensor, "batch regions features"] | Int64[Tensor, "batch regions"],
-        locations: Float[Tensor, "batch regions 5"],
-        regions_attended: Bool[Tensor, "batch regions"],
-        tasks: Int64[Tensor, "batch"] | None = None,
+        token_ids: Int64[Tensor, "batch length"],
+        token_types: Int64[Tensor, "batch length"],
+        token_mask: Bool[Tensor, "batch length"],
+        region_features: Float[Tensor, "batch regions features"] | Int64[Tensor, "batch regions"],
+        spatials: Float[Tensor, "batch regions 5"],
+        region_mask: Bool[Tensor, "batch regions"],
+        task_ids: Int64[Tensor, "batch"] | None = None,
     ) -> tuple[Tensor, ...]:
-        images = torch.arange(words.shape[0])
-        given = (words, segments, words_attended, regions, locations, regions_attended)
-        return (self.model(self.head, *given, images, tasks),)
+        image_indices = torch.arange(token_ids.shape[0])
+        inputs = (token_ids, token_types, token_mask, region_features, spatials, region_mask)
+        return (self.model(self.head, *inputs, image_indices, task_ids),)
 
 
 def list_vilbert_networks(model: ViLBERT | SingleStream) -> list[ExportableNetwork]:
     """The encoder with its pooled outputs and the alignment scores."""
-    outputs = ("words_out", "regions_out", "text", "vision", "alignment")
+    outputs = ("token_states", "region_states", "pooled_text", "pooled_vision", "alignment")
     return [build_pair_network("vilbert", ViLBERTEncoder(model), model.config, outputs, "batch")]
 
 
@@ -195,51 +195,51 @@ def build_pair_network(
     name: str, module: nn.Module, config: PairConfig, outputs: tuple[str, ...], batch: str
 ) -> ExportableNetwork:
     """A network on texts with images, with any number of tokens and regions."""
-    axes: dict[str, tuple[str, ...]] = dict.fromkeys(("words", "segments", "words_attended"), (batch, "words"))
-    axes["regions"] = (batch, "regions") if config.region_tokens else (batch, "regions", "")
-    axes |= {"locations": (batch, "regions", ""), "regions_attended": (batch, "regions")}
+    axes: dict[str, tuple[str, ...]] = dict.fromkeys(("token_ids", "token_types", "token_mask"), (batch, "tokens"))
+    axes["region_features"] = (batch, "regions") if config.num_visual_tokens else (batch, "regions", "")
+    axes |= {"spatials": (batch, "regions", ""), "region_mask": (batch, "regions")}
     if config.task_tokens:
-        axes["tasks"] = (batch,)
-    longest = config.positions - config.first_position
-    shortest = 3 if config.task_tokens else 2  # the task token is between the first token and the others
+        axes["task_ids"] = (batch,)
+    max_tokens = config.positions - config.first_position
+    min_tokens = 3 if config.task_tokens else 2  # the task token is between the first token and the others
     count = batch.split("*")[-1]
     trials = [
-        {count: rows, "words": min(words, longest), "regions": regions}
-        for rows, words, regions in ((2, 7, 5), (1 if batch == count else 4, 20, 37), (3, 12, 101))
+        {count: rows, "tokens": min(num_tokens, max_tokens), "regions": num_regions}
+        for rows, num_tokens, num_regions in ((2, 7, 5), (1 if batch == count else 4, 20, 37), (3, 12, 101))
     ]
-    limits: dict[str, tuple[int, int | None]] = {"words": (shortest, longest)}
+    limits: dict[str, tuple[int, int | None]] = {"tokens": (min_tokens, max_tokens)}
     if batch != count:
         limits[count] = (2, None)  # torch.export specializes an axis of size 1
 
     def sample(generator: torch.Generator, sizes: Sizes) -> tuple[Tensor, ...]:
         rows = sizes[count] * (1 if batch == count else 2)
-        return make_pair_inputs(generator, config, rows, sizes["words"], sizes["regions"])
+        return make_pair_inputs(generator, config, rows, sizes["tokens"], sizes["regions"])
 
     return ExportableNetwork(name, module, module, axes, outputs, sample, tuple(trials), limits)
 
 
 def make_pair_inputs(
-    generator: torch.Generator, config: PairConfig, rows: int, words: int, regions: int
+    generator: torch.Generator, config: PairConfig, rows: int, num_tokens: int, num_regions: int
 ) -> tuple[Tensor, ...]:
     """Texts and images of different lengths: the last i tokens and regions of row i are padding."""
 
-    def chosen(below: int, *shape: int) -> Tensor:
-        return torch.randint(0, below, shape, generator=generator)
+    def draw_ids(upper: int, *shape: int) -> Tensor:
+        return torch.randint(0, upper, shape, generator=generator)
 
     missing = torch.arange(rows).unsqueeze(1).clamp(max=3)
-    if config.region_tokens:
-        seen = chosen(config.region_tokens, rows, regions)
+    if config.num_visual_tokens:
+        region_features = draw_ids(config.num_visual_tokens, rows, num_regions)
     else:
-        seen = torch.rand(rows, regions, config.region_features, generator=generator)
+        region_features = torch.rand(rows, num_regions, config.region_feature_dim, generator=generator)
     tensors = (
-        chosen(config.vocabulary, rows, words),
-        chosen(config.segments, rows, words),
-        torch.arange(words) < words - missing,
-        seen,
-        torch.rand(rows, regions, 5, generator=generator),
-        torch.arange(regions) < regions - missing,
+        draw_ids(config.vocabulary, rows, num_tokens),
+        draw_ids(config.num_token_types, rows, num_tokens),
+        torch.arange(num_tokens) < num_tokens - missing,
+        region_features,
+        torch.rand(rows, num_regions, 5, generator=generator),
+        torch.arange(num_regions) < num_regions - missing,
     )
-    return (*tensors, chosen(config.task_tokens, rows)) if config.task_tokens else tensors
+    return (*tensors, draw_ids(config.task_tokens, rows)) if config.task_tokens else tensors
 
 
 NETWORK_LISTERS: dict[type[nn.Module], Callable[[Any], list[ExportableNetwork]]] = {

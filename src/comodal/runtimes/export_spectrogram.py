@@ -41,7 +41,7 @@ class PortableSpectrogram(Spectrogram):
             self.register_buffer(f"{name}_real", torch.cos(2 * math.pi / n * angle).float(), persistent=False)
             self.register_buffer(f"{name}_imaginary", -torch.sin(2 * math.pi / n * angle).float(), persistent=False)
 
-    def power(self, frames: Float[Tensor, "batch frames samples"]) -> Float[Tensor, "batch bins frames"]:
+    def compute_power(self, frames: Float[Tensor, "batch frames samples"]) -> Float[Tensor, "batch bins frames"]:
         """Sample inner * a + b, and bin c + outer * d, with a and c below outer, b and d below inner."""
         x = F.pad(frames, (0, self.config.n_fft - self.config.window_samples)).unflatten(-1, self.parts)
         real, imaginary = self.outer_real @ x, self.outer_imaginary @ x  # (batch, frames, c, b)

@@ -20,7 +20,7 @@ class ExportableNetwork(NamedTuple):
         reference: The model's own function, which the outputs are compared with.
         axes: For each input the names of its dynamic axes, "" for static ones; "N*NAME" for multiples of N.
         outputs: Names of the outputs.
-        sample: Function that makes realistic inputs of given sizes.
+        make_inputs: Function that makes realistic inputs of given sizes.
         trials: Sizes to test; the first is used for tracing.
         limits: The minimum and maximum of an axis, where it has any.
     """
@@ -30,14 +30,14 @@ class ExportableNetwork(NamedTuple):
     reference: Callable[..., Any]
     axes: Mapping[str, tuple[str, ...]]
     outputs: tuple[str, ...]
-    sample: Callable[[torch.Generator, Sizes], tuple[Tensor, ...]]
+    make_inputs: Callable[[torch.Generator, Sizes], tuple[Tensor, ...]]
     trials: tuple[Sizes, ...]
     limits: Mapping[str, tuple[int, int | None]]
 
 
 def copy_without_parts(model: ModelType, *parts: str) -> ModelType:
     """A copy without the parts that a network does not use, because a program stores all weights."""
-    less = copy.deepcopy(model)
+    smaller_model = copy.deepcopy(model)
     for part in parts:
-        delattr(less, part)
-    return less
+        delattr(smaller_model, part)
+    return smaller_model

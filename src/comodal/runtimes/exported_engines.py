@@ -43,7 +43,7 @@ class ExportedEmbedders:
         if precision == "auto":
             precision = "bf16" if engine == "openvino" and has_native_bf16() else "fp32"
         self.precision: EmbedPrecision = precision
-        self.opened: dict[str, Run] = {}
+        self.runs: dict[str, Run] = {}
 
     def open(self, name: str) -> Run:
         """One embedder as a function.
@@ -51,9 +51,9 @@ class ExportedEmbedders:
         Raises:
             CheckpointError: There is none, or it is damaged or of other weights.
         """
-        if name not in self.opened:
-            self.opened[name] = open_exported_embedder(self.run, self.model, self.engine, name, self.precision)
-        return self.opened[name]
+        if name not in self.runs:
+            self.runs[name] = open_exported_embedder(self.run, self.model, self.engine, name, self.precision)
+        return self.runs[name]
 
     def __call__(self, name: str, batch: Shaped[np.ndarray, "rows ..."]) -> Float32[np.ndarray, "rows features"]:
         """The embeddings of a batch of inputs."""
@@ -71,10 +71,13 @@ def find_fastest_export(run: Path, model: L3Net, precision: EmbedPrecision) -> E
             continue
         try:
             about = read_json_object(find_model_folder(run) / EXPORT_FOLDER / engine / EXPORT_MANIFEST_FILE)
-            ours, files = about["weights"] == compute_weights_checksum(model.state_dict()), list(about["files"])
+            has_same_weights, files = (
+                about["weights"] == compute_weights_checksum(model.state_dict()),
+                list(about["files"]),
+            )
         except (DataError, KeyError, TypeError):
             continue
-        if ours and (precision != "int8" or any(".int8." in name for name in files)):
+        if has_same_weights and (precision != "int8" or any(".int8." in name for name in files)):
             return engine
     return None
 

@@ -2,12 +2,12 @@
 
 videos/*.mp4, videos.jsonl      a source for `comodal prepare videos`
 worlds.jsonl                    the ground truth of each video: objects, boxes, events, captions
-sounds/meta/esc50.csv, audio/   audio of worlds that are in no video, in the layout of ESC-50
+esc50/meta/esc50.csv, audio/    audio of worlds that are in no video, in the layout of ESC-50
 images/{train,test}/KIND/       images of worlds that are in no video
 scenes/                         images with captions and boxes (see synthetic/scenes/caption_scenes.py)
 vocab.txt                       every word of the texts, as a BERT vocabulary
 
-With `tasks`, also task data sets in official formats (see synthetic/formats/task_sets.py and docs/playground.md).
+With `tasks`, also task data sets in official formats (see synthetic/formats/task_sets.py and docs/synthetic.md).
 """
 
 import csv
@@ -124,17 +124,19 @@ def _remove_partial_media(folder: Path) -> None:
 def _check_options_file(folder: Path, options: SynthesisOptions) -> None:
     """Write the options, or compare them with those of the existing folder."""
     about = folder / "about.json"
-    wanted = {"kind": "synthetic data", **asdict(options)}
+    expected = {"kind": "synthetic data", **asdict(options)}
     if about.exists():
-        found = read_json_object(about)
-        differing = sorted(name for name in wanted if found.get(name) != wanted[name])
-        if differing:
-            told = ", ".join(f"{name} {found.get(name)} (asked for {wanted[name]})" for name in differing)
-            raise DataError(f"{folder} holds another playground: {told}; choose another folder or delete this one")
+        existing = read_json_object(about)
+        different = sorted(name for name in expected if existing.get(name) != expected[name])
+        if different:
+            differences = ", ".join(f"{name} {existing.get(name)} (requested {expected[name]})" for name in different)
+            raise DataError(
+                f"{folder} has data of other options: {differences}; choose another folder or delete this one"
+            )
     elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
-        raise DataError(f"{folder} is not empty and not a playground; choose another folder")
+        raise DataError(f"{folder} is not empty and has no synthetic data; choose another folder")
     else:
-        write_bytes_atomically(about, (json.dumps(wanted, indent=2) + "\n").encode())
+        write_bytes_atomically(about, (json.dumps(expected, indent=2) + "\n").encode())
 
 
 def _run_jobs(jobs: Sequence[Callable[[], None]], workers: int, name: str) -> None:
@@ -154,17 +156,19 @@ def _make_video(folder: Path, options: SynthesisOptions, index: int) -> None:
         return
     world = make_world(options.seed, Purpose.VIDEO, index, seconds=options.seconds)
     painter = Painter(world, options.side)
-    rate = options.frames_per_second
-    frames = (painter.frame(number / rate) for number in range(round(options.seconds * rate)))
-    sound = render_world_audio(world, VIDEO_SAMPLE_RATE)
-    write_video_file(path, frames, rate, sound, VIDEO_SAMPLE_RATE, options.side)
+    frame_rate = options.frames_per_second
+    frames = (
+        painter.paint_frame(frame_index / frame_rate) for frame_index in range(round(options.seconds * frame_rate))
+    )
+    waveform = render_world_audio(world, VIDEO_SAMPLE_RATE)
+    write_video_file(path, frames, frame_rate, waveform, VIDEO_SAMPLE_RATE, options.side)
 
 
 def _make_audio(folder: Path, options: SynthesisOptions, index: int) -> None:
-    path = folder / "sounds" / "audio" / make_clip_name(index)
+    path = folder / "esc50" / "audio" / make_clip_name(index)
     if not path.exists():
         kind = SOUNDING_KINDS[index % len(SOUNDING_KINDS)]
-        world = make_world(options.seed, Purpose.SOUND, index, seconds=options.sound_seconds, kind=kind)
+        world = make_world(options.seed, Purpose.AUDIO, index, seconds=options.audio_seconds, kind=kind)
         write_wav_file(path, render_world_audio(world, AUDIO_SAMPLE_RATE), AUDIO_SAMPLE_RATE)
 
 
@@ -173,12 +177,12 @@ def _make_image(folder: Path, options: SynthesisOptions, index: int) -> None:
     path = folder / "images" / split / kind / f"{index:05d}.jpg"
     if not path.exists():
         world = make_world(options.seed, Purpose.IMAGE, index, seconds=options.seconds, kind=kind)
-        moment = float(world.generator(RandomStream.MOMENT).uniform(0, options.seconds))
+        moment = float(world.make_generator(RandomStream.MOMENT).uniform(0, options.seconds))
         write_image_file(path, render_frame(world, moment, options.side))
 
 
 def _count_audio_clips(options: SynthesisOptions) -> int:
-    return options.sounds // (ESC50_FOLDS * len(SOUNDING_KINDS)) * ESC50_FOLDS * len(SOUNDING_KINDS)
+    return options.audio // (ESC50_FOLDS * len(SOUNDING_KINDS)) * ESC50_FOLDS * len(SOUNDING_KINDS)
 
 
 def make_video_key(index: int) -> str:
@@ -217,6 +221,6 @@ def _write_media_lists(folder: Path, options: SynthesisOptions) -> None:
         name, kind = make_clip_name(index), SOUNDING_KINDS[index % len(SOUNDING_KINDS)]
         fold, source, take, target = name.removesuffix(".wav").split("-")
         rows.writerow((name, fold, target, kind, kind in ESC10_KINDS, source, take))
-    write_bytes_atomically(folder / "sounds" / "meta" / "esc50.csv", table.getvalue().encode())
+    write_bytes_atomically(folder / "esc50" / "meta" / "esc50.csv", table.getvalue().encode())
     write_bytes_atomically(folder / "worlds.jsonl", format_json_lines(worlds).encode())
     write_bytes_atomically(folder / "videos.jsonl", format_json_lines(sources).encode())

@@ -1,6 +1,6 @@
 """Every word of the synthetic data, as the vocab.txt of a BERT.
 
-A vocabulary built from the captions alone would have to spell the words of the tasks. `comodal train vilbert --words
+A vocabulary built from the captions alone would have to spell the words of the tasks. `train vilbert --vocabulary
 world/vocab.txt` uses this one, which includes them.
 """
 
@@ -22,7 +22,7 @@ TEMPLATE_VOCABULARY = """
 def write_vocabulary(path: Path) -> None:
     """Write one token a line: the special tokens, every character as fallback, and the words."""
     kinds = [*SOUNDING_KINDS, *SILENT_KINDS]
-    said = [
+    texts = [
         *kinds,
         *(f"{kind}s" for kind in kinds),
         *OBJECT_COLORS,
@@ -32,8 +32,10 @@ def write_vocabulary(path: Path) -> None:
         TEMPLATE_VOCABULARY,
         *NOISE_PHRASES.values(),
     ]
-    said += [opening.format("") for opening in CAPTION_OPENINGS] + [
+    texts += [opening.format("") for opening in CAPTION_OPENINGS] + [
         form for forms in SOUND_VERBS.values() for form in forms
     ]
-    signs = "a b c d e f g h i j k l m n o p q r s t u v w x y z 7 8 9 [ ] ' - ( )"
-    write_bytes_atomically(path, ("\n".join(WordPieceTokenizer.of_texts([*said, signs]).vocabulary) + "\n").encode())
+    characters = "a b c d e f g h i j k l m n o p q r s t u v w x y z 7 8 9 [ ] ' - ( )"
+    write_bytes_atomically(
+        path, ("\n".join(WordPieceTokenizer.from_texts([*texts, characters]).vocabulary) + "\n").encode()
+    )

@@ -50,7 +50,7 @@ def convert(
     source: Path,
     out: Path,
     original_config: Path | None = None,
-    words: Path | None = None,
+    vocabulary: Path | None = None,
     answers: Path | None = None,
     allow_missing: bool = False,
 ) -> dict[str, float]:
@@ -62,13 +62,13 @@ def convert(
         out: The output folder: a comodal model, or pytorch_model.safetensors and config.json as the original
             loads them.
         original_config: The original's JSON configuration of the weights (bert_base_6layer_6conect.json, ...).
-        words: The BERT vocabulary of the weights (vocab.txt or a BERT folder), for the tokenizer.
+        vocabulary: The BERT vocabulary of the weights (vocab.txt or a BERT folder), for the tokenizer.
         answers: The answer of each output of the answer head: trainval_label2ans.pkl, or the same as JSON.
         allow_missing: Randomly initialize encoder tensors that the file lacks; without it, a missing tensor is an
             error. Poolers, heads and co-attention as a whole may be missing.
 
     Returns:
-        Numbers of loaded, new and unused parameters, and the largest difference after converting back.
+        The counts of loaded, new and unused parameters, and the largest difference after converting back.
 
     Raises:
         CheckpointError: The file is damaged, holds more than tensors, or does not match the configuration.
@@ -76,58 +76,58 @@ def convert(
 
     Examples:
         comodal convert vilbert pretrained_model.bin vilbert/ --original-config bert_base_6layer_6conect.json
-        comodal convert vilbert runs/mine/ original/
+        comodal convert vilbert runs/vilbert/ original/
     """
     if source.is_dir() and any((folder / MODEL_CONFIG_FILE).is_file() for folder in (source, source / "model")):
         return export_original_files(source, out)
     refuse_packed_run(source)
     if original_config is None:
-        raise CheckpointError(f"{source}: give --original-config, the JSON configuration that belongs to these weights")
-    return import_original_weights(source, out, original_config, words, answers, allow_missing)
+        raise CheckpointError(f"{source}: pass --original-config, the JSON configuration of these weights")
+    return import_original_weights(source, out, original_config, vocabulary, answers, allow_missing)
 
 
 def import_original_weights(
-    source: Path, out: Path, config: Path, words: Path | None, answers: Path | None, allow_missing: bool
+    source: Path, out: Path, config: Path, vocabulary: Path | None, answers: Path | None, allow_missing: bool
 ) -> dict[str, float]:
     """Writes a model folder from published weights."""
     state, values = rename_to_multi_task(read_tensors(source)), read_json_object(config, CheckpointError)
     if is_volta_config(values):
         values, state = convert_volta_to_vilbert(values, state, config)
-    state, described = drop_tied_copies(state), parse_original_config(values, config)
+    state, parsed = drop_tied_copies(state), parse_original_config(values, config)
     sizes, heads = (
-        complete_original_config(described.config, state, TASK_TOKENS_KEY not in values),
+        complete_original_config(parsed.config, state, TASK_TOKENS_KEY not in values),
         find_task_heads(state),
     )
-    beside = {"tokenizer.json": WordPieceTokenizer.read(words).as_json()} if words else {}
+    extra_files = {"tokenizer.json": WordPieceTokenizer.read(vocabulary).to_json()} if vocabulary else {}
     if answers is not None:
-        told, outputs = read_answer_vocabulary(answers), {head.name: head.outputs for head in heads}
-        if len(told) != outputs.get(VQA_HEAD):
+        answer_list, outputs = read_answer_vocabulary(answers), {head.name: head.outputs for head in heads}
+        if len(answer_list) != outputs.get(VQA_HEAD):
             raise CheckpointError(
-                f"{answers} has {len(told):,} answers, the answer head of {source} {outputs.get(VQA_HEAD)}"
+                f"{answers} has {len(answer_list):,} answers, the answer head of {source} {outputs.get(VQA_HEAD)}"
             )
-        beside[ANSWERS_FILE] = (json.dumps(told, ensure_ascii=False, indent=0) + "\n").encode()
+        extra_files[ANSWERS_FILE] = (json.dumps(answer_list, ensure_ascii=False, indent=0) + "\n").encode()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     check_config_against_shapes(lambda: ViLBERT(sizes), map_names_to_original, shapes, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: ViLBERT | TaskModel = TaskModel(TaskConfig(sizes, heads)) if heads else ViLBERT(sizes)
-    filled = load_original_tensors(model, state, source, allow_missing)
+    report = load_original_tensors(model, state, source, allow_missing)
     save_model(model, out, {"recipe": "convert", "source": source.name})
-    for name, data in beside.items():
+    for name, data in extra_files.items():
         write_bytes_atomically(out / name, data)
-    ignored = [f"ignored in {config.name}: {key}" for key in described.ignored]
-    write_bytes_atomically(out / VILBERT_REPORT_FILE, ("\n".join([*filled.lines(), *ignored]) + "\n").encode())
+    ignored = [f"ignored in {config.name}: {key}" for key in parsed.ignored]
+    write_bytes_atomically(out / VILBERT_REPORT_FILE, ("\n".join([*report.format_lines(), *ignored]) + "\n").encode())
     difference, compared = verify_conversion(out, state)
-    print_line(f"{source}: {filled.lines()[0]}; every name is in {out / VILBERT_REPORT_FILE}")
-    if described.ignored:
-        print_line(f"keys of {config.name} that nothing reads: {', '.join(described.ignored)}")
-    print_line(f"turned back and compared: {compared:,} tensors, largest difference {difference:.1g}")
-    if words is None:
-        print_line(f"{out} has no vocabulary yet: give --words to ask and train it")
+    print_line(f"{source}: {report.format_lines()[0]}; every tensor is listed in {out / VILBERT_REPORT_FILE}")
+    if parsed.ignored:
+        print_line(f"unused keys of {config.name}: {', '.join(parsed.ignored)}")
+    print_line(f"converted back and compared: {compared:,} tensors, largest difference {difference:.1g}")
+    if vocabulary is None:
+        print_line(f"{out} has no vocabulary: pass --vocabulary to ask questions or to train it")
     return {
-        "convert.filled": float(len(filled.filled)),
-        "convert.new": float(len(filled.new)),
-        "convert.unused": float(len(filled.unused)),
+        "convert.filled": float(len(report.filled)),
+        "convert.new": float(len(report.new)),
+        "convert.unused": float(len(report.unused)),
         "convert.difference": difference,
     }
 
@@ -145,7 +145,7 @@ def complete_original_config(config: ViLBERTConfig, state: dict[str, Tensor], by
 def load_original_tensors(
     model: ViLBERT | TaskModel, state: dict[str, Tensor], source: Path, allow_missing: bool
 ) -> LoadReport:
-    """Loads the tensors and reports what each was used for."""
+    """Loads the tensors and reports how each is used."""
     if isinstance(model, TaskModel):
         return load_original_weights(model.vilbert, state, source, model.heads, allow_missing)
     return load_original_weights(model, state, source, allow_missing=allow_missing)
@@ -157,11 +157,11 @@ def verify_conversion(folder: Path, state: dict[str, Tensor]) -> tuple[float, in
     Raises:
         CheckpointError: A tensor differs.
     """
-    again = build_original_state(load_model(folder))
-    shared = [name for name in again if name in state and not is_unused_parameter(name)]
-    difference = max(float((again[name] - state[name].float()).abs().max()) for name in shared)
+    converted = build_original_state(load_model(folder))
+    shared = [name for name in converted if name in state and not is_unused_parameter(name)]
+    difference = max(float((converted[name] - state[name].float()).abs().max()) for name in shared)
     if difference:
-        raise CheckpointError(f"{folder}: what was written differs from its source by {difference}")
+        raise CheckpointError(f"{folder}: the written model differs from its source by {difference}")
     return difference, len(shared)
 
 
@@ -180,13 +180,13 @@ def export_original_files(source: Path, out: Path) -> dict[str, float]:
     state = build_original_state(model)
     config = model.vilbert.config if isinstance(model, TaskModel) else model.config
     assert isinstance(config, ViLBERTConfig)
-    described = to_original_config(config)
+    original_config = to_original_config(config)
     out.mkdir(parents=True, exist_ok=True)
     final = out / "pytorch_model.safetensors"
     temporary = final.with_name(f".{final.name}.{os.getpid()}")
     save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, temporary)
     temporary.replace(final)
-    write_bytes_atomically(out / "config.json", (json.dumps(described, indent=2) + "\n").encode())
+    write_bytes_atomically(out / "config.json", (json.dumps(original_config, indent=2) + "\n").encode())
     for name in ("tokenizer.json", ANSWERS_FILE):
         if (find_model_folder(source) / name).is_file():
             write_bytes_atomically(out / name, (find_model_folder(source) / name).read_bytes())

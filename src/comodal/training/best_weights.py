@@ -18,24 +18,27 @@ class BestWeights:
         metric: Metric to compare, where higher is better; nothing is kept if it is empty.
 
     Attributes:
-        found: Step of the best weights, and their metric.
+        selection: Step of the best weights, and their metric.
     """
 
     def __init__(self, folder: Path, metric: str) -> None:
         self.folder, self.metric = folder, metric
-        self.found: dict[str, Any] = {}
+        self.selection: dict[str, Any] = {}
         if metric and (folder / MODEL_CONFIG_FILE).is_file():
-            chosen = read_model_about(folder).get("chosen")
-            self.found = chosen if isinstance(chosen, dict) else {}
+            chosen = read_model_about(folder).get("best_checkpoint")
+            self.selection = chosen if isinstance(chosen, dict) else {}
 
-    def offer(self, model: nn.Module, step: int, metrics: Mapping[str, float]) -> None:
+    def save_if_better(self, model: nn.Module, step: int, metrics: Mapping[str, float]) -> None:
         """Saves the weights if they are better than the best so far."""
-        if self.metric and metrics[self.metric] > self.found.get(self.metric, -math.inf):
-            self.found = {"step": step, self.metric: metrics[self.metric]}
-            save_model(model, self.folder, {"chosen": self.found})
+        if self.metric and metrics[self.metric] > self.selection.get(self.metric, -math.inf):
+            self.selection = {"step": step, self.metric: metrics[self.metric]}
+            save_model(model, self.folder, {"best_checkpoint": self.selection})
 
-    def told(self) -> str:
+    def format_note(self) -> str:
         """Describes the best weights for messages."""
-        if not self.found:
+        if not self.selection:
             return ""
-        return f", of step {self.found['step']:,}, {self.metric} {self.found[self.metric]:.3f} on held-out examples"
+        return (
+            f", of step {self.selection['step']:,}, {self.metric} {self.selection[self.metric]:.3f} on held-out "
+            f"examples"
+        )

@@ -29,7 +29,7 @@ class TrainingState:
     seconds: float  # training time, including earlier sessions
     objective: dict[str, Any]
     optimizer: dict[str, Any]
-    chance: dict[str, torch.Tensor]  # states of the random generators, by device type
+    rng_states: dict[str, torch.Tensor]  # states of the random generators, by device type
     fingerprint: str  # of the data
     sums: dict[str, float]  # sums of the metrics since the last line of the log
 
@@ -40,7 +40,7 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def files(self) -> list[Path]:
+    def list_files(self) -> list[Path]:
         """The checkpoint files, oldest first."""
         return sorted(self.folder.glob("[0-9]*.pt"))
 
@@ -58,12 +58,14 @@ class Checkpoints:
         except (OSError, RuntimeError) as error:  # torch turns some failures to write into RuntimeError
             reason = error.strerror if isinstance(error, OSError) else error.__cause__ or error.__context__ or error
             last = (
-                f"the checkpoint of step {int(self.files()[-1].stem)} is whole" if self.files() else "there is none yet"
+                f"the checkpoint of step {int(self.list_files()[-1].stem)} is complete"
+                if self.list_files()
+                else "there is none yet"
             )
             raise CheckpointError(
-                f"{path} cannot be written ({reason}); {last}: make room, then go on with --resume"
+                f"{path} cannot be written ({reason}); {last}: free disk space, then continue with --resume"
             ) from error
-        files = self.files()
+        files = self.list_files()
         later = [old for old in files if int(old.stem) > state.step]  # damaged: the run was resumed from an older one
         for old in [*files[: -MAX_KEPT_CHECKPOINTS - len(later)], *later]:
             old.unlink()
@@ -75,16 +77,16 @@ class Checkpoints:
         Raises:
             CheckpointError: All checkpoints are damaged, or were not written by comodal.
         """
-        for left in self.folder.glob(".*.part"):  # temporary files of a killed process
-            left.unlink(missing_ok=True)
-        files = self.files()
+        for leftover in self.folder.glob(".*.part"):  # temporary files of a killed process
+            leftover.unlink(missing_ok=True)
+        files = self.list_files()
         for path in reversed(files):
             try:
                 return read_training_state(path)
             except CheckpointError as error:
                 if path == files[0]:
                     raise
-                print_line(f"warning: {error}; going on from the one before it", stderr=True)
+                print_line(f"warning: {error}; continuing from the previous one", stderr=True)
         return None
 
 
@@ -97,7 +99,7 @@ def read_training_state(path: Path) -> TrainingState:
     try:
         with zipfile.ZipFile(path) as archive:  # torch writes checksums but does not verify them
             if archive.testzip():
-                raise zipfile.BadZipFile("wrong checksum")
+                raise zipfile.BadZipFile("checksum mismatch")
         return TrainingState(**torch.load(path, map_location="cpu", weights_only=True))
     except (
         OSError,
@@ -112,4 +114,4 @@ def read_training_state(path: Path) -> TrainingState:
         IndexError,
         NotImplementedError,
     ) as error:
-        raise CheckpointError(f"{path} is damaged or no checkpoint") from error
+        raise CheckpointError(f"{path} is damaged or not a checkpoint") from error

@@ -23,9 +23,9 @@ def make_parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[s
         for layer in module.modules()
         if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.weight.requires_grad
     }
-    others = [p for p in module.parameters() if p.requires_grad and p not in kernels]
+    non_kernels = [p for p in module.parameters() if p.requires_grad and p not in kernels]
     ordered = [p for p in module.parameters() if p in kernels]
-    return [{"params": ordered, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [{"params": ordered, "weight_decay": weight_decay}, {"params": non_kernels, "weight_decay": 0.0}]
 
 
 def make_adam(module: nn.Module, learning_rate: float, weight_decay: float) -> torch.optim.Adam:
@@ -39,7 +39,7 @@ def make_adamw(
     weight_decay: float,
     betas: tuple[float, float] = (0.9, 0.98),
     pretrained: Collection[nn.Parameter] = (),
-    pretrained_share: float = 1.0,
+    pretrained_lr_scale: float = 1.0,
 ) -> torch.optim.AdamW:
     """AdamW with a lower learning rate for pretrained parameters; biases and norms have no weight decay.
 
@@ -47,48 +47,51 @@ def make_adamw(
     original, train_concap.py, removes 12 characters of each name, which is only correct for names in a DDP wrapper.)
     The betas are the original's.
     """
-    known = set(pretrained)
+    pretrained_set = set(pretrained)
     decaying = {p for p in module.parameters() if p.requires_grad and p.ndim > 1}
     groups: list[dict[str, Any]] = []
-    for share, here in ((1.0, lambda p: p not in known), (pretrained_share, lambda p: p in known)):
-        for decay, chosen in ((weight_decay, lambda p: p in decaying), (0.0, lambda p: p not in decaying)):
-            parameters = [p for p in module.parameters() if p.requires_grad and here(p) and chosen(p)]
+    for lr_scale, is_in_set in (
+        (1.0, lambda p: p not in pretrained_set),
+        (pretrained_lr_scale, lambda p: p in pretrained_set),
+    ):
+        for decay, has_decay in ((weight_decay, lambda p: p in decaying), (0.0, lambda p: p not in decaying)):
+            parameters = [p for p in module.parameters() if p.requires_grad and is_in_set(p) and has_decay(p)]
             if parameters:
-                groups.append({"params": parameters, "weight_decay": decay, "share_of_rate": share})
+                groups.append({"params": parameters, "weight_decay": decay, "lr_scale": lr_scale})
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
-def make_linear_schedule(learning_rate: float, steps: int, warm_up_steps: int) -> Callable[[int], float]:
+def make_linear_schedule(learning_rate: float, steps: int, warmup_steps: int) -> Callable[[int], float]:
     """Linear warmup and linear decay to 0: learning rate by step (BERT; ViLBERT, section 3.2).
 
-    Step k of the warmup uses (k + 1) / warm_up_steps of the learning rate, so that the first step is not 0.
+    Step k of the warmup uses (k + 1) / warmup_steps of the learning rate, so that the first step is not 0.
     """
-    if not 0 <= warm_up_steps <= steps:
-        raise ValueError(f"warm_up_steps ({warm_up_steps}) must lie between 0 and steps ({steps})")
+    if not 0 <= warmup_steps <= steps:
+        raise ValueError(f"warmup_steps ({warmup_steps}) must lie between 0 and steps ({steps})")
 
-    def rate(step: int) -> float:
-        if step < warm_up_steps:
-            return learning_rate * (step + 1) / warm_up_steps
-        return learning_rate * max(0.0, (steps - step) / max(1, steps - warm_up_steps))
+    def compute_learning_rate(step: int) -> float:
+        if step < warmup_steps:
+            return learning_rate * (step + 1) / warmup_steps
+        return learning_rate * max(0.0, (steps - step) / max(1, steps - warmup_steps))
 
-    return rate
+    return compute_learning_rate
 
 
 def make_cosine_schedule(
-    learning_rate: float, steps: int, warm_up_steps: int = 0, final_fraction: float = 1.0
+    learning_rate: float, steps: int, warmup_steps: int = 0, min_lr_ratio: float = 1.0
 ) -> Callable[[int], float]:
     """Linear warmup and cosine decay to a fraction of the learning rate: learning rate by step.
 
     The default is the paper's: constant.
     """
-    if not 0 <= warm_up_steps <= steps:
-        raise ValueError(f"warm_up_steps ({warm_up_steps}) must lie between 0 and steps ({steps})")
-    check_number("final_fraction", final_fraction, 0, 1)
+    if not 0 <= warmup_steps <= steps:
+        raise ValueError(f"warmup_steps ({warmup_steps}) must lie between 0 and steps ({steps})")
+    check_number("min_lr_ratio", min_lr_ratio, 0, 1)
 
-    def rate(step: int) -> float:
-        if step < warm_up_steps:
-            return learning_rate * (step + 1) / warm_up_steps
-        progress = (step - warm_up_steps) / max(1, steps - warm_up_steps)
-        return learning_rate * (final_fraction + (1 - final_fraction) * (1 + math.cos(math.pi * progress)) / 2)
+    def compute_learning_rate(step: int) -> float:
+        if step < warmup_steps:
+            return learning_rate * (step + 1) / warmup_steps
+        progress = (step - warmup_steps) / max(1, steps - warmup_steps)
+        return learning_rate * (min_lr_ratio + (1 - min_lr_ratio) * (1 + math.cos(math.pi * progress)) / 2)
 
-    return rate
+    return compute_learning_rate

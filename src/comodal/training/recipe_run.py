@@ -24,7 +24,7 @@ class FineTuneConfig:
     """The options that all fine-tuning recipes share; a recipe sets the defaults of its task.
 
     Args:
-        start: Start from the pretrained weights, or from random initialization (a control).
+        start_from: Start from the pretrained weights, or from random initialization (a control).
         epochs: Passes over the training examples.
         batch_size: Examples per step, over all processes.
         learning_rate: Peak learning rate of the pretrained layers.
@@ -32,7 +32,7 @@ class FineTuneConfig:
         seed: Seed of the random initialization, the order and random draws.
     """
 
-    start: InitialWeights = "pretrained"
+    start_from: InitialWeights = "pretrained"
     epochs: float = 20.0
     batch_size: int = 256
     learning_rate: float = 4e-5
@@ -89,4 +89,4 @@ class Run:
     files: Mapping[str, bytes | Path] = field(default_factory=dict)  # files that inference needs besides the weights
     resolved: Mapping[str, Any] = field(default_factory=dict)  # the variant's values of parameters that were None
     validate_every: int = 500  # unless the trainer's option is set
-    chosen_by: str = ""  # validation metric that selects the best weights as the model
+    selection_metric: str = ""  # validation metric that selects the best weights as the model

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from comodal import distributed, hardware
 from comodal.data.batch import Batch
 from comodal.data.output_folder import encode_settings_json, lock_output_folder, translate_os_errors
-from comodal.environment import environment
+from comodal.environment import collect_environment
 from comodal.errors import RecipeError, check_number
 from comodal.files import write_bytes_atomically
 from comodal.hardware import MEMORY_FORMATS, Compute, DeviceName, MemoryLayout, Precision
@@ -38,7 +38,7 @@ from comodal.training.run_config import (
     get_recipe_name,
     read_run_config,
     resolve_parameters,
-    to_plain_values,
+    to_yaml_values,
     write_run_config,
 )
 from comodal.training.run_log import RunLog, format_metrics_note
@@ -118,20 +118,20 @@ def train(
             validate_every = run.validate_every if validate_every is None else validate_every
             options["validate_every"] = validate_every
             if memory_layout == "auto":
-                usual = hardware.choose_training_layout(compute, run.objective)
-                memory_layout = started.get("memory_layout", "channels_last") if resume and started else usual
+                default_layout = hardware.choose_training_layout(compute, run.objective)
+                memory_layout = started.get("memory_layout", "channels_last") if resume and started else default_layout
             options["memory_layout"] = memory_layout
             changed = describe_changes(out / "config.yaml", values, options)
             distributed.wait_for_processes()
             about = {
                 "recipe": get_recipe_name(recipe),
-                "parameters": to_plain_values(values),
+                "parameters": to_yaml_values(values),
                 "fingerprint": run.fingerprint,
             }
-            every = Intervals(accumulate, log_every, validate_every, 60 * checkpoint_minutes)
-            sitting = Trainer(run, out, compute, every, memory_layout, about)
+            intervals = Intervals(accumulate, log_every, validate_every, 60 * checkpoint_minutes)
+            trainer = Trainer(run, out, compute, intervals, memory_layout, about)
             write_run_settings(out, recipe, values | options)
-            return sitting.work(changed, compile == "on" or (compile == "auto" and compute.device.type == "cuda"))
+            return trainer.train(changed, compile == "on" or (compile == "auto" and compute.device.type == "cuda"))
     finally:
         torch.set_num_threads(threads_before)
         distributed.shut_down_distributed()
@@ -143,7 +143,7 @@ def check_run_folder(out: Path, resume: bool) -> None:
         raise RecipeError(f"{out} is a file, not a folder")
     is_begun = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())  # else killed before
     if is_begun and not resume:
-        raise RecipeError(f"{out} is there already: go on with --resume, or choose another --out")
+        raise RecipeError(f"{out} already exists: continue with --resume, or choose another --out")
     if is_begun and resume and not (out / "config.yaml").exists():
         raise RecipeError(f"{out} is not the folder of a run: it has no config.yaml")
 
@@ -152,7 +152,7 @@ def write_run_settings(out: Path, recipe: Callable, values: Mapping[str, Any]) -
     if distributed.is_main_process():
         out.mkdir(parents=True, exist_ok=True)
         write_run_config(out / "config.yaml", recipe, values)
-        write_bytes_atomically(out / ENVIRONMENT_FILE, encode_settings_json(environment()))
+        write_bytes_atomically(out / ENVIRONMENT_FILE, encode_settings_json(collect_environment()))
     distributed.wait_for_processes()
 
 
@@ -170,12 +170,12 @@ class Trainer:
     """Trains a run to its end, or until a signal."""
 
     def __init__(
-        self, run: Run, out: Path, compute: Compute, every: Intervals, layout: MemoryLayout, about: dict[str, Any]
+        self, run: Run, out: Path, compute: Compute, intervals: Intervals, layout: MemoryLayout, about: dict[str, Any]
     ) -> None:
         self.run = run
         self.out = out
         self.compute = compute
-        self.every = every
+        self.intervals = intervals
         self.layout: MemoryLayout = layout
         self.about = about
         self.checkpoints = Checkpoints(out / "checkpoints")
@@ -185,39 +185,43 @@ class Trainer:
         self.first: Batch | None = None
         self.throughput: Throughput | None = None
         self.saved_at = time.monotonic()
-        self.best = BestWeights(out / "best", run.chosen_by)
+        self.best = BestWeights(out / "best", run.selection_metric)
 
-    def work(self, changed: list[str], compile: bool) -> int:
+    def train(self, changed: list[str], compile: bool) -> int:
         """Trains to the end; returns the exit status."""
         run = self.run
         torch.manual_seed(run.seed + distributed.get_process_rank())
         run.objective.to(self.compute.device).to(memory_format=MEMORY_FORMATS[self.layout])
-        self.restore()
-        speaks = distributed.is_main_process()
-        with InterruptHandler() as stop, Progress("step", run.steps, self.step, is_shown=speaks) as progress:
-            for line in self.about_run():
-                progress.say(line)
+        self.restore_checkpoint()
+        is_main = distributed.is_main_process()
+        with InterruptHandler() as stop, Progress("step", run.steps, self.step, is_shown=is_main) as progress:
+            for line in self.describe_run():
+                progress.print_message(line)
             if self.step:
-                progress.say(f"{self.out}: goes on after step {self.step:,}{''.join(f', with {c}' for c in changed)}")
-            log = RunLog(self.out, self.step) if speaks else None
+                progress.print_message(
+                    f"{self.out}: resumes after step {self.step:,}{''.join(f', with {c}' for c in changed)}"
+                )
+            log = RunLog(self.out, self.step) if is_main else None
             try:
-                signal = self.steps(compile, stop, progress, log)
+                signal = self.run_steps(compile, stop, progress, log)
             except NotFiniteError as error:
-                raise self.explain(error) from error
+                raise self.make_not_finite_error(error) from error
             finally:
                 if log:
                     log.close()
             if signal:
-                progress.say(f"{self.out}: stopped after step {self.step:,} and saved; go on with --resume")
+                progress.print_message(
+                    f"{self.out}: stopped after step {self.step:,} and saved; continue with --resume"
+                )
                 return EXIT_BY_SIGNAL + signal
-            if speaks:
-                self.finish()
-            progress.say(
-                f"{self.out}: {run.steps:,} steps are done; the model is in {self.out / 'model'}{self.best.told()}"
+            if is_main:
+                self.write_model()
+            progress.print_message(
+                f"{self.out}: {run.steps:,} steps done; the model is in {self.out / 'model'}{self.best.format_note()}"
             )
         return EXIT_DONE
 
-    def about_run(self) -> list[str]:
+    def describe_run(self) -> list[str]:
         """Describes the model, the data and the device, as lines for the log."""
         run, model = self.run, self.run.objective.get_submodule("model")
         weights = sum(parameter.numel() for parameter in model.parameters())
@@ -233,44 +237,46 @@ class Trainer:
             f"{run.steps:,} steps ({epochs:.1f} epochs)",
         ]
 
-    def expected_time(self) -> str:
+    def estimate_time(self) -> str:
         """Estimates the remaining training time before any step was timed."""
         if self.throughput is None:
-            return f"{self.out}: the expected time follows after the first step"
+            return f"{self.out}: the expected time is estimated after the first step"
         samples = self.run.batches.batch_size / distributed.count_processes()
         operations = samples * self.throughput.sample_flops
-        seconds = (self.run.steps - self.step) * self.throughput.expected_seconds(samples)
+        seconds = (self.run.steps - self.step) * self.throughput.estimate_seconds(samples)
         return (
             f"{self.out}: {format_rough_duration(seconds)}, estimated from {format_rough_count(operations)}FLOP a step"
         )
 
-    def finish(self) -> None:
+    def write_model(self) -> None:
         """Writes the model and the files that inference needs besides it."""
         lines = {line["split"]: line for line in read_log(self.out / "metrics.jsonl")}
         about = {**self.about, "steps": self.run.steps, "metrics": lines}
         last = self.run.objective.get_submodule("model")
-        if self.best.found:
-            save_model(load_model(self.best.folder), self.out / "model", about | {"chosen": self.best.found})
+        if self.best.selection:
+            save_model(
+                load_model(self.best.folder), self.out / "model", about | {"best_checkpoint": self.best.selection}
+            )
         else:
             save_model(last, self.out / "model", about)
         for name, data in self.run.files.items():
             write_bytes_atomically(self.out / "model" / name, data if isinstance(data, bytes) else data.read_bytes())
 
-    def batches(self) -> Iterator[Batch]:
+    def iterate_batches(self) -> Iterator[Batch]:
         """The remaining batches; the first is kept to count its operations."""
         done = self.step * self.run.batches.batch_size
-        left = self.run.batches.batches(done, self.every.parts, self.compute.device)
-        self.first = next(left, None) if self.step < self.run.steps else None
-        return left if self.first is None else chain([self.first], left)
+        remaining = self.run.batches.iterate_batches(done, self.intervals.parts, self.compute.device)
+        self.first = next(remaining, None) if self.step < self.run.steps else None
+        return remaining if self.first is None else chain([self.first], remaining)
 
-    def measure(self) -> None:
+    def measure_throughput(self) -> None:
         """Counts the operations of a sample of the first batch, before anything is computed or compiled."""
         if distributed.is_main_process() and self.first is not None:
-            share = self.run.batches.batch_size // (distributed.count_processes() * self.every.parts)
-            self.throughput = Throughput.measured(self.run.objective, self.first, share, self.compute)
+            batch_samples = self.run.batches.batch_size // (distributed.count_processes() * self.intervals.parts)
+            self.throughput = Throughput.measure(self.run.objective, self.first, batch_samples, self.compute)
         self.first = None
 
-    def parallel(self, compile: bool) -> nn.Module:
+    def wrap_objective(self, compile: bool) -> nn.Module:
         """The objective, compiled and wrapped in DDP where requested."""
         objective = self.run.objective
         if compile:
@@ -279,46 +285,46 @@ class Trainer:
             return objective
         return DistributedDataParallel(objective, gradient_as_bucket_view=True)
 
-    def is_read(self, step: int) -> bool:
+    def reads_metrics(self, step: int) -> bool:
         """Whether metrics are read after this step."""
-        validates = self.run.validation is not None and step % self.every.validate_steps == 0
-        return step == self.run.steps or step % self.every.log_steps == 0 or validates
+        validates = self.run.validation is not None and step % self.intervals.validate_steps == 0
+        return step == self.run.steps or step % self.intervals.log_steps == 0 or validates
 
-    def steps(self, compile: bool, stop: InterruptHandler, progress: Progress, log: RunLog | None) -> int:
+    def run_steps(self, compile: bool, stop: InterruptHandler, progress: Progress, log: RunLog | None) -> int:
         """Runs the remaining steps; returns the signal that stopped them, or 0."""
-        run, every, left = self.run, self.every, range(self.step, self.run.steps)
-        batches = self.batches()
-        self.measure()
-        if left:
-            progress.say(self.expected_time())
-        objective = self.parallel(compile)
-        computing = (run.optimizer, run.learning_rate, left, self.compute, every.parts)
+        run, intervals, remaining = self.run, self.intervals, range(self.step, self.run.steps)
+        batches = self.iterate_batches()
+        self.measure_throughput()
+        if remaining:
+            progress.print_message(self.estimate_time())
+        objective = self.wrap_objective(compile)
+        computing = (run.optimizer, run.learning_rate, remaining, self.compute, intervals.parts)
         began = time.monotonic()
-        for read in train_steps(objective, batches, *computing, is_read=self.is_read):
+        for read in train_steps(objective, batches, *computing, reads_metrics=self.reads_metrics):
             for values in read:
-                self.count(values, (time.monotonic() - began) / len(read))
+                self.add_metrics(values, (time.monotonic() - began) / len(read))
             self.step += len(read)
             progress.show(self.step)
             last = self.step == run.steps
-            if last or self.step % every.log_steps == 0:
-                self.report(progress, log)
-            if run.validation and (last or self.step % every.validate_steps == 0):
+            if last or self.step % intervals.log_steps == 0:
+                self.log_metrics(progress, log)
+            if run.validation and (last or self.step % intervals.validate_steps == 0):
                 self.validate(log)
-            signal = stop.agreed(self.compute.device)
-            if last or signal or time.monotonic() - self.saved_at > self.every.checkpoint_seconds:
-                self.save()
+            signal = stop.get_agreed_signal(self.compute.device)
+            if last or signal or time.monotonic() - self.saved_at > self.intervals.checkpoint_seconds:
+                self.save_checkpoint()
             if signal and not last:
                 return signal
             began = time.monotonic()
         return 0
 
-    def count(self, values: dict[str, float], seconds: float) -> None:
+    def add_metrics(self, values: dict[str, float], seconds: float) -> None:
         """Adds a step to the sums from which the log computes means."""
         self.seconds += seconds
         for name, value in {**values, "seconds": seconds, "steps": 1.0}.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
-    def report(self, progress: Progress, log: RunLog | None) -> None:
+    def log_metrics(self, progress: Progress, log: RunLog | None) -> None:
         """Writes one line of the log, and updates the progress."""
         steps, seconds = self.sums.pop("steps"), self.sums.pop("seconds")
         means = distributed.all_reduce_mean({k: v / steps for k, v in self.sums.items()}, self.compute.device)
@@ -329,7 +335,7 @@ class Trainer:
             "seconds": self.seconds,
         }
         if self.throughput is not None:
-            metrics["mfu"] = self.throughput.mfu(metrics["samples_per_second"] / distributed.count_processes())
+            metrics["mfu"] = self.throughput.compute_mfu(metrics["samples_per_second"] / distributed.count_processes())
         progress.show(self.step, format_metrics_note(metrics))
         if log:
             log.write("train", self.step, metrics)
@@ -337,20 +343,20 @@ class Trainer:
     def validate(self, log: RunLog | None) -> None:
         assert self.run.validation is not None
         metrics = validate_objective(
-            self.run.objective, self.run.validation.batches(device=self.compute.device), self.compute
+            self.run.objective, self.run.validation.iterate_batches(device=self.compute.device), self.compute
         )
         if log:
             log.write("validation", self.step, metrics | {"seconds": self.seconds})
-            self.best.offer(self.run.objective.get_submodule("model"), self.step, metrics)
+            self.best.save_if_better(self.run.objective.get_submodule("model"), self.step, metrics)
 
-    def save(self) -> None:
+    def save_checkpoint(self) -> None:
         """Writes a checkpoint in the main process; the other processes only differ in their random states."""
         self.saved_at = time.monotonic()
         if not distributed.is_main_process():
             return
-        chance = {"cpu": torch.get_rng_state()}
+        rng_states = {"cpu": torch.get_rng_state()}
         if self.compute.device.type == "cuda":
-            chance["cuda"] = torch.cuda.get_rng_state(self.compute.device)
+            rng_states["cuda"] = torch.cuda.get_rng_state(self.compute.device)
         self.checkpoints.save(
             TrainingState(
                 step=self.step,
@@ -358,13 +364,13 @@ class Trainer:
                 seconds=self.seconds,
                 objective=self.run.objective.state_dict(),
                 optimizer=self.run.optimizer.state_dict(),
-                chance=chance,
+                rng_states=rng_states,
                 fingerprint=self.run.fingerprint,
                 sums=self.sums,
             )
         )
 
-    def restore(self) -> None:
+    def restore_checkpoint(self) -> None:
         """Restores the training state of the last checkpoint, if there is one."""
         state = self.checkpoints.load()
         if state is None:
@@ -377,15 +383,15 @@ class Trainer:
         self.run.objective.load_state_dict(state.objective)
         self.run.optimizer.load_state_dict(state.optimizer)
         if distributed.is_main_process():
-            torch.set_rng_state(state.chance["cpu"])
-            if self.compute.device.type == "cuda" and "cuda" in state.chance:
-                torch.cuda.set_rng_state(state.chance["cuda"], self.compute.device)
+            torch.set_rng_state(state.rng_states["cpu"])
+            if self.compute.device.type == "cuda" and "cuda" in state.rng_states:
+                torch.cuda.set_rng_state(state.rng_states["cuda"], self.compute.device)
 
-    def explain(self, error: NotFiniteError) -> FloatingPointError:
+    def make_not_finite_error(self, error: NotFiniteError) -> FloatingPointError:
         """Writes the keys of the step's samples to not_finite.json."""
         keys, path = distributed.all_gather_texts(error.keys), self.out / "not_finite.json"
         if distributed.is_main_process():
             write_bytes_atomically(path, encode_settings_json({"step": error.step, "error": str(error), "keys": keys}))
         return FloatingPointError(
-            f"{error}; the keys of its samples are in {path}; a lower --learning_rate or --precision fp32 may help"
+            f"{error}; the keys of its samples are in {path}; a lower --learning-rate or --precision fp32 may help"
         )

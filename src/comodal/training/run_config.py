@@ -20,7 +20,7 @@ CHANGEABLE_PARAMETERS = {
 
 
 def resolve_parameters(recipe: Callable, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """All parameters of a recipe: the given values, and the defaults of the rest."""
+    """All parameters of a recipe: the passed values, and the defaults of the rest."""
     try:
         bound = inspect.signature(recipe).bind(**parameters)
     except TypeError as error:
@@ -29,15 +29,15 @@ def resolve_parameters(recipe: Callable, parameters: Mapping[str, Any]) -> dict[
     return dict(bound.arguments)
 
 
-def to_plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+def to_yaml_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Converts values to types that YAML and JSON support."""
 
-    def as_text(value: Any) -> Any:
+    def convert_value(value: Any) -> Any:
         if isinstance(value, list | tuple):
-            return [as_text(one) for one in value]
+            return [convert_value(one) for one in value]
         return str(value) if isinstance(value, Path) else value
 
-    return {name: as_text(value) for name, value in values.items()}
+    return {name: convert_value(value) for name, value in values.items()}
 
 
 def get_recipe_name(recipe: Callable) -> str:
@@ -62,7 +62,7 @@ def find_recipe(recipe: str | Callable[..., Any]) -> Callable[..., Any]:
 def write_run_config(path: Path, recipe: Callable, values: Mapping[str, Any]) -> None:
     """Writes the settings atomically."""
     command = f"# comodal train {get_recipe_name(recipe)} --config {path.name} --out ANOTHER_RUN\n"
-    write_bytes_atomically(path, (command + yaml.safe_dump(to_plain_values(values), sort_keys=False)).encode())
+    write_bytes_atomically(path, (command + yaml.safe_dump(to_yaml_values(values), sort_keys=False)).encode())
 
 
 def read_run_config(path: Path) -> dict[str, Any]:
@@ -85,13 +85,13 @@ def describe_changes(path: Path, parameters: Mapping[str, Any], options: Mapping
     Raises:
         RecipeError: A parameter that affects the data or the steps has changed.
     """
-    before = read_run_config(path)
-    if not before:
+    previous = read_run_config(path)
+    if not previous:
         return []
-    now = to_plain_values(parameters) | to_plain_values(options)
-    differs = [name for name, value in now.items() if before.get(name) != value]
-    sentences = {name: f"{name} {now[name]} instead of {before.get(name)}" for name in differs}
-    refused = [sentences[name] for name in differs if name in parameters and name not in CHANGEABLE_PARAMETERS]
+    current = to_yaml_values(parameters) | to_yaml_values(options)
+    changed = [name for name, value in current.items() if previous.get(name) != value]
+    descriptions = {name: f"{name} {current[name]} instead of {previous.get(name)}" for name in changed}
+    refused = [descriptions[name] for name in changed if name in parameters and name not in CHANGEABLE_PARAMETERS]
     if refused:
-        raise RecipeError(f"{path.parent} was started with other settings and cannot go on with {', '.join(refused)}")
-    return list(sentences.values())
+        raise RecipeError(f"{path.parent} was started with other settings and cannot resume with {', '.join(refused)}")
+    return list(descriptions.values())

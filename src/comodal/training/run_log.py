@@ -20,8 +20,8 @@ class RunLog:
 
     def __init__(self, folder: Path, step: int) -> None:
         self.path = folder / "metrics.jsonl"
-        kept = [line for line in read_log(self.path) if line["step"] <= step]
-        write_bytes_atomically(self.path, b"".join(encode_json_line(line) for line in kept))
+        kept_lines = [line for line in read_log(self.path) if line["step"] <= step]
+        write_bytes_atomically(self.path, b"".join(encode_json_line(line) for line in kept_lines))
         self.file = self.path.open("a", buffering=1)
         writer = import_object("torch.utils.tensorboard:SummaryWriter")
         self.events = writer(str(folder / "tensorboard"), purge_step=step + 1)

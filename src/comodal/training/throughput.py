@@ -63,16 +63,16 @@ class Throughput:
     peak_flops: float
 
     @classmethod
-    def measured(cls, objective: nn.Module, batch: Batch, samples: int, compute: Compute) -> "Throughput | None":
+    def measure(cls, objective: nn.Module, batch: Batch, samples: int, compute: Compute) -> "Throughput | None":
         """Measures an objective on a batch; None if its operations cannot be counted."""
         flops = count_flops(objective, batch)
         return cls(flops / samples, estimate_peak_flops(compute)) if flops else None
 
-    def mfu(self, samples_per_second: float) -> float:
+    def compute_mfu(self, samples_per_second: float) -> float:
         """The fraction of the device's peak that a number of samples per second reaches."""
         return samples_per_second * self.sample_flops / self.peak_flops
 
-    def expected_seconds(self, samples: float) -> float:
+    def estimate_seconds(self, samples: float) -> float:
         """Estimates the training time of a process for a number of samples, at a typical utilization."""
         return samples * self.sample_flops / (TYPICAL_UTILIZATION * self.peak_flops)
 
@@ -99,14 +99,14 @@ def estimate_peak_flops(compute: Compute) -> float:
     """Peak operations per second of a device in a precision: from the data sheet of a known GPU, else measured."""
     if compute.device.type == "cuda":
         name = torch.cuda.get_device_name(compute.device)
-        known = next((peaks for part, peaks in PEAK_TFLOPS.items() if part in name), None)
-        if known is not None:
-            return 1e12 * known[0 if compute.precision == "bf16" else 1]
-    left = torch.ones(BENCHMARK_MATRIX_SIZE, BENCHMARK_MATRIX_SIZE, dtype=compute.dtype, device=compute.device)
+        peak = next((peaks for part, peaks in PEAK_TFLOPS.items() if part in name), None)
+        if peak is not None:
+            return 1e12 * peak[0 if compute.precision == "bf16" else 1]
+    matrix = torch.ones(BENCHMARK_MATRIX_SIZE, BENCHMARK_MATRIX_SIZE, dtype=compute.dtype, device=compute.device)
     seconds = []
     for _ in range(BENCHMARK_REPEATS + 1):  # the first product builds the kernel
         started = time.perf_counter()
-        (left @ left)[0, 0].item()  # waits for the device
+        (matrix @ matrix)[0, 0].item()  # waits for the device
         seconds.append(time.perf_counter() - started)
     return 2 * BENCHMARK_MATRIX_SIZE**3 / min(seconds[1:])
 
@@ -117,8 +117,8 @@ def format_rough_duration(seconds: float) -> str:
     return f"about {max(1.0, float(f'{seconds / TIME_UNITS[unit]:.1g}')):,.0f} {unit}"
 
 
-def format_rough_count(number: float) -> str:
-    """Formats a number with two digits and a unit prefix, such as "1.2 T"."""
-    rounded = float(f"{number:.2g}")
+def format_rough_count(count: float) -> str:
+    """Formats a count with two digits and a unit prefix, such as "1.2 T"."""
+    rounded = float(f"{count:.2g}")
     prefix = next((name for name, size in SI_PREFIXES.items() if rounded >= size), "M")
     return f"{rounded / SI_PREFIXES[prefix]:,g} {prefix}"

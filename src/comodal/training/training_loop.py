@@ -43,8 +43,8 @@ class PendingMetrics:
             NotFiniteError: Raised for the first step whose loss or gradient is not finite.
         """
         steps, self.steps = self.steps, []
-        found = torch.stack([torch.stack(list(metrics.values())) for _, metrics, _ in steps]).cpu().tolist()
-        read = [dict(zip(metrics, row, strict=True)) for (_, metrics, _), row in zip(steps, found, strict=True)]
+        rows = torch.stack([torch.stack(list(metrics.values())) for _, metrics, _ in steps]).cpu().tolist()
+        read = [dict(zip(metrics, row, strict=True)) for (_, metrics, _), row in zip(steps, rows, strict=True)]
         for (step, _, keys), values in zip(steps, read, strict=True):
             if not math.isfinite(values["loss"] + values["gradient_norm"]):
                 raise NotFiniteError(step, values["loss"], values["gradient_norm"], keys)
@@ -64,24 +64,24 @@ def train_steps(
     compute: Compute,
     parts: int = 1,
     clip_norm: float = float("inf"),
-    is_read: Callable[[int], bool] = is_always_read,
+    reads_metrics: Callable[[int], bool] = is_always_read,
 ) -> Iterator[list[dict[str, float]]]:
     """Trains, and yields the metrics of the steps since the last yield.
 
     On a CPU it yields after each step, and a step whose loss is not finite changes no weight. On other devices it
-    yields after the steps that `is_read` selects. Between them the host never waits for the device, and a loss that is
+    yields after the steps that `reads_metrics` selects. The host never waits for the device, and a loss that is
     not finite is only detected at the next yield.
 
     Args:
         objective: The objective to minimize.
         batches: `parts` of them make one step; their gradients are averaged.
         optimizer: Optimizer of the objective's parameters.
-        learning_rate: Learning rate by step; a parameter group with a `share_of_rate` scales it by that.
+        learning_rate: Learning rate by step; a parameter group with an `lr_scale` scales it by that.
         steps: Indices of the steps to run.
         compute: Device and precision.
         parts: Batches in a step (gradient accumulation).
         clip_norm: Maximum norm of the gradient; larger gradients are scaled down.
-        is_read: Whether metrics are read after a step; the last step should be selected.
+        reads_metrics: Whether metrics are read after a step; the last step should be selected.
 
     Raises:
         NotFiniteError: The loss or the norm of its gradient is infinite or not a number.
@@ -90,7 +90,7 @@ def train_steps(
     for step in steps:
         objective.train()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step) * group.get("share_of_rate", 1.0)
+            group["lr"] = learning_rate(step) * group.get("lr_scale", 1.0)
         losses: list[dict[str, Tensor]] = []
         keys: tuple[str, ...] = ()
         for part, batch in enumerate(islice(on_device, parts), start=1):
@@ -105,17 +105,17 @@ def train_steps(
         read = pending.read() if compute.device.type == "cpu" else []
         optimizer.step()
         optimizer.zero_grad()
-        if compute.device.type != "cpu" and is_read(step + 1):
+        if compute.device.type != "cpu" and reads_metrics(step + 1):
             read = pending.read()
         if read:
             yield read
 
 
-def clip_gradients(objective: nn.Module, most: float) -> Float[Tensor, ""]:
-    """Returns the norm of the gradient; gradients with a norm above `most` are scaled down to it."""
+def clip_gradients(objective: nn.Module, max_norm: float) -> Float[Tensor, ""]:
+    """Returns the norm of the gradient; gradients with a norm above `max_norm` are scaled down to it."""
     norm = nn.utils.get_total_norm([p.grad for p in objective.parameters() if p.grad is not None])
-    if most < math.inf:  # avoids reading and writing all gradients once more
-        nn.utils.clip_grads_with_norm_(objective.parameters(), most, norm)
+    if max_norm < math.inf:  # avoids reading and writing all gradients once more
+        nn.utils.clip_grads_with_norm_(objective.parameters(), max_norm, norm)
     return norm
 
 
@@ -127,11 +127,11 @@ def copy_to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[B
             yield batch.to(device)
             continue
         with torch.cuda.stream(stream):
-            there = batch.to(device)
+            moved = batch.to(device)
         computing = torch.cuda.current_stream(device)
         computing.wait_stream(stream)
-        there.record_stream(computing)
-        yield there
+        moved.record_stream(computing)
+        yield moved
 
 
 def defer_gradient_sync(objective: nn.Module, now: bool) -> AbstractContextManager:
@@ -147,13 +147,13 @@ def validate_objective(objective: nn.Module, batches: Iterable[Batch], compute: 
         FloatingPointError: The loss is not finite.
     """
     objective.eval()
-    found: list[tuple[int, dict[str, Tensor]]] = []
+    batch_metrics: list[tuple[int, dict[str, Tensor]]] = []
     for batch in copy_to_device(iter(batches), compute.device):
         with compute.autocast():
-            found.append((len(batch.keys), {name: value.float() for name, value in objective(batch).items()}))
-    totals = dict.fromkeys([*(found[0][1] if found else {}), "samples"], 0.0)
-    rows = [torch.stack(list(metrics.values())) for _, metrics in found]
-    for (count, metrics), row in zip(found, torch.stack(rows).cpu().tolist() if rows else [], strict=True):
+            batch_metrics.append((len(batch.keys), {name: value.float() for name, value in objective(batch).items()}))
+    totals = dict.fromkeys([*(batch_metrics[0][1] if batch_metrics else {}), "samples"], 0.0)
+    rows = [torch.stack(list(metrics.values())) for _, metrics in batch_metrics]
+    for (count, metrics), row in zip(batch_metrics, torch.stack(rows).cpu().tolist() if rows else [], strict=True):
         for name, value in zip((*metrics, "samples"), (*row, 1.0), strict=True):
             totals[name] += value * count
     totals = distributed.all_reduce_sum(totals, compute.device)

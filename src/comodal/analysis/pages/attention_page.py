@@ -34,17 +34,17 @@ ATTENTION_LEGEND = (
 
 
 def write_attention_page(
-    out: Path, shown: Sequence[AttentionExample], answers: Sequence[Sequence[tuple[str, float]]]
+    out: Path, examples: Sequence[AttentionExample], answers: Sequence[Sequence[tuple[str, float]]]
 ) -> None:
     """Writes one self-contained page.
 
     Args:
         out: The page to write.
-        shown: Texts with their images.
+        examples: Texts with their images.
         answers: The predictions for each example, with their probabilities.
     """
     sections = []
-    for example, predicted in zip(shown, answers, strict=True):
+    for example, predicted in zip(examples, answers, strict=True):
         columns = [PageColumn("prediction"), PageColumn("probability", "number")]
         rows = [PageRow((text, f"{probability:.3f}")) for text, probability in predicted]
         regions = embed_figure(draw_example_regions(example), f"the image with its regions: {example.text}")
@@ -56,7 +56,7 @@ def write_attention_page(
 
 def draw_example_regions(example: AttentionExample) -> Figure:
     """The image with its regions, large."""
-    height, width = example.picture.shape[:2]
+    height, width = example.image.shape[:2]
     figure = Figure(figsize=(5, 5 * height / width), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -83,17 +83,17 @@ def list_layers(example: AttentionExample) -> list[PageDetails]:
 
 def shrink_example(example: AttentionExample) -> AttentionExample:
     """The same example with a small image."""
-    height, width = example.picture.shape[:2]
-    resized = resize_short_side(example.picture, min(REGION_THUMBNAIL_PIXELS, height, width))
+    height, width = example.image.shape[:2]
+    resized = resize_short_side(example.image, min(REGION_THUMBNAIL_PIXELS, height, width))
     scale = np.array([resized.shape[1] / width, resized.shape[0] / height] * 2, np.float32)
-    return example._replace(picture=resized, boxes=example.boxes * scale)
+    return example._replace(image=resized, boxes=example.boxes * scale)
 
 
 def build_token_attention(example: AttentionExample, layer: CoAttentionWeights) -> PageImageRow:
     """The image shaded by the attention of each token."""
     images = []
-    for token in example.shown:
-        weights, name = layer.words[token], example.pieces[token]
+    for token in example.token_indices:
+        weights, name = layer.token_to_region[token], example.tokens[token]
         best = f"best {weights[1:].max(initial=0.0):.3f}, whole image {weights[0]:.3f}"
         source = encode_photo_uri(render_attention(example, weights[1:]))
         images.append(PageImage(f"the image, shaded by the attention of {name}", source, name, best))
@@ -103,18 +103,21 @@ def build_token_attention(example: AttentionExample, layer: CoAttentionWeights) 
 def build_region_attention(example: AttentionExample, layer: CoAttentionWeights, row: int) -> PageColumns:
     """One region, and its attention to each token."""
     name = f"region {row}" if row else "the whole image"
-    lit_alone = render_attention(example, np.eye(len(example.boxes))[row - 1]) if row else example.picture
-    rows = [PageRow((piece, weight)) for piece, weight in zip(example.pieces, layer.regions[row].tolist(), strict=True)]
+    highlighted = render_attention(example, np.eye(len(example.boxes))[row - 1]) if row else example.image
+    rows = [
+        PageRow((token, weight))
+        for token, weight in zip(example.tokens, layer.region_to_token[row].tolist(), strict=True)
+    ]
     table = PageTable(f"Attention of {name} to each token", [PageColumn("token"), PageColumn("attention", "bar")], rows)
-    return PageColumns([PageImageRow([PageImage(name, encode_photo_uri(lit_alone), caption=name)]), table])
+    return PageColumns([PageImageRow([PageImage(name, encode_photo_uri(highlighted), caption=name)]), table])
 
 
 def select_region_row(example: AttentionExample, layer: CoAttentionWeights) -> int:
     """The grounded region, or else the one with the highest attention from the shown tokens; 0 is the whole image."""
-    if example.pointed is None:
-        return 1 + int(layer.words[example.shown, 1:].mean(0).argmax())
-    found = (example.boxes == np.array(example.pointed, example.boxes.dtype)).all(1)
-    return 1 + int(found.argmax()) if found.any() else 0
+    if example.grounded_box is None:
+        return 1 + int(layer.token_to_region[example.token_indices, 1:].mean(0).argmax())
+    is_grounded = (example.boxes == np.array(example.grounded_box, example.boxes.dtype)).all(1)
+    return 1 + int(is_grounded.argmax()) if is_grounded.any() else 0
 
 
 def render_attention(

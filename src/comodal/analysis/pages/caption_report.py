@@ -9,11 +9,11 @@ from comodal.analysis.pages.run_sections import build_run_header
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.text_files import read_json_object, read_log
 
-OBJECTIVE_TITLES = {"word": "masked tokens", "region": "masked regions", "alignment": "image-text alignment"}
+OBJECTIVE_TITLES = {"token": "masked tokens", "region": "masked regions", "alignment": "image-text alignment"}
 RETRIEVAL_SYSTEMS = {
     "trained": ("retrieval", "trained network"),
     "untrained": ("retrieval.untrained", "untrained network"),
-    "chance": ("retrieval.chance", "random baseline"),
+    "chance_level": ("retrieval.chance_level", "random baseline"),
 }
 RETRIEVAL_DIRECTIONS = {"text_to_image": "text to image", "image_to_text": "image to text"}
 
@@ -39,13 +39,13 @@ def build_caption_parts(
         *map(build_retrieval_table, results),
     ]
     if regions is not None and captions is not None and images is not None:
-        shown = select_attention_examples(model, run, regions, captions, images)
+        examples = select_attention_examples(model, run, regions, captions, images)
         text = (
             "Held-out images with one of their captions. Each row shows the tokens whose attention differs most from "
             "the average. The brighter a region, the more the token attends to it in the last co-attention layer (mean "
             "of its heads)."
         )
-        drawn = embed_figure(draw_attention(shown), "attention of tokens to regions")
+        drawn = embed_figure(draw_attention(examples), "attention of tokens to regions")
         sections.append(PageSection("Attention of tokens to regions", text, [drawn]))
     return sections
 

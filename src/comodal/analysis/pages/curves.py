@@ -9,17 +9,17 @@ SPLIT_COLORS = {"train": "#9db4cc", "validation": "#c2410c"}
 SMOOTHED_COLOR = "#3b6ea5"
 
 
-def draw_curves(lines: list[dict], chance: float | None = 0.5) -> Figure:
+def draw_curves(lines: list[dict], chance_level: float | None = 0.5) -> Figure:
     """Loss and accuracy of a run's log (`metrics.jsonl`).
 
     Args:
         lines: one for each entry: step, split, loss, accuracy.
-        chance: chance level of the accuracy; it is drawn dotted, with its loss. None where it is not a single number.
+        chance_level: chance level of the accuracy; it is drawn dotted, with its loss. None if it is not a single value.
     """
     figure = Figure(figsize=(10.0, 3.3), layout="constrained")
     FigureCanvasAgg(figure)
     loss, accuracy = figure.subplots(1, 2)
-    levels = (None, None) if chance is None else (-float(np.log(chance)), chance)
+    levels = (None, None) if chance_level is None else (-float(np.log(chance_level)), chance_level)
     for axes, name, level in zip((loss, accuracy), ("loss", "accuracy"), levels, strict=True):
         for split in SPLIT_COLORS:
             draw_split_curve(axes, lines, split, name)

@@ -42,7 +42,7 @@ def build_l3net_parts(run: Path, model: L3Net | None, inputs: ReportInputs, comp
     sections += [build_card_table(folder) for folder in inputs.results if folder not in measured]
     if inputs.data is not None:
         if model is None:
-            raise DataError(f"{run}: no model that pairs and units could be shown of")
+            raise DataError(f"{run}: no model, so pairs and units cannot be shown")
         with compute.autocast():
             sections += build_data_parts(model, find_validation_split(inputs.data), inputs)
     return sections
@@ -73,12 +73,13 @@ def build_curves_part(run: Path) -> PageSection:
 
 def build_predictions_part(model: L3Net, split: Path, pairs: int, seed: int) -> PageSection:
     """Held-out pairs with the model's predictions."""
-    found = predict_pairs(model, split, pairs, seed)
+    predictions = predict_pairs(model, split, pairs, seed)
     text = (
-        f"Of {len(found.together)} held-out pairs, sampled for this page, {found.accuracy:.1%} are predicted "
+        f"Of {len(predictions.probabilities)} held-out pairs, sampled for this page, {predictions.accuracy:.1%} are "
+        f"predicted "
         "correctly. Above each image is its probability of correspondence with the audio below it: green if the "
         "prediction is correct, red if not."
     )
-    drawn = embed_figure(draw_pair_predictions(model, found), "pairs of image and audio with their predictions")
-    histogram = embed_figure(draw_probability_histogram(found), "histogram of the probability of correspondence")
+    drawn = embed_figure(draw_pair_predictions(model, predictions), "pairs of image and audio with their predictions")
+    histogram = embed_figure(draw_probability_histogram(predictions), "histogram of the probability of correspondence")
     return PageSection("Correspondence of held-out pairs", text, [drawn, histogram])

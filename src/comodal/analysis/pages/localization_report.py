@@ -21,7 +21,7 @@ POINTER_TITLES = {
     "trained": "trained network: the position with the highest margin",
     "contributions": "trained network: the position with the highest contribution",
     "untrained": "untrained network: the position with the highest margin",
-    "centre": "the center of the image",
+    "center": "the center of the image",
 }
 
 
@@ -34,20 +34,22 @@ def build_localization_parts(
         "scaled from the lowest to the highest of the image. A cross marks the highest. Above each image is the "
         "probability of correspondence of the whole image with the audio."
     )
-    places = np.unique(np.linspace(0, len(moments.names) - 1, NUM_SHOWN_SCENES).round().astype(int)).tolist()
-    pictures = [np.ascontiguousarray(moments.image[place].permute(1, 2, 0).numpy()) for place in places]
-    shown = [
-        PointingScene("", image, moments.sound[place].numpy(), (), frozenset())
-        for place, image in zip(places, pictures, strict=True)
+    indices = np.unique(np.linspace(0, len(moments.names) - 1, NUM_SHOWN_SCENES).round().astype(int)).tolist()
+    images = [np.ascontiguousarray(moments.image[index].permute(1, 2, 0).numpy()) for index in indices]
+    example_scenes = [
+        PointingScene("", image, moments.audio[index].numpy(), (), frozenset())
+        for index, image in zip(indices, images, strict=True)
     ]
-    drawn = embed_figure(draw_scenes(model, shown), "held-out images, bright where they correspond with their audio")
+    drawn = embed_figure(
+        draw_scenes(model, example_scenes), "held-out images, bright where they correspond with their audio"
+    )
     sections = [PageSection("Sound source localization", text, [drawn])]
     return [*sections, build_pointing_game_part(model, scenes, seed)] if scenes else sections
 
 
 def build_pointing_game_part(model: L3Net, scenes: Sequence[PointingScene], seed: int) -> PageSection:
     """The pointing game as a table, with some pairs of images side by side."""
-    found = run_pointing_game(model, scenes, seed)
+    accuracies = run_pointing_game(model, scenes, seed)
     text = (
         "How often the highest point of the map lies in the box of an object that makes a sound. The maps are those of "
         f"{len(scenes)} held-out images alone, and of pairs of images side by side with the audio of one. Frames "
@@ -55,29 +57,31 @@ def build_pointing_game_part(model: L3Net, scenes: Sequence[PointingScene], seed
     )
     columns = [PageColumn("points at"), PageColumn("one image", "number"), PageColumn("two side by side", "number")]
     rows = [
-        PageRow((POINTER_TITLES[name], f"{hits['alone']:.3f}", f"{hits['beside']:.3f}"), is_main=name == "trained")
-        for name, hits in found.items()
+        PageRow(
+            (POINTER_TITLES[name], f"{hits['alone']:.3f}", f"{hits['side_by_side']:.3f}"), is_main=name == "trained"
+        )
+        for name, hits in accuracies.items()
     ]
     pairs = pair_scenes(scenes, seed)[:NUM_SHOWN_SCENES]
-    drawn = embed_figure(draw_scenes(model, pairs), "two images side by side with the audio of one")
-    return PageSection("Pointing game", text, [PageTable("Accuracy of the pointing game", columns, rows), drawn])
+    figure_html = embed_figure(draw_scenes(model, pairs), "two images side by side with the audio of one")
+    return PageSection("Pointing game", text, [PageTable("Accuracy of the pointing game", columns, rows), figure_html])
 
 
 def draw_scenes(model: L3Net, scenes: Sequence[PointingScene], columns: int = 6) -> Figure:
     """Each scene's image, shaded by its map, with its boxes."""
-    columns = columns if scenes[0].picture.shape[1] < 1.5 * scenes[0].picture.shape[0] else columns // 2
+    columns = columns if scenes[0].image.shape[1] < 1.5 * scenes[0].image.shape[0] else columns // 2
     rows = -(-len(scenes) // columns)
     figure = Figure(
-        figsize=(9.6, 9.6 / columns * rows * scenes[0].picture.shape[0] / scenes[0].picture.shape[1] + 0.25 * rows),
+        figsize=(9.6, 9.6 / columns * rows * scenes[0].image.shape[0] / scenes[0].image.shape[1] + 0.25 * rows),
         layout="constrained",
     )
     FigureCanvasAgg(figure)
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
         axes.set_axis_off()
     for axes, scene in zip(figure.axes, scenes, strict=False):
-        image = torch.from_numpy(scene.picture).permute(2, 0, 1)[None]
-        source = predict_by_position(model, image, torch.from_numpy(scene.sound)[None])
-        draw_audio_source(axes, scene.picture, source)
+        image = torch.from_numpy(scene.image).permute(2, 0, 1)[None]
+        source = predict_by_position(model, image, torch.from_numpy(scene.audio)[None])
+        draw_audio_source(axes, scene.image, source)
         for left, top, right, bottom in scene.boxes:
             axes.add_patch(
                 Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="#d9a441", linewidth=1.2)
@@ -85,11 +89,11 @@ def draw_scenes(model: L3Net, scenes: Sequence[PointingScene], columns: int = 6)
     return figure
 
 
-def draw_audio_source(axes: Axes, shown: np.ndarray, source: LocalizationResult) -> None:
+def draw_audio_source(axes: Axes, image: np.ndarray, source: LocalizationResult) -> None:
     """An image shaded by its map, a cross at the maximum, the probability of correspondence above it."""
-    size = shown.shape[:2]
-    warmth = normalize_map(resize_maps(source.places, size)[0].numpy())
-    x, y = find_map_peak(source.places[0], size)
-    axes.imshow(shade_by_heat(shown, warmth))
+    size = image.shape[:2]
+    heat = normalize_map(resize_maps(source.position_margins, size)[0].numpy())
+    x, y = find_map_peak(source.position_margins[0], size)
+    axes.imshow(shade_by_heat(image, heat))
     axes.plot(x - 0.5, y - 0.5, marker="+", color="#35d0ba", markersize=10, markeredgewidth=2)
-    axes.set_title(f"{float(source.together[0]):.2f}", fontsize=8)
+    axes.set_title(f"{float(source.probability[0]):.2f}", fontsize=8)

@@ -33,34 +33,34 @@ class MatchMoment(NamedTuple):
     """The prediction for a frame and the second of audio around it; only the frame where the audio is silent."""
 
     seconds: float
-    together: float | None
+    probability: float | None
     x: float | None  # of the best matching position, as fractions of the image
     y: float | None
-    places: Float[np.ndarray, "rows columns"] | None
+    position_margins: Float[np.ndarray, "rows columns"] | None
     jpeg: bytes
 
 
 def draw_match_moments(title: str, moments: Sequence[MatchMoment]) -> Figure:
     """The curve over time above at most 18 equally spaced frames."""
-    chosen = np.unique(
+    indices = np.unique(
         np.linspace(0, len(moments) - 1, min(MAX_SHOWN_FRAMES, len(moments))).round().astype(int)
     ).tolist()
     height, width, _ = decode_jpeg(moments[0].jpeg).shape
-    rows = -(-len(chosen) // FRAME_COLUMNS)
+    rows = -(-len(indices) // FRAME_COLUMNS)
     row = 10.0 / FRAME_COLUMNS * min(height / width, 2.5) + 0.35
     figure = Figure(figsize=(10.0, 2.4 + rows * row), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(rows + 1, FRAME_COLUMNS, height_ratios=[2.2, *[row] * rows])
     draw_match_curve(figure.add_subplot(grid[0, :]), moments)
     figure.suptitle(escape_plot_text(title), fontsize=11)
-    for place, number in enumerate(chosen):
-        draw_match_frame(figure.add_subplot(grid[1 + place // FRAME_COLUMNS, place % FRAME_COLUMNS]), moments[number])
+    for cell, index in enumerate(indices):
+        draw_match_frame(figure.add_subplot(grid[1 + cell // FRAME_COLUMNS, cell % FRAME_COLUMNS]), moments[index])
     return figure
 
 
 def draw_match_curve(axes: Axes, moments: Sequence[MatchMoment]) -> None:
     """The probability of correspondence by second, with a gap where the audio is silent."""
-    values = [np.nan if moment.together is None else moment.together for moment in moments]
+    values = [np.nan if moment.probability is None else moment.probability for moment in moments]
     axes.plot([moment.seconds for moment in moments], values, color="#3b6ea5", marker="o", markersize=4)
     axes.axhline(0.5, color="#999999", linestyle=":", linewidth=1.0)
     axes.set_ylim(-0.03, 1.03)
@@ -73,18 +73,18 @@ def draw_match_frame(axes: Axes, moment: MatchMoment) -> None:
     """A frame, shaded by the match of each position with the audio, with a cross at the maximum."""
     frame = decode_jpeg(moment.jpeg)
     axes.set_axis_off()
-    if moment.together is None or moment.places is None or moment.x is None or moment.y is None:
+    if moment.probability is None or moment.position_margins is None or moment.x is None or moment.y is None:
         axes.imshow(frame)
         axes.set_title(f"{moment.seconds:.1f} s: silent", fontsize=8)
         return
     height, width, _ = frame.shape
-    warmth = normalize_map(resize_maps(torch.from_numpy(moment.places)[None], (height, width))[0].numpy())
-    axes.imshow(shade_by_heat(frame, warmth))
+    heat = normalize_map(resize_maps(torch.from_numpy(moment.position_margins)[None], (height, width))[0].numpy())
+    axes.imshow(shade_by_heat(frame, heat))
     axes.plot(moment.x * width - 0.5, moment.y * height - 0.5, "+", color="#35d0ba", markersize=9, markeredgewidth=2)
-    axes.set_title(f"{moment.seconds:.1f} s: {moment.together:.2f}", fontsize=8)
+    axes.set_title(f"{moment.seconds:.1f} s: {moment.probability:.2f}", fontsize=8)
 
 
-def write_match_page(out: Path, title: str, together: float, moments: Sequence[MatchMoment]) -> None:
+def write_match_page(out: Path, title: str, probability: float, moments: Sequence[MatchMoment]) -> None:
     """Writes a page with the figure and a table of all moments."""
     text = (
         "The probability of correspondence of each frame with the audio around it. Brightness is the margin of match "
@@ -94,14 +94,16 @@ def write_match_page(out: Path, title: str, together: float, moments: Sequence[M
     columns = [PageColumn("second"), PageColumn("probability of correspondence", "number")]
     columns += [PageColumn("x", "number"), PageColumn("y", "number")]
     table = PageTable("Moments; x and y are fractions of the frame", columns, list(map(build_moment_row, moments)))
-    drawn = embed_figure(draw_match_moments(title, moments), "probability of correspondence over time, and frames")
-    mean = PageFacts([PageFact(f"{together:.3f}", "probability of correspondence, mean")])
-    listed = PageDetails(f"All {len(moments)} moments", [table])
-    write_page(out, title, [PageSection("Correspondence over time", text, [mean, drawn, listed])])
+    figure_html = embed_figure(
+        draw_match_moments(title, moments), "probability of correspondence over time, and frames"
+    )
+    mean = PageFacts([PageFact(f"{probability:.3f}", "probability of correspondence, mean")])
+    table_html = PageDetails(f"All {len(moments)} moments", [table])
+    write_page(out, title, [PageSection("Correspondence over time", text, [mean, figure_html, table_html])])
 
 
 def build_moment_row(moment: MatchMoment) -> PageRow:
     """One moment as a row of a table."""
-    if moment.together is None:
+    if moment.probability is None:
         return PageRow((f"{moment.seconds:.2f}", "silent", "", ""))
-    return PageRow((f"{moment.seconds:.2f}", f"{moment.together:.3f}", f"{moment.x:.2f}", f"{moment.y:.2f}"))
+    return PageRow((f"{moment.seconds:.2f}", f"{moment.probability:.3f}", f"{moment.x:.2f}", f"{moment.y:.2f}"))

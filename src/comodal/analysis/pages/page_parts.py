@@ -1,4 +1,4 @@
-"""The parts of a page as plain data. The templates of this folder turn them into HTML, and escape every text."""
+"""The parts of a page as data classes. The templates of this folder turn them into HTML, and escape every text."""
 
 import base64
 import io

@@ -32,8 +32,9 @@ def write_report(
     device: DeviceName = "auto",
     precision: Precision = "auto",
 ) -> None:
-    """Writes one HTML page about a run: curves, scores, predictions for held-out pairs, the inputs that activate single
-    units (with audio to play), their selectivity for classes, and sound source localization.
+    """Writes one HTML page about a run: curves, scores, predictions for held-out pairs, units and sound source
+    localization. Units are shown with the inputs that activate them (audio is playable) and with their class
+    selectivity.
 
     Args:
         run: the run's folder.
@@ -53,8 +54,8 @@ def write_report(
         DataError: the run, its data or the results are missing or do not match.
 
     Examples:
-        comodal report RUN report.html --data shards/ --results results/esc10 results/pictures
-        comodal report RUN report.html --data shards/ --truth playground/worlds.jsonl
+        comodal report RUN report.html --data shards/ --results results/esc10 results/images
+        comodal report RUN report.html --data shards/ --truth world/worlds.jsonl
         comodal report RUN report.html --data regions/ --captions captions.jsonl --images images/
         comodal report runs/vqa report.html --images images/
     """
@@ -77,8 +78,8 @@ def build_run_parts(run: Path, inputs: ReportInputs, compute: Compute) -> list[P
     elif isinstance(model, TaskModel):
         if inputs.data or inputs.captions or inputs.truth:
             raise DataError(
-                f"{run} was fine-tuned for a task: `comodal ask --explain` and its like show what it looks at, and "
-                "--images FOLDER shows examples that it was validated on"
+                f"{run} was fine-tuned for a task: `comodal ask --explain` and similar draw its attention, and "
+                "--images FOLDER shows validation examples"
             )
         sections = [*build_task_parts(run, inputs.images, compute), *map(build_card_table, inputs.results)]
     else:

@@ -12,7 +12,7 @@ from comodal.analysis.pages.page_parts import (
     PageTable,
     encode_data_uri,
 )
-from comodal.tasks.evaluation.results_card import CARD_FILE, format_interval, format_number, read_card
+from comodal.tasks.evaluation.results_card import CARD_FILE, format_interval, format_score, read_card
 from comodal.tasks.evaluation.system_comparison import CLASSIFICATION_TASKS, SYSTEM_TITLES
 from comodal.text_files import read_json_object
 
@@ -81,7 +81,7 @@ def build_card_table(folder: Path) -> PageSection:
     columns = [PageColumn("score"), PageColumn("value", "number"), PageColumn("95 % interval", "number")]
     columns.append(PageColumn("paper", "number"))
     rows = [
-        PageRow((name, format_number(score["value"]), format_interval(score), format_number(score["paper"])))
+        PageRow((name, format_score(score["value"]), format_interval(score), format_score(score["paper"])))
         for name, score in found["scores"].items()
     ]
     title = f"{found['title']}, {found['split']}"

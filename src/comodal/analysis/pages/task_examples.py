@@ -72,23 +72,23 @@ class TaskPrediction(NamedTuple):
 
     Args:
         names: The candidates: answers, classes, texts or regions.
-        shares: The probability of each candidate.
+        probabilities: The probability of each candidate.
         truth: The correctness of each candidate, from 0 to 1.
     """
 
     names: Sequence[str]
-    shares: Float[np.ndarray, "outputs"]
+    probabilities: Float[np.ndarray, "outputs"]
     truth: Float[np.ndarray, "outputs"]
 
     @property
-    def best(self) -> int:
+    def best_index(self) -> int:
         """The index of the likeliest candidate."""
-        return int(self.shares.argmax())
+        return int(self.probabilities.argmax())
 
     @property
-    def right(self) -> bool:
+    def is_correct(self) -> bool:
         """Whether the likeliest candidate counts as correct."""
-        return bool(self.truth[self.best] > MIN_CORRECT_SCORE)
+        return bool(self.truth[self.best_index] > MIN_CORRECT_SCORE)
 
 
 def build_example_parts(run: Path, task: str, images: Path, compute: Compute) -> list[PageSection]:
@@ -98,84 +98,95 @@ def build_example_parts(run: Path, task: str, images: Path, compute: Compute) ->
         DataError: The run does not name its task, its files are missing, or an image is missing.
     """
     if task not in TASK_MODULES:
-        raise DataError(f"{run} does not say for which task it was fine-tuned, so no examples of it can be shown")
-    told = read_yaml(run / "config.yaml", RecipeError)
-    again = TASK_MODULES[task](
-        **parse_recipe_arguments(TASK_MODULES[task], told | {"model": str(run), "start": "pretrained", "workers": 0})
+        raise DataError(f"{run} does not name the task that it was fine-tuned for, so its examples cannot be read")
+    settings = read_yaml(run / "config.yaml", RecipeError)
+    recipe_run = TASK_MODULES[task](
+        **parse_recipe_arguments(
+            TASK_MODULES[task], settings | {"model": str(run), "start_from": "pretrained", "workers": 0}
+        )
     )
-    loader = again.validation or again.batches
-    seen = loader.samples
-    assert isinstance(seen, TaskDataset)
-    head = again.objective.model.config.heads[0]
-    asked = load_fine_tuned_model(
-        run, Path(told["regions"]), told["blank"], int(told["max_regions"]), compute, head.name
+    loader = recipe_run.validation or recipe_run.batches
+    dataset = loader.samples
+    assert isinstance(dataset, TaskDataset)
+    head = recipe_run.objective.model.config.heads[0]
+    loaded = load_fine_tuned_model(
+        run, Path(settings["regions"]), settings["ablate"], int(settings["max_regions"]), compute, head.name
     )
-    check_co_attention(asked.model.vilbert, run)
-    places = np.linspace(0, len(seen) - 1, min(MAX_EVALUATED_EXAMPLES, len(seen))).round().astype(int).tolist()
-    answered = list(score_examples(asked, head.name, [seen.source.example(0, place) for place in places]))
-    judged = [(one, predict_example(run, head, one, seen)) for one in answered]
+    check_co_attention(loaded.model.vilbert, run)
+    indices = np.linspace(0, len(dataset) - 1, min(MAX_EVALUATED_EXAMPLES, len(dataset))).round().astype(int).tolist()
+    evaluated = list(score_examples(loaded, head.name, [dataset.source.example(0, index) for index in indices]))
+    predictions = [
+        (evaluated_example, predict_example(run, head, evaluated_example, dataset)) for evaluated_example in evaluated
+    ]
     files = index_image_files(images)
-    held_out = "validation data" if again.validation else "training data (the run has no validation data)"
+    split_name = "validation data" if recipe_run.validation else "training data (the run has no validation data)"
     parts = []
-    for wanted in (True, False):
-        some = [(one, verdict) for one, verdict in judged if verdict.right == wanted]
-        for one, verdict in some[:NUM_SHOWN_EXAMPLES]:
-            parts.append(build_example_part(one.example, verdict, asked, seen, head, files, images))
-    return [summarize_predictions([verdict for _, verdict in judged], held_out), *parts]
+    for is_correct in (True, False):
+        selected = [
+            (evaluated_example, prediction)
+            for evaluated_example, prediction in predictions
+            if prediction.is_correct == is_correct
+        ]
+        for evaluated_example, prediction in selected[:NUM_SHOWN_EXAMPLES]:
+            parts.append(
+                build_example_part(evaluated_example.example, prediction, loaded, dataset, head, files, images)
+            )
+    return [summarize_predictions([prediction for _, prediction in predictions], split_name), *parts]
 
 
-def parse_recipe_arguments(recipe: Callable[..., Any], told: dict[str, Any]) -> dict[str, Any]:
+def parse_recipe_arguments(recipe: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run with the types that its recipe takes: paths are text in config.yaml."""
-    hints, found = get_type_hints(recipe), {}
+    hints, arguments = get_type_hints(recipe), {}
     for name in signature(recipe).parameters:
-        if name in told:
-            value = told[name]
+        if name in settings:
+            value = settings[name]
             if value is not None and "Path" in str(hints[name]):
-                value = [Path(one) for one in value] if isinstance(value, list) else Path(value)
-            found[name] = value
-    return found
+                value = [Path(item) for item in value] if isinstance(value, list) else Path(value)
+            arguments[name] = value
+    return arguments
 
 
-def predict_example(run: Path, head: Head, one: EvaluatedExample, seen: TaskDataset) -> TaskPrediction:
+def predict_example(run: Path, head: Head, evaluated: EvaluatedExample, dataset: TaskDataset) -> TaskPrediction:
     """Scores as probabilities: a sigmoid for answers and regions, a softmax for classes and texts."""
-    scores, target, example = one.scores.astype(np.float64), one.example.target, one.example
+    scores, target, example = evaluated.scores.astype(np.float64), evaluated.example.target, evaluated.example
     if head.kind in ("answers", "regions"):
         assert isinstance(target, np.ndarray)
         count = len(target)  # of regions, padding has a score too
         names = (
             read_model_vocabulary(run)
             if head.kind == "answers"
-            else [format_region_name(place) for place in range(count)]
+            else [format_region_name(index) for index in range(count)]
         )
         return TaskPrediction(names, 1 / (1 + np.exp(-scores[:count])), target.astype(np.float64))
     assert isinstance(target, int)
-    shares = np.exp(scores - scores.max())
+    exponentials = np.exp(scores - scores.max())
     names = (
         read_json(find_model_folder(run) / "task.json", CheckpointError)["classes"]
         if (find_model_folder(run) / "task.json").is_file()
         else [
-            f"{decode_example_text(seen, example, place)} ({seen.store.ids[row]})"
-            for place, row in enumerate(example.rows)
+            f"{decode_example_text(dataset, example, index)} ({dataset.store.ids[row]})"
+            for index, row in enumerate(example.rows)
         ]
     )
-    return TaskPrediction(names, shares / shares.sum(), np.eye(len(names))[target])
+    return TaskPrediction(names, exponentials / exponentials.sum(), np.eye(len(names))[target])
 
 
-def format_region_name(place: int) -> str:
-    return f"region {place}" if place else "the whole image"
+def format_region_name(row: int) -> str:
+    return f"region {row}" if row else "the whole image"
 
 
-def decode_example_text(seen: TaskDataset, example: TaskExample, place: int) -> str:
+def decode_example_text(dataset: TaskDataset, example: TaskExample, index: int) -> str:
     """A text of an example, decoded from its tokens."""
-    pieces = [seen.words.vocabulary[piece] for piece in example.texts[place].words[1:-1]]
-    return " ".join(pieces).replace(" ##", "").replace("[SEP]", "/")
+    tokens = [dataset.tokenizer.vocabulary[token_id] for token_id in example.texts[index].token_ids[1:-1]]
+    return " ".join(tokens).replace(" ##", "").replace("[SEP]", "/")
 
 
-def summarize_predictions(verdicts: Sequence[TaskPrediction], of: str) -> PageSection:
+def summarize_predictions(predictions: Sequence[TaskPrediction], split_name: str) -> PageSection:
     """The number of correct predictions among the evaluated examples."""
-    correct = sum(verdict.right for verdict in verdicts)
+    correct = sum(prediction.is_correct for prediction in predictions)
     text = (
-        f"Of {len(verdicts)} examples of its {of}, evaluated for this page, {correct} predictions are correct. Below "
+        f"Of {len(predictions)} examples of its {split_name}, evaluated for this page, {correct} predictions are "
+        f"correct. Below "
         "are correct ones, then incorrect ones. Each image has its regions outlined. Below it are the tokens whose "
         "attention differs most from the average. The brighter a region, the more the token attends to it in the last "
         "co-attention layer (mean of its heads). Attention shows where the model looks, not why it predicts what it "
@@ -186,78 +197,92 @@ def summarize_predictions(verdicts: Sequence[TaskPrediction], of: str) -> PageSe
 
 def build_example_part(
     example: TaskExample,
-    verdict: TaskPrediction,
-    asked: LoadedTaskModel,
-    seen: TaskDataset,
+    prediction: TaskPrediction,
+    loaded: LoadedTaskModel,
+    dataset: TaskDataset,
     head: Head,
     files: dict[str, Path],
     images: Path,
 ) -> PageSection:
     """One example: the predictions in a table, and each text with its image."""
-    choices = head.kind == "linear" and len(example.texts) > 1
-    drawn = [verdict.best] if choices else range(len(example.texts))
-    title = decode_example_text(seen, example, verdict.best if choices else 0)
-    mark = PageMark("correct" if verdict.right else "incorrect", verdict.right)
-    blocks: list[PageBlock] = [mark, build_answer_table(verdict)]
-    for place in drawn:
-        shown = format_text_attention(asked, seen, example, place, files, images)
-        right: np.ndarray | None = None
+    has_choices = head.kind == "linear" and len(example.texts) > 1
+    indices = [prediction.best_index] if has_choices else range(len(example.texts))
+    title = decode_example_text(dataset, example, prediction.best_index if has_choices else 0)
+    mark_text = PageMark("correct" if prediction.is_correct else "incorrect", prediction.is_correct)
+    blocks: list[PageBlock] = [mark_text, build_answer_table(prediction)]
+    for index in indices:
+        attention_example = format_text_attention(loaded, dataset, example, index, files, images)
+        best_region: np.ndarray | None = None
         if head.kind == "regions":
-            shown, right = mark_predicted_region(shown, verdict)
-        figure = draw_example_regions(shown)
-        if right is not None:
-            draw_box_outline(figure.axes[0], right, CORRECT_COLOR, 2.0)
-        blocks.append(embed_figure(figure, f"the regions of {seen.store.ids[example.rows[place]]}"))
-        blocks.append(build_token_attention(shrink_example(shown), shown.layers[-1]))
+            attention_example, best_region = mark_predicted_region(attention_example, prediction)
+        figure = draw_example_regions(attention_example)
+        if best_region is not None:
+            draw_box_outline(figure.axes[0], best_region, CORRECT_COLOR, 2.0)
+        blocks.append(embed_figure(figure, f"the regions of {dataset.store.ids[example.rows[index]]}"))
+        blocks.append(build_token_attention(shrink_example(attention_example), attention_example.layers[-1]))
     about = "The predicted box has a broad outline. The box that overlaps the ground truth most is green."
     return PageSection(title, about if head.kind == "regions" else "", blocks)
 
 
 def mark_predicted_region(
-    shown: co_attention.AttentionExample, verdict: TaskPrediction
+    attention_example: co_attention.AttentionExample, prediction: TaskPrediction
 ) -> tuple[co_attention.AttentionExample, np.ndarray | None]:
     """The predicted box, and the one that overlaps the ground truth best, if any does; row 0 is the whole image."""
-    height, width = shown.picture.shape[:2]
-    boxes = np.concatenate([[[0.0, 0.0, width, height]], shown.boxes])
-    fits = int(verdict.truth.argmax())
-    chosen = tuple(float(side) for side in boxes[verdict.best])
-    return shown._replace(pointed=chosen), boxes[fits] if verdict.truth[fits] > 0 else None
+    height, width = attention_example.image.shape[:2]
+    boxes = np.concatenate([[[0.0, 0.0, width, height]], attention_example.boxes])
+    best_row = int(prediction.truth.argmax())
+    predicted_box = tuple(float(side) for side in boxes[prediction.best_index])
+    return attention_example._replace(grounded_box=predicted_box), boxes[best_row] if prediction.truth[
+        best_row
+    ] > 0 else None
 
 
-def build_answer_table(verdict: TaskPrediction) -> PageTable:
+def build_answer_table(prediction: TaskPrediction) -> PageTable:
     """The likeliest predictions, and the correct one at any rank."""
-    order = verdict.shares.argsort()[::-1].tolist()
-    best_truth = int(verdict.truth.argmax())
+    order = prediction.probabilities.argsort()[::-1].tolist()
+    best_truth = int(prediction.truth.argmax())
     listed = order[:NUM_SHOWN_ANSWERS] + (
-        [best_truth] if best_truth not in order[:NUM_SHOWN_ANSWERS] and verdict.truth[best_truth] > 0 else []
+        [best_truth] if best_truth not in order[:NUM_SHOWN_ANSWERS] and prediction.truth[best_truth] > 0 else []
     )
     columns = [PageColumn("prediction"), PageColumn("probability", "number"), PageColumn("ground truth")]
     rows = [
-        PageRow((verdict.names[place], f"{verdict.shares[place]:.3f}", describe_correctness(verdict, place)))
+        PageRow(
+            (prediction.names[place], f"{prediction.probabilities[place]:.3f}", describe_correctness(prediction, place))
+        )
         for place in listed
     ]
     return PageTable("Predictions", columns, rows)
 
 
-def describe_correctness(verdict: TaskPrediction, place: int) -> str:
+def describe_correctness(prediction: TaskPrediction, index: int) -> str:
     """The correctness of one answer as text."""
-    share = float(verdict.truth[place])
-    return "" if share == 0 else "correct" if share == 1 else f"score {share:.2f}"
+    score = float(prediction.truth[index])
+    return "" if score == 0 else "correct" if score == 1 else f"score {score:.2f}"
 
 
 @torch.inference_mode()
 def format_text_attention(
-    asked: LoadedTaskModel, seen: TaskDataset, example: TaskExample, place: int, files: dict[str, Path], images: Path
+    loaded: LoadedTaskModel,
+    dataset: TaskDataset,
+    example: TaskExample,
+    index: int,
+    files: dict[str, Path],
+    images: Path,
 ) -> co_attention.AttentionExample:
     """The attention of one text of an example with its image."""
-    row, text = example.rows[place], seen.seen(example.texts[place])
-    features, places = (torch.from_numpy(part)[None] for part in seen.picture(row))
-    device = asked.compute.device
-    vision = asked.model.vilbert.vision_prefix(features.to(device), places.to(device), None)
-    _, layers = compute_co_attention(asked.model.vilbert, text.words, vision, text.segments)
-    names, image = [seen.words.vocabulary[piece] for piece in text.words], seen.store.ids[row]
+    row, text = example.rows[index], dataset.ablate_text(example.texts[index])
+    features, spatials = (torch.from_numpy(part)[None] for part in dataset.read_image_regions(row))
+    device = loaded.compute.device
+    vision = loaded.model.vilbert.encode_image(features.to(device), spatials.to(device), None)
+    _, layers = compute_co_attention(loaded.model.vilbert, text.token_ids, vision, text.token_types)
+    names, image = [dataset.tokenizer.vocabulary[token_id] for token_id in text.token_ids], dataset.store.ids[row]
     if image not in files:
-        raise DataError(f"{images} has no image of the name {image}, which is in {seen.store.folder}")
-    boxes = seen.store.regions(row).boxes[: places.shape[1] - 1]
-    said, shown = decode_example_text(seen, example, place), select_attentive_tokens(names, layers[-1])
-    return co_attention.AttentionExample(said, "", read_image(files[image]), boxes, names, layers, shown)
+        raise DataError(f"{images} has no image named {image}, which {dataset.store.folder} contains")
+    boxes = dataset.store.read_regions(row).boxes[: spatials.shape[1] - 1]
+    example_text, token_indices = (
+        decode_example_text(dataset, example, index),
+        select_attentive_tokens(names, layers[-1]),
+    )
+    return co_attention.AttentionExample(
+        example_text, "", read_image(files[image]), boxes, names, layers, token_indices
+    )

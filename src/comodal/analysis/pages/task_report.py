@@ -26,22 +26,25 @@ START_DESCRIPTIONS = {
     "pretrained": "from the weights of {}",
     "scratch": "from scratch, with the architecture of {}",
 }
-ABLATION_TITLES = {"picture": "image", "text": "text"}
+ABLATION_TITLES = {"image": "image", "text": "text"}
 
 
 def build_task_parts(run: Path, images: Path | None, compute: Compute) -> list[PageSection]:
     """Header and curves; with the folder of its images, also examples with predictions."""
     settings, about = read_yaml(run / "config.yaml", RecipeError), read_model_config(run / "model")["about"]
     task = str(about.get("recipe")) if isinstance(about, dict) else ""
-    start = START_DESCRIPTIONS.get(str(settings.get("start")), "").format(Path(str(settings.get("model"))).name)
-    ablated = settings.get("blank", "nothing")
-    without = "" if ablated == "nothing" else f", without the {ABLATION_TITLES.get(ablated, ablated)}"
+    start = START_DESCRIPTIONS.get(str(settings.get("start_from")), "").format(Path(str(settings.get("model"))).name)
+    ablated = settings.get("ablate", "none")
+    ablation_text = "" if ablated == "none" else f", without the {ABLATION_TITLES.get(ablated, ablated)}"
     title = TASK_TITLES.get(task, task)
-    sentence = f"Fine-tuned on labels for {title}, {start}{without}."
-    chosen = about.get("chosen") if isinstance(about, dict) else None
-    if isinstance(chosen, dict):  # the best weights; the accuracy of the last ones is shown below
-        sentence += f" The model is that of step {chosen['step']:,}: validation accuracy {chosen['accuracy']:.3f}."
-    curves = draw_curves(read_log(run / "metrics.jsonl"), chance=None)
+    sentence = f"Fine-tuned on labels for {title}, {start}{ablation_text}."
+    best_checkpoint = about.get("best_checkpoint") if isinstance(about, dict) else None
+    if isinstance(best_checkpoint, dict):  # the best weights; the accuracy of the last ones is shown below
+        sentence += (
+            f" The model is that of step {best_checkpoint['step']:,}: validation accuracy "
+            f"{best_checkpoint['accuracy']:.3f}."
+        )
+    curves = draw_curves(read_log(run / "metrics.jsonl"), chance_level=None)
     return [
         build_run_header(
             run, f"ViLBERT: {title}", sentence, "accuracy", "accuracy on validation examples at the last step"

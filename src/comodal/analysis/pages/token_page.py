@@ -31,8 +31,8 @@ TOKEN_FACTS = {
     "tokens": "tokens",
     "used": "used tokens",
     "perplexity": "perplexity",
-    "largest": "regions of the most frequent token",
-    "smallest": "regions of the rarest token",
+    "max_count": "regions of the most frequent token",
+    "min_count": "regions of the rarest token",
 }
 
 
@@ -63,35 +63,35 @@ class TokenUse:
         sorted_tokens = tokens[order]
         rank = np.arange(len(order)) - (np.cumsum(counts) - counts)[sorted_tokens]  # 0 for a token's nearest
         examples = self.rows.shape[1]
-        near = rank < examples
-        rows, far = np.full_like(self.rows, -1), np.full_like(self.distances, np.inf)
-        rows[sorted_tokens[near], rank[near]] = first_row + order[near]
-        far[sorted_tokens[near], rank[near]] = distances[order[near]]
-        rows, far = np.concatenate([self.rows, rows], 1), np.concatenate([self.distances, far], 1)
-        best = np.argsort(far, axis=1, kind="stable")[:, :examples]
-        self.rows, self.distances = np.take_along_axis(rows, best, 1), np.take_along_axis(far, best, 1)
+        is_near = rank < examples
+        rows, all_distances = np.full_like(self.rows, -1), np.full_like(self.distances, np.inf)
+        rows[sorted_tokens[is_near], rank[is_near]] = first_row + order[is_near]
+        all_distances[sorted_tokens[is_near], rank[is_near]] = distances[order[is_near]]
+        rows, all_distances = np.concatenate([self.rows, rows], 1), np.concatenate([self.distances, all_distances], 1)
+        best = np.argsort(all_distances, axis=1, kind="stable")[:, :examples]
+        self.rows, self.distances = np.take_along_axis(rows, best, 1), np.take_along_axis(all_distances, best, 1)
 
-    def summary(self) -> dict[str, float]:
+    def compute_summary(self) -> dict[str, float]:
         """Number of tokens, used tokens, perplexity, smallest and largest count."""
         return {
             "tokens": float(len(self.counts)),
             "used": float((self.counts > 0).sum()),
             "perplexity": compute_perplexity(self.counts),
-            "largest": float(self.counts.max()),
-            "smallest": float(self.counts.min()),
+            "max_count": float(self.counts.max()),
+            "min_count": float(self.counts.min()),
         }
 
-    def shown(self, count: int) -> list[int]:
+    def select_tokens(self, count: int) -> list[int]:
         """Used tokens, equally spaced from the most to the least frequent."""
         order = np.argsort(-self.counts, kind="stable")[: int((self.counts > 0).sum())]
-        places = np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))
-        return order[places].tolist()
+        indices = np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))
+        return order[indices].tolist()
 
 
 def compute_perplexity(counts: Int[np.ndarray, " tokens"]) -> float:
     """The exponential of the entropy of token frequencies: the number of tokens if all are equally frequent."""
-    share = counts[counts > 0] / max(counts.sum(), 1)
-    return float(np.exp(-(share * np.log(share)).sum()))
+    frequencies = counts[counts > 0] / max(counts.sum(), 1)
+    return float(np.exp(-(frequencies * np.log(frequencies)).sum()))
 
 
 def build_token_page(
@@ -107,8 +107,8 @@ def build_token_page(
         images: Folder of the images, for crops.
     """
     facts = [
-        PageFact(f"{number:,.{1 if name == 'perplexity' else 0}f}", TOKEN_FACTS[name])
-        for name, number in use.summary().items()
+        PageFact(f"{value:,.{1 if name == 'perplexity' else 0}f}", TOKEN_FACTS[name])
+        for name, value in use.compute_summary().items()
     ]
     files = index_images_by_name(images) if images else {}
     counts = PageSection(
@@ -190,5 +190,5 @@ def crop_region(path: Path, region: TokenRegion) -> bytes | None:
 def index_images_by_name(folder: Path) -> dict[str, Path]:
     """The images of a folder by name without suffix, with and without their subfolders."""
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in CROPPED_IMAGE_SUFFIXES]
-    whole = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
-    return {path.stem: path for path in paths} | whole
+    paths_by_relative_name = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
+    return {path.stem: path for path in paths} | paths_by_relative_name

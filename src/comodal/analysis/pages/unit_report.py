@@ -44,7 +44,7 @@ from comodal.models.l3net.l3net import L3Net
 NUM_UNIT_EXAMPLES = 6  # moments per unit, those with the strongest activations
 NUM_UNITS_BY_LAYER = {POOL4: 8, "conv3_2": 4, "conv2_2": 4}  # number of units per layer
 UNIT_THUMBNAIL_PIXELS = 112  # side of a thumbnail, in pixels
-STUDY_TITLES = {"picture": "Image tower", "sound": "Audio tower"}
+STUDY_TITLES = {"image": "Image tower", "audio": "Audio tower"}
 SELECTIVITY_COLUMNS = (
     PageColumn("layer"),
     PageColumn("NMI of clusters", "number"),
@@ -71,7 +71,7 @@ def build_unit_parts(model: L3Net, moments: ClipMoments, seed: int = 0) -> list[
         build_image_tower_input(model), moments.image, moments.labels, make_image_cells(moments)
     )
     audio = build_unit_gallery(
-        build_audio_tower_input(model), moments.sound, moments.labels, make_audio_cells(model, moments)
+        build_audio_tower_input(model), moments.audio, moments.labels, make_audio_cells(model, moments)
     )
     sections = [
         PageSection("Units of the image tower", text.format("image"), images),
@@ -82,14 +82,16 @@ def build_unit_parts(model: L3Net, moments: ClipMoments, seed: int = 0) -> list[
     return sections
 
 
-def build_unit_gallery(side: TowerInput, inputs: Tensor, labels: tuple[str, ...], cells: Cells) -> list[PageBlock]:
+def build_unit_gallery(
+    tower_input: TowerInput, inputs: Tensor, labels: tuple[str, ...], cells: Cells
+) -> list[PageBlock]:
     """Rows of units of pool4, and of some other layers, collapsed."""
-    activations = max_channel_activations(side, inputs)
+    activations = max_channel_activations(tower_input, inputs)
     blocks: list[PageBlock] = []
     for layer, count in NUM_UNITS_BY_LAYER.items():
         rows = [
             PageImageRow(
-                cells(side, layer, unit.activation),
+                cells(tower_input, layer, unit.activation),
                 f"unit {unit.activation.channel}",
                 describe_preference(unit, len(inputs)),
             )
@@ -108,12 +110,12 @@ def describe_preference(unit: SelectiveUnit, moments: int) -> str:
 def make_image_cells(moments: ClipMoments) -> Cells:
     """The images with the strongest activations of a unit, shaded by its activation map."""
 
-    def cells(side: TowerInput, layer: str, unit: UnitActivation) -> list[PageImage]:
+    def cells(tower_input: TowerInput, layer: str, unit: UnitActivation) -> list[PageImage]:
         size = moments.image.shape[2]
-        heat = compute_unit_heatmaps(compute_layer_map(side, layer), moments.image, unit, (size, size))
+        heat = compute_unit_heatmaps(compute_layer_map(tower_input, layer), moments.image, unit, (size, size))
         shaded = [
-            render_unit_thumbnail(moments.image[moment], warmth)
-            for moment, warmth in zip(unit.moments.tolist(), heat, strict=True)
+            render_unit_thumbnail(moments.image[moment], unit_heat)
+            for moment, unit_heat in zip(unit.moments.tolist(), heat, strict=True)
         ]
         names = list_moment_names(moments, unit)
         return [
@@ -124,28 +126,28 @@ def make_image_cells(moments: ClipMoments) -> Cells:
     return cells
 
 
-def render_unit_thumbnail(image: Tensor, warmth: np.ndarray) -> np.ndarray:
+def render_unit_thumbnail(image: Tensor, heat: np.ndarray) -> np.ndarray:
     """An input image of the network as a shaded thumbnail."""
-    return resize_short_side(shade_by_heat(image.permute(1, 2, 0).numpy(), warmth), UNIT_THUMBNAIL_PIXELS)
+    return resize_short_side(shade_by_heat(image.permute(1, 2, 0).numpy(), heat), UNIT_THUMBNAIL_PIXELS)
 
 
 def make_audio_cells(model: L3Net, moments: ClipMoments) -> Cells:
     """Spectrograms of a unit's strongest seconds, shaded by its activation map, each with an audio player."""
 
-    def cells(side: TowerInput, layer: str, unit: UnitActivation) -> list[PageImage]:
-        waveforms = moments.sound[torch.from_numpy(unit.moments)]
+    def cells(tower_input: TowerInput, layer: str, unit: UnitActivation) -> list[PageImage]:
+        waveforms = moments.audio[torch.from_numpy(unit.moments)]
         with torch.inference_mode():
             spectra = model.spectrogram(waveforms.to(get_module_device(model)))[:, 0].cpu().numpy()
-        heat = compute_unit_heatmaps(compute_layer_map(side, layer), moments.sound, unit, spectra.shape[1:])
+        heat = compute_unit_heatmaps(compute_layer_map(tower_input, layer), moments.audio, unit, spectra.shape[1:])
         size = (UNIT_THUMBNAIL_PIXELS, UNIT_THUMBNAIL_PIXELS)
         return [
             PageImage(
                 f"audio of {name}",
-                encode_photo_uri(render_spectrogram(spectrum, warmth, *size)),
+                encode_photo_uri(render_spectrogram(spectrum, unit_heat, *size)),
                 caption=name,
                 audio=encode_audio_uri(waveform.numpy(), model.config.sample_rate),
             )
-            for waveform, spectrum, warmth, name in zip(
+            for waveform, spectrum, unit_heat, name in zip(
                 waveforms, spectra, heat, list_moment_names(moments, unit), strict=True
             )
         ]
@@ -185,8 +187,8 @@ def list_layer_rows(study: SelectivityStudy) -> list[PageRow]:
             " | ".join(f"{one.clusters_nmi:.3f}" for one in found),
             " | ".join(f"{one.units_nmi:.3f}" for one in found),
             " | ".join(f"{one.best_nmi:.3f}" for one in found),
-            " | ".join(str(one.preferring) for one in found) + f" of {trained.units}",
-            " | ".join(str(one.preferred) for one in found) + f" of {len(study.classes)}",
+            " | ".join(str(one.num_selective_units) for one in found) + f" of {trained.num_units}",
+            " | ".join(str(one.num_preferred_classes) for one in found) + f" of {len(study.classes)}",
         ]
         rows.append(PageRow(cells, is_main=layer == POOL4))
     return rows

@@ -29,55 +29,57 @@ from comodal.data.captions.masking import (
     mask_regions,
     mask_tokens,
 )
-from comodal.data.regions.region_store import Regions, RegionStore, compute_locations
+from comodal.data.regions.region_store import Regions, RegionStore, compute_spatials
 from comodal.media.tokenizer import DEFAULT_MAX_TOKENS, WordPieceTokenizer
 
 MASKING_SEED = 2  # separates this random stream from that of the order
 MAX_REGIONS = 36  # the original's features have 36 regions an image
-WHOLE_IMAGE = (0.0, 0.0, 1.0, 1.0, 1.0)
+FULL_IMAGE_SPATIALS = (0.0, 0.0, 1.0, 1.0, 1.0)
 
 
 @dataclass(frozen=True)
 class MaskingConfig:
-    """How much is masked.
+    """How tokens and regions are masked.
 
     Attributes:
-        words: Fraction of the tokens that the model has to predict.
-        regions: Fraction of the regions that the model has to predict.
-        overlap: Also zero the regions whose IoU with one of these is above this, without predicting them. 12-in-1 uses
+        token_probability: Fraction of the tokens that the model has to predict.
+        region_probability: Fraction of the regions that the model has to predict.
+        overlap_threshold: Also zero regions whose IoU with these is above it, without predicting them. 12-in-1 uses
             0.4; the paper and the original's code do not.
-        tell_mismatched: Also compute the masked losses for mismatched pairs, as in the paper. 12-in-1 does not. Tokens
+        mask_loss_on_mismatched: Also compute the masked losses for mismatched pairs (the paper; not 12-in-1). Tokens
             and regions of mismatched pairs are masked in both cases, or else a [MASK] would reveal a match.
         faithful: Random tokens and row 0 as in the original's code.
     """
 
-    words: float = MASKING_PROBABILITY
-    regions: float = MASKING_PROBABILITY
-    overlap: float | None = None
-    tell_mismatched: bool = True
+    token_probability: float = MASKING_PROBABILITY
+    region_probability: float = MASKING_PROBABILITY
+    overlap_threshold: float | None = None
+    mask_loss_on_mismatched: bool = True
     faithful: bool = False
 
     def __post_init__(self) -> None:
-        if not (0 <= self.words <= 1 and 0 <= self.regions <= 1):
-            raise ValueError(f"shares are from 0 to 1, got {self.words} and {self.regions}")
+        if not (0 <= self.token_probability <= 1 and 0 <= self.region_probability <= 1):
+            raise ValueError(
+                f"masking probabilities are from 0 to 1, got {self.token_probability} and {self.region_probability}"
+            )
 
 
 class _Draws(NamedTuple):
-    """Uniform draws; 1, which chooses nothing, where there is no token or region."""
+    """Uniform draws; 1, which masks nothing, where there is no token or region."""
 
-    words: Float[np.ndarray, "batch words"]
-    replacements: Float[np.ndarray, "batch words"]
+    tokens: Float[np.ndarray, "batch length"]
+    replacements: Float[np.ndarray, "batch length"]
     regions: Float[np.ndarray, "batch regions"]
 
 
 class _Regions(NamedTuple):
-    """The regions of a batch as they are in the store; row 0 of features, locations and tokens is the whole image."""
+    """The regions of a batch as stored; row 0 of features, spatials and visual tokens is the whole image."""
 
     features: Float32[np.ndarray, "batch rows features"]
-    locations: Float32[np.ndarray, "batch rows 5"]
-    tokens: Int64[np.ndarray, "batch rows"]
+    spatials: Float32[np.ndarray, "batch rows 5"]
+    visual_tokens: Int64[np.ndarray, "batch rows"]
     boxes: Float32[np.ndarray, "batch regions 4"]
-    attended: Bool[np.ndarray, "batch regions"]
+    mask: Bool[np.ndarray, "batch regions"]
 
 
 class CaptionDataset:
@@ -86,13 +88,13 @@ class CaptionDataset:
     Args:
         captions: Captions, each with the row of its image in the store.
         store: The regions of the images.
-        words: The tokenizer.
+        tokenizer: The tokenizer.
         seed: Of the order, the negatives and the masking.
         batch_size: Samples of one step, over all processes: the size of the groups of captions of similar length.
-        max_words: Maximum number of tokens of a caption with [CLS] and [SEP]; longer ones are truncated.
+        max_tokens: Maximum number of tokens of a caption with [CLS] and [SEP]; longer ones are truncated.
         max_regions: Maximum number of regions of an image; the first are kept, so a store should be sorted by score.
-        hiding: What is masked.
-        mismatches: How negatives are sampled.
+        masking: How tokens and regions are masked.
+        negative_sampling: How negatives are sampled.
 
     Raises:
         DataError: There are no captions, or all are of one image.
@@ -102,165 +104,174 @@ class CaptionDataset:
         self,
         captions: Sequence[tuple[Caption, int]],
         store: RegionStore,
-        words: WordPieceTokenizer,
+        tokenizer: WordPieceTokenizer,
         seed: int,
         batch_size: int,
-        max_words: int = DEFAULT_MAX_TOKENS,
+        max_tokens: int = DEFAULT_MAX_TOKENS,
         max_regions: int = MAX_REGIONS,
-        hiding: MaskingConfig = MaskingConfig(),
-        mismatches: NegativeSampling = NegativeSampling(),  # noqa: B008
+        masking: MaskingConfig = MaskingConfig(),
+        negative_sampling: NegativeSampling = NegativeSampling(),  # noqa: B008
     ) -> None:
         if max_regions < 1:
             raise ValueError(f"max_regions ({max_regions}) must be positive")
-        self.store, self.seed, self.max_regions, self.hiding = store, seed, max_regions, hiding
-        self.encoded = words.encode_all((caption.caption for caption, _ in captions), max_words)
+        self.store, self.seed, self.max_regions, self.masking = store, seed, max_regions, masking
+        self.encoded = tokenizer.encode_all((caption.caption for caption, _ in captions), max_tokens)
         self.starts = np.cumsum(self.encoded.lengths) - self.encoded.lengths
         self.keys = np.array([caption.key.encode() for caption, _ in captions])  # flat, so that workers share them
         self.counts = np.minimum(store.counts, max_regions)
         rows = np.array([row for _, row in captions], np.int64)
-        self.pairs = CaptionPairs(rows, self.encoded.lengths, self.counts, seed, batch_size, mismatches)
-        self.special, self.padding, self.mask = words.special, words.padding, words.mask
-        self.random_words = np.arange(words.size) if hiding.faithful else words.ordinary
+        self.pairs = CaptionPairs(rows, self.encoded.lengths, self.counts, seed, batch_size, negative_sampling)
+        self.special_ids, self.padding_id, self.mask_id = tokenizer.special_ids, tokenizer.padding_id, tokenizer.mask_id
+        self.random_tokens = np.arange(tokenizer.size) if masking.faithful else tokenizer.ordinary_ids
 
     def __len__(self) -> int:
         """Samples in an epoch: as many as captions."""
         return len(self.pairs)
 
     @property
-    def truncated(self) -> int:
-        """Number of captions that were longer than `max_words` and were truncated."""
-        return self.encoded.truncated
+    def num_truncated(self) -> int:
+        """Number of captions that were longer than `max_tokens` and were truncated."""
+        return self.encoded.num_truncated
 
-    def batch(self, places: Sequence[tuple[int, int]]) -> CaptionBatch:
+    def batch(self, positions: Sequence[tuple[int, int]]) -> CaptionBatch:
         """The samples of these (epoch, index), in this order."""
-        captions, rows, mismatched = self._pairs(places)
-        words, attended = self._words(captions)
-        seen = self._regions(rows)
-        draws = self._draws(places, attended, seen.attended)
-        hidden_words = self._hide_words(words, attended, draws)
-        hidden_regions = self._hide_regions(seen, draws.regions)
-        told = (~mismatched | self.hiding.tell_mismatched)[:, None]
-        masked_words = np.flatnonzero(hidden_words.chosen.reshape(words.shape) & told)
-        images, regions = np.nonzero(hidden_regions.chosen & told)
-        features = seen.features[images, regions + 1]
-        tokens = seen.tokens[images, regions + 1] - len(TokenInput)
-        self._finish(seen, hidden_regions)
-        regions_attended = np.pad(seen.attended, ((0, 0), (1, 0)), constant_values=True)
+        captions, rows, is_mismatch = self._get_pairs(positions)
+        token_ids, token_mask = self._pad_tokens(captions)
+        image_regions = self._read_regions(rows)
+        draws = self._draw_uniform(positions, token_mask, image_regions.mask)
+        masked_tokens = self._mask_tokens(token_ids, token_mask, draws)
+        masked_regions = self._mask_regions(image_regions, draws.regions)
+        has_masked_loss = (~is_mismatch | self.masking.mask_loss_on_mismatched)[:, None]
+        masked_token_indices = np.flatnonzero(masked_tokens.is_chosen.reshape(token_ids.shape) & has_masked_loss)
+        images, regions = np.nonzero(masked_regions.is_chosen & has_masked_loss)
+        features = image_regions.features[images, regions + 1]
+        visual_token_targets = image_regions.visual_tokens[images, regions + 1] - len(TokenInput)
+        self._zero_masked_regions(image_regions, masked_regions)
+        region_mask = np.pad(image_regions.mask, ((0, 0), (1, 0)), constant_values=True)
         return CaptionBatch(
-            words=torch.from_numpy(hidden_words.words.reshape(words.shape)),
-            segments=torch.zeros(words.shape, dtype=torch.int64),
-            words_attended=torch.from_numpy(attended),
-            regions=torch.from_numpy(seen.features),
-            locations=torch.from_numpy(seen.locations),
-            regions_attended=torch.from_numpy(regions_attended),
-            images=torch.from_numpy(rows),
-            mismatched=torch.from_numpy(mismatched),
-            masked_words=torch.from_numpy(masked_words),
-            word_targets=torch.from_numpy(words.ravel()[masked_words]),
-            masked_regions=torch.from_numpy(images * seen.features.shape[1] + regions + 1),
-            region_features=torch.from_numpy(features),
-            region_classes=torch.from_numpy(self._classes(rows, images, regions)),
-            region_tokens=torch.from_numpy(tokens if self.store.tokens else tokens[:0]),
-            tokens=torch.from_numpy(seen.tokens),
-            attended_words=torch.from_numpy(np.flatnonzero(attended)),
-            attended_regions=torch.from_numpy(np.flatnonzero(regions_attended)),
-            keys=tuple(self.key(caption, row) for caption, row in zip(captions.tolist(), rows.tolist(), strict=True)),
+            token_ids=torch.from_numpy(masked_tokens.token_ids.reshape(token_ids.shape)),
+            token_types=torch.zeros(token_ids.shape, dtype=torch.int64),
+            token_mask=torch.from_numpy(token_mask),
+            region_features=torch.from_numpy(image_regions.features),
+            spatials=torch.from_numpy(image_regions.spatials),
+            region_mask=torch.from_numpy(region_mask),
+            image_rows=torch.from_numpy(rows),
+            is_mismatch=torch.from_numpy(is_mismatch),
+            masked_token_indices=torch.from_numpy(masked_token_indices),
+            token_targets=torch.from_numpy(token_ids.ravel()[masked_token_indices]),
+            masked_region_indices=torch.from_numpy(images * image_regions.features.shape[1] + regions + 1),
+            feature_targets=torch.from_numpy(features),
+            class_targets=torch.from_numpy(self._read_class_targets(rows, images, regions)),
+            visual_token_targets=torch.from_numpy(
+                visual_token_targets if self.store.tokens else visual_token_targets[:0]
+            ),
+            visual_tokens=torch.from_numpy(image_regions.visual_tokens),
+            unpadded_token_indices=torch.from_numpy(np.flatnonzero(token_mask)),
+            unpadded_region_indices=torch.from_numpy(np.flatnonzero(region_mask)),
+            keys=tuple(
+                self.describe_sample(caption, row)
+                for caption, row in zip(captions.tolist(), rows.tolist(), strict=True)
+            ),
         )
 
-    def key(self, caption: int, row: int) -> str:
+    def describe_sample(self, caption: int, row: int) -> str:
         """A description of a sample's caption and image, to look it up."""
         return f"image {self.store.ids[row]}, caption {self.keys[caption].decode()}"
 
-    def _pairs(self, places: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _get_pairs(self, positions: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Captions, rows of images, and whether they are mismatched."""
-        every = [(self.pairs.epoch(epoch), index) for epoch, index in places]
+        epoch_pairs = [(self.pairs.get_epoch(epoch), index) for epoch, index in positions]
         return (
-            np.array([epoch.captions[index] for epoch, index in every], np.int64),
-            np.array([epoch.rows[index] for epoch, index in every], np.int64),
-            np.array([epoch.mismatched[index] for epoch, index in every], bool),
+            np.array([epoch.captions[index] for epoch, index in epoch_pairs], np.int64),
+            np.array([epoch.rows[index] for epoch, index in epoch_pairs], np.int64),
+            np.array([epoch.is_mismatch[index] for epoch, index in epoch_pairs], bool),
         )
 
-    def _words(
+    def _pad_tokens(
         self, captions: Int64[np.ndarray, "batch"]
-    ) -> tuple[Int64[np.ndarray, "batch words"], Bool[np.ndarray, "batch words"]]:
+    ) -> tuple[Int64[np.ndarray, "batch length"], Bool[np.ndarray, "batch length"]]:
         """The unmasked captions, padded to the longest, and the mask of their positions."""
         lengths = self.encoded.lengths[captions]
         columns = np.arange(lengths.max())
-        attended = columns < lengths[:, None]
-        words = np.full(attended.shape, self.padding, np.int64)
-        words[attended] = self.encoded.words[(self.starts[captions][:, None] + columns)[attended]]
-        return words, attended
+        token_mask = columns < lengths[:, None]
+        token_ids = np.full(token_mask.shape, self.padding_id, np.int64)
+        token_ids[token_mask] = self.encoded.token_ids[(self.starts[captions][:, None] + columns)[token_mask]]
+        return token_ids, token_mask
 
-    def _draws(
+    def _draw_uniform(
         self,
-        places: Sequence[tuple[int, int]],
-        words: Bool[np.ndarray, "batch words"],
-        regions: Bool[np.ndarray, "batch regions"],
+        positions: Sequence[tuple[int, int]],
+        token_mask: Bool[np.ndarray, "batch length"],
+        region_mask: Bool[np.ndarray, "batch regions"],
     ) -> _Draws:
         """The uniform draws of each sample: one for each token and region, independent of the rest of the batch."""
-        draws = _Draws(np.ones(words.shape), np.zeros(words.shape), np.ones(regions.shape))
-        lengths, counts = words.sum(axis=1).tolist(), regions.sum(axis=1).tolist()
-        for row, ((epoch, index), length, count) in enumerate(zip(places, lengths, counts, strict=True)):
-            chance = np.random.default_rng((self.seed, epoch, index, MASKING_SEED)).random(2 * length + count)
-            draws.words[row, :length] = chance[:length]
-            draws.replacements[row, :length] = chance[length : 2 * length]
-            draws.regions[row, :count] = chance[2 * length :]
+        draws = _Draws(np.ones(token_mask.shape), np.zeros(token_mask.shape), np.ones(region_mask.shape))
+        lengths, counts = token_mask.sum(axis=1).tolist(), region_mask.sum(axis=1).tolist()
+        for row, ((epoch, index), length, count) in enumerate(zip(positions, lengths, counts, strict=True)):
+            uniform = np.random.default_rng((self.seed, epoch, index, MASKING_SEED)).random(2 * length + count)
+            draws.tokens[row, :length] = uniform[:length]
+            draws.replacements[row, :length] = uniform[length : 2 * length]
+            draws.regions[row, :count] = uniform[2 * length :]
         return draws
 
-    def _hide_words(
-        self, words: Int64[np.ndarray, "batch words"], attended: Bool[np.ndarray, "batch words"], draws: _Draws
+    def _mask_tokens(
+        self, token_ids: Int64[np.ndarray, "batch length"], token_mask: Bool[np.ndarray, "batch length"], draws: _Draws
     ) -> MaskedTokens:
-        maskable = attended & ~np.isin(words, self.special)
-        replacements = self.random_words[(draws.replacements * len(self.random_words)).astype(np.int64)]
-        flat = words.ravel(), maskable.ravel(), draws.words.ravel(), replacements.ravel()
-        return mask_tokens(*flat, self.mask, self.hiding.words)
+        maskable = token_mask & ~np.isin(token_ids, self.special_ids)
+        replacements = self.random_tokens[(draws.replacements * len(self.random_tokens)).astype(np.int64)]
+        flat = token_ids.ravel(), maskable.ravel(), draws.tokens.ravel(), replacements.ravel()
+        return mask_tokens(*flat, self.mask_id, self.masking.token_probability)
 
-    def _regions(self, rows: Int64[np.ndarray, "batch"]) -> _Regions:
+    def _read_regions(self, rows: Int64[np.ndarray, "batch"]) -> _Regions:
         """The regions of images, padded to the maximum of the batch."""
-        images = [self.store.regions(row) for row in rows.tolist()]
+        images = [self.store.read_regions(row) for row in rows.tolist()]
         counts = self.counts[rows]
-        attended = np.arange(counts.max()) < counts[:, None]
-        shape = (len(images), attended.shape[1] + 1)
-        features = torch.empty((*shape, self.store.dim))  # _finish fills row 0
-        self.store.fill(rows.tolist(), features[:, 1:])
-        boxes = np.zeros((*attended.shape, 4), np.float32)
-        fractions = np.zeros((*shape, 5), np.float32)
-        tokens = np.full(shape, TokenInput.PADDING, np.int64)
-        fractions[:, 0], tokens[:, 0] = WHOLE_IMAGE, TokenInput.IMAGE
+        mask = np.arange(counts.max()) < counts[:, None]
+        shape = (len(images), mask.shape[1] + 1)
+        features = torch.empty((*shape, self.store.dim))  # _zero_masked_regions fills row 0
+        self.store.fill_features(rows.tolist(), features[:, 1:])
+        boxes = np.zeros((*mask.shape, 4), np.float32)
+        spatials = np.zeros((*shape, 5), np.float32)
+        visual_tokens = np.full(shape, TokenInput.PADDING, np.int64)
+        spatials[:, 0], visual_tokens[:, 0] = FULL_IMAGE_SPATIALS, TokenInput.IMAGE
         for row, (image, count) in enumerate(zip(images, counts.tolist(), strict=True)):
             inside = slice(1, count + 1)
             boxes[row, :count] = image.boxes[:count]
-            fractions[row, inside] = compute_locations(image.boxes[:count], image.width, image.height)
-            tokens[row, inside] = TokenInput.IMAGE
-            if image.tokens is not None:
-                tokens[row, inside] = image.tokens[:count].astype(np.int64) + len(TokenInput)
-        return _Regions(features.numpy(), fractions, tokens, boxes, attended)
+            spatials[row, inside] = compute_spatials(image.boxes[:count], image.width, image.height)
+            visual_tokens[row, inside] = TokenInput.IMAGE
+            if image.visual_tokens is not None:
+                visual_tokens[row, inside] = image.visual_tokens[:count].astype(np.int64) + len(TokenInput)
+        return _Regions(features.numpy(), spatials, visual_tokens, boxes, mask)
 
-    def _hide_regions(self, seen: _Regions, draws: Float[np.ndarray, "batch regions"]) -> MaskedRegions:
-        chosen, hidden = (part.reshape(draws.shape) for part in mask_regions(draws.ravel(), self.hiding.regions))
-        if self.hiding.overlap is not None:
-            hidden |= _find_overlapping_regions(seen, chosen, self.hiding.overlap) & ~chosen
-        return MaskedRegions(chosen, hidden)
-
-    def _finish(self, seen: _Regions, hidden: MaskedRegions) -> None:
-        """Zero the masked regions and fill row 0, in place."""
-        seen.features[:, 1:][hidden.hidden] = 0
-        seen.tokens[:, 1:][hidden.hidden] = TokenInput.HIDDEN
-        if self.hiding.faithful:
-            counts = self.max_regions - _find_overlapping_regions(seen, hidden.chosen, MASKING_IOU_THRESHOLD).sum(
-                axis=1
+    def _mask_regions(self, image_regions: _Regions, draws: Float[np.ndarray, "batch regions"]) -> MaskedRegions:
+        is_chosen, is_zeroed = (
+            part.reshape(draws.shape) for part in mask_regions(draws.ravel(), self.masking.region_probability)
+        )
+        if self.masking.overlap_threshold is not None:
+            is_zeroed |= (
+                _find_overlapping_regions(image_regions, is_chosen, self.masking.overlap_threshold) & ~is_chosen
             )
-        else:
-            counts = seen.attended.sum(axis=1)
-        seen.features[:, 1:].sum(axis=1, out=seen.features[:, 0])
-        seen.features[:, 0] /= np.maximum(counts, 1)[:, None].astype(np.float32)
+        return MaskedRegions(is_chosen, is_zeroed)
 
-    def _classes(
+    def _zero_masked_regions(self, image_regions: _Regions, masked_regions: MaskedRegions) -> None:
+        """Zero the masked regions and fill row 0, in place."""
+        image_regions.features[:, 1:][masked_regions.is_zeroed] = 0
+        image_regions.visual_tokens[:, 1:][masked_regions.is_zeroed] = TokenInput.MASK
+        if self.masking.faithful:
+            counts = self.max_regions - _find_overlapping_regions(
+                image_regions, masked_regions.is_chosen, MASKING_IOU_THRESHOLD
+            ).sum(axis=1)
+        else:
+            counts = image_regions.mask.sum(axis=1)
+        image_regions.features[:, 1:].sum(axis=1, out=image_regions.features[:, 0])
+        image_regions.features[:, 0] /= np.maximum(counts, 1)[:, None].astype(np.float32)
+
+    def _read_class_targets(
         self,
         rows: Int64[np.ndarray, "batch"],
-        images: Int64[np.ndarray, "hidden"],
-        regions: Int64[np.ndarray, "hidden"],
-    ) -> Float32[np.ndarray, "hidden classes"]:
+        images: Int64[np.ndarray, "masked"],
+        regions: Int64[np.ndarray, "masked"],
+    ) -> Float32[np.ndarray, "masked classes"]:
         """The class probabilities of the masked regions only: reading those of all regions is too slow."""
         if self.store.probabilities is None:
             return np.empty((len(images), 0), np.float32)
@@ -268,22 +279,26 @@ class CaptionDataset:
 
 
 def _find_overlapping_regions(
-    seen: _Regions, chosen: Bool[np.ndarray, "batch regions"], threshold: float
+    image_regions: _Regions, is_chosen: Bool[np.ndarray, "batch regions"], threshold: float
 ) -> Bool[np.ndarray, "batch regions"]:
     """The regions of each image that overlap a chosen one of it."""
-    found = np.zeros_like(chosen)
-    for row, count in enumerate(seen.attended.sum(axis=1).tolist()):
-        found[row, :count] = find_overlapping_boxes(seen.boxes[row, :count], chosen[row, :count], threshold)
-    return found
+    overlaps = np.zeros_like(is_chosen)
+    for row, count in enumerate(image_regions.mask.sum(axis=1).tolist()):
+        overlaps[row, :count] = find_overlapping_boxes(
+            image_regions.boxes[row, :count], is_chosen[row, :count], threshold
+        )
+    return overlaps
 
 
-def prepend_whole_image(
-    inside: Regions, most: int
+def prepend_full_image(
+    regions: Regions, max_regions: int
 ) -> tuple[Float32[np.ndarray, "rows features"], Float32[np.ndarray, "rows 5"]]:
-    """Features and locations of the first regions of one image, unmasked, after row 0 for the whole image."""
-    count = min(len(inside.boxes), most)
-    features = np.zeros((count + 1, inside.features.shape[1]), np.float32)
-    features[1:] = inside.features[:count]
+    """Features and spatials of the first regions of one image, unmasked, after row 0 for the whole image."""
+    count = min(len(regions.boxes), max_regions)
+    features = np.zeros((count + 1, regions.features.shape[1]), np.float32)
+    features[1:] = regions.features[:count]
     features[0] = features[1:].sum(0) / max(count, 1)
-    whole_image = np.array([WHOLE_IMAGE], np.float32)
-    return features, np.concatenate([whole_image, compute_locations(inside.boxes[:count], inside.width, inside.height)])
+    full_image = np.array([FULL_IMAGE_SPATIALS], np.float32)
+    return features, np.concatenate(
+        [full_image, compute_spatials(regions.boxes[:count], regions.width, regions.height)]
+    )

@@ -1,10 +1,10 @@
-"""Reads captions of images in the usual file formats; a region store decides which image each belongs to.
+"""Reads captions of images in the usual file formats; a region store determines the image of each.
 
 The layout is detected from the content:
 
-- Conceptual Captions TSV (`caption <tab> url`, or `url <tab> caption` as in CC12M): an image is named by the CRC-32 of
-  its URL, as in the original's features, or by its row, counted from 0. A file may replace the URL, as in
-  Flickr8k's and Flickr30k's `name.jpg#0 <tab> caption`.
+- Conceptual Captions TSV (`caption <tab> url`, or `url <tab> caption` as in CC12M): an image has the CRC-32 of its URL
+  as its name (as in the original's features), or its row, counted from 0. A file may replace the URL, as in Flickr8k's
+  and Flickr30k's `name.jpg#0 <tab> caption`.
 - Karpathy's JSON of COCO, Flickr30k and Flickr8k (`images`, each with `sentences`); `restval` counts as training.
 - COCO's own JSON (`images` and `annotations`).
 - JSON Lines, or a JSON array: `image` with `caption` or `captions`, if known `id` and `split`; or the original's
@@ -54,15 +54,15 @@ from comodal.media.storage.open_media import is_container, open_container_file
 from comodal.media.storage.parquet_table import TableFile
 from comodal.media.storage.path_patterns import is_path_pattern
 from comodal.media.storage.suffixes import IMAGE_SUFFIXES
-from comodal.text_files import is_json_lines, parse_json, parse_json_lines, read_text
+from comodal.text_files import is_json_lines, is_valid_unicode, parse_json, parse_json_lines, read_text
 
 CAPTION_LAYOUTS = (
-    "Conceptual Captions TSV, CSV with a line of names (image,caption or file_name,text), Karpathy's or COCO's JSON, "
+    "Conceptual Captions TSV, CSV with a header line (image,caption or file_name,text), Karpathy's or COCO's JSON, "
     "JSON Lines or a JSON array of image and caption, a folder with metadata.csv, .jsonl or .parquet, tar shards, "
     "Parquet or Arrow files, a JSON of "
-    "{image id: caption}, a folder with name.txt beside name.jpg, or Flickr30k Entities' folder of sentences"
+    "{image id: caption}, a folder with name.txt next to name.jpg, or Flickr30k Entities' folder of sentences"
 )
-TRAILING_NUMBER_PATTERN = re.compile(r"(\d+)$")
+TRAILING_DIGITS_PATTERN = re.compile(r"(\d+)$")
 IMAGE_REFERENCE_PATTERN = re.compile(rf"://|({'|'.join(map(re.escape, IMAGE_SUFFIXES))})(#\d+)?$", re.IGNORECASE)
 CAPTION_INDEX_PATTERN = re.compile(r"(?<=\w)#\d+$")  # a.jpg#0, a.jpg#1, ...: the captions of one image
 ENTITY_PHRASE_PATTERN = re.compile(r"\[/EN#\d+(?:/[\w-]+)+ ([^\]]*)\]")
@@ -75,7 +75,7 @@ class Caption(NamedTuple):
     Attributes:
         image: The names of the image, each kind of name at its own index; "" where that kind is missing.
         caption: The sentence, on one line.
-        split: "train", "validation" or "test" where the file says so.
+        split: "train", "validation" or "test" if the file names one.
         key: Where the sentence is in the file.
     """
 
@@ -99,21 +99,21 @@ class CaptionFile:
     def __iter__(self) -> Iterator[Caption]:
         return iter(self.captions)
 
-    def take(self, image: tuple[str, ...], captions: Any, split: str | None, key: str) -> None:
+    def add_captions(self, image: tuple[str, ...], captions: Any, split: str | None, key: str) -> None:
         """Add the caption or captions of an image, or count why they are skipped."""
-        several = captions if isinstance(captions, list) else [captions]
-        if not several:
+        caption_list = captions if isinstance(captions, list) else [captions]
+        if not caption_list:
             self.refused["image without caption"] += 1
-        for number, caption in enumerate(several):
+        for index, caption in enumerate(caption_list):
             text = " ".join(caption.split()) if isinstance(caption, str) else None
             if text is None:
                 self.refused["caption is not text"] += 1
-            elif not text:
-                self.refused["caption is empty"] += 1
+            elif not text or not is_valid_unicode(text):
+                self.refused["caption is not valid Unicode" if text else "caption is empty"] += 1
             elif not any(image):
                 self.refused["caption without image"] += 1
             else:
-                self.captions.append(Caption(image, text, split, f"{key}.{number}" if len(several) > 1 else key))
+                self.captions.append(Caption(image, text, split, f"{key}.{index}" if len(caption_list) > 1 else key))
 
 
 def read_captions(path: Path) -> CaptionFile:
@@ -123,30 +123,32 @@ def read_captions(path: Path) -> CaptionFile:
         DataError: It does not exist, is damaged, has no known layout, or holds no caption.
     """
     if is_path_pattern(path):
-        read = _read_containers(*list_media_files(path))
+        caption_file = _read_containers(*list_media_files(path))
     elif not path.exists():
         raise DataError(f"{path}: there is no such file or folder of captions")
     else:
-        read = _read_sidecar_captions(path) if path.is_dir() else _read_caption_file(path)
-    if not read.captions:
-        reasons = ", ".join(f"{count} x {reason}" for reason, count in read.refused.most_common()) or "it is empty"
-        raise DataError(
-            f"{path} ({read.layout}) holds no caption of an image: {reasons}. comodal reads {CAPTION_LAYOUTS}"
+        caption_file = _read_sidecar_captions(path) if path.is_dir() else _read_caption_file(path)
+    if not caption_file.captions:
+        reasons = (
+            ", ".join(f"{count} x {reason}" for reason, count in caption_file.refused.most_common()) or "it is empty"
         )
-    return read
+        raise DataError(
+            f"{path} ({caption_file.layout}) has no caption of an image: {reasons}. Supported: {CAPTION_LAYOUTS}"
+        )
+    return caption_file
 
 
-def list_image_names(file: str, number: Any = None) -> tuple[str, ...]:
+def list_image_names(file: str, image_id: Any = None) -> tuple[str, ...]:
     """The names of an image: its id, and its file name in several forms."""
     path = PurePosixPath(file.replace("\\", "/"))
-    last = TRAILING_NUMBER_PATTERN.search(path.stem)
+    digits = TRAILING_DIGITS_PATTERN.search(path.stem)
     return (
-        "" if number is None else str(number),
+        "" if image_id is None else str(image_id),
         path.stem,
         path.name,
         "" if not file else path.with_suffix("").as_posix(),
         "" if not file else path.as_posix(),
-        str(int(last.group(1))) if last else "",
+        str(int(digits.group(1))) if digits else "",
     )
 
 
@@ -188,7 +190,7 @@ def _read_containers(root: Path, files: Sequence[str]) -> CaptionFile:
             else:
                 image = PurePosixPath(example.members["image"][0])
                 try:
-                    read.take(
+                    read.add_captions(
                         _list_names_in_container(file, image),
                         captions,
                         get_example_split(stored),
@@ -219,9 +221,9 @@ def _parse_caption_text(path: Path, text: str) -> CaptionFile:
         if "\t" in next((line for line in text.split("\n", 50) if line.strip()), ""):
             return _parse_tsv(text)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{path} is not laid out as its beginning says: {error!r}") from error
+        raise DataError(f"{path} does not have the layout that its first lines suggest: {error!r}") from error
     raise DataError(
-        f"{path} is no file of captions that comodal knows. It reads {CAPTION_LAYOUTS}; this begins {text[:60]!r}"
+        f"{path}: unknown layout of captions. Supported: {CAPTION_LAYOUTS}; the file begins with {text[:60]!r}"
     )
 
 
@@ -238,39 +240,39 @@ def _parse_json_captions(path: Path, text: str) -> CaptionFile:
     if is_entry or {"image", "img_path"} & first.keys():
         return _parse_caption_entries([first], "JSON Lines")
     read = CaptionFile("JSON of {image id: caption}")
-    for number, (image, captions) in enumerate(first.items()):
+    for index, (image, captions) in enumerate(first.items()):
         if isinstance(captions, dict):
-            raise DataError(f"{path} is no file of captions that comodal knows. It reads {CAPTION_LAYOUTS}")
-        read.take(list_image_names(image, image), captions, None, str(number))
+            raise DataError(f"{path}: unknown layout of captions. Supported: {CAPTION_LAYOUTS}")
+        read.add_captions(list_image_names(image, image), captions, None, str(index))
     return read
 
 
 def _parse_caption_entries(entries: Iterable[Any], layout: str) -> CaptionFile:
     """Objects with an image and its captions, in comodal's names or the original's."""
     read = CaptionFile(layout)
-    for number, entry in enumerate(entries):
+    for index, entry in enumerate(entries):
         if not isinstance(entry, dict):
-            raise ValueError(f"entry {number} is no object but {str(entry)[:40]!r}")
-        said = get_first_field(entry, IMAGE_COLUMNS)
-        image = "" if said is None else str(said)
+            raise ValueError(f"entry {index} is not an object: {str(entry)[:40]!r}")
+        image_value = get_first_field(entry, IMAGE_COLUMNS)
+        image = "" if image_value is None else str(image_value)
         captions: Any = next((entry[name] for name in CAPTION_COLUMNS if name in entry), [])
-        identity = entry.get("id")
-        named = list_image_names(image, identity) if image or identity is not None else ("",)
-        read.take(named, captions, _normalize_split_name(entry.get("split")), str(number))
+        image_id = entry.get("id")
+        image_names = list_image_names(image, image_id) if image or image_id is not None else ("",)
+        read.add_captions(image_names, captions, _normalize_split_name(entry.get("split")), str(index))
     return read
 
 
 def _parse_karpathy(content: dict[str, Any]) -> CaptionFile:
-    """`imgid` is a running number, so it is the last name: the image's own id or file name is more specific."""
+    """`imgid` is a running index, so it is the last name: the image's own id or file name is more specific."""
     read = CaptionFile("Karpathy's JSON")
-    for number, image in enumerate(content["images"]):
+    for index, image in enumerate(content["images"]):
         file = PurePosixPath(str(image.get("filepath", ""))) / str(image.get("filename", ""))
-        named = (
+        image_names = (
             *list_image_names(file.as_posix() if file.name else "", image.get("cocoid")),
             str(image.get("imgid", "")),
         )
         raw = [sentence["raw"] for sentence in image["sentences"]]
-        read.take(named, raw, _normalize_split_name(image.get("split")), str(image.get("imgid", number)))
+        read.add_captions(image_names, raw, _normalize_split_name(image.get("split")), str(image.get("imgid", index)))
     return read
 
 
@@ -279,8 +281,8 @@ def _parse_coco(content: dict[str, Any]) -> CaptionFile:
     files = {image["id"]: str(image.get("file_name", "")) for image in content["images"]}
     for annotation in content["annotations"]:
         image = annotation["image_id"]
-        named = list_image_names(files[image], image) if image in files else ("",)
-        read.take(named, annotation["caption"], None, str(annotation["id"]))
+        image_names = list_image_names(files[image], image) if image in files else ("",)
+        read.add_captions(image_names, annotation["caption"], None, str(annotation["id"]))
     for _ in files.keys() - {annotation["image_id"] for annotation in content["annotations"]}:
         read.refused["image without caption"] += 1
     return read
@@ -291,35 +293,35 @@ def _parse_tsv(text: str) -> CaptionFile:
     read = CaptionFile("TSV")
     rows = [line.split("\t") for line in text.split("\n") if line.strip()]
     column = 0 if IMAGE_REFERENCE_PATTERN.search(rows[0][0]) and not IMAGE_REFERENCE_PATTERN.search(rows[0][1]) else 1
-    for number, row in enumerate(rows):
+    for index, row in enumerate(rows):
         image = CAPTION_INDEX_PATTERN.sub("", row[column].strip()) if column < len(row) else ""
         caption = row[1 - column] if len(row) > 1 - column else ""
-        read.take(_list_names_in_cell(image, number), caption, None, str(number))
+        read.add_captions(_list_names_in_cell(image, index), caption, None, str(index))
     return read
 
 
 def _parse_caption_table(path: Path, text: str, columns: CaptionColumns) -> CaptionFile:
     """A table with a header line."""
-    return _parse_caption_rows(iterate_table_rows(path, text, columns), "table with a line of names")
+    return _parse_caption_rows(iterate_table_rows(path, text, columns), "table with a header line")
 
 
 def _parse_caption_rows(rows: Iterable[CaptionRow], layout: str) -> CaptionFile:
     """The rows of a table."""
     read = CaptionFile(layout)
-    for number, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if row.image is None:
             read.refused["row is cut short"] += 1
         else:
-            read.take(
-                _list_names_in_cell(row.image, number), row.captions, _normalize_split_name(row.split), str(number)
+            read.add_captions(
+                _list_names_in_cell(row.image, index), row.captions, _normalize_split_name(row.split), str(index)
             )
     return read
 
 
-def _list_names_in_cell(image: str, number: int) -> tuple[str, ...]:
+def _list_names_in_cell(image: str, row_index: int) -> tuple[str, ...]:
     """The names of a row's image: a URL by its CRC-32 or its row index, as in the original's features."""
     if "://" in image:
-        return str(zlib.crc32(image.encode("utf-8", "replace")) & 0xFFFFFFFF), str(number)
+        return str(zlib.crc32(image.encode("utf-8", "replace")) & 0xFFFFFFFF), str(row_index)
     return list_image_names(CAPTION_INDEX_PATTERN.sub("", image)) if image else ("",)
 
 
@@ -359,42 +361,39 @@ def _read_sidecar_captions(folder: Path) -> CaptionFile:
         image = images.get(name.with_suffix(""))
         split = SPLITS.get(name.parts[0].lower()) if len(name.parts) > 1 else None
         lines = [line for line in text.split("\n") if line.strip()]
-        named = list_image_names(image.as_posix()) if image else ("",)
-        read.take(named, lines or "", split, name.with_suffix("").as_posix())
-    without = images.keys() - {name.with_suffix("") for name in texts}
-    if without:
-        read.refused["image without caption"] = len(without)
+        image_names = list_image_names(image.as_posix()) if image else ("",)
+        read.add_captions(image_names, lines or "", split, name.with_suffix("").as_posix())
+    without_caption = images.keys() - {name.with_suffix("") for name in texts}
+    if without_caption:
+        read.refused["image without caption"] = len(without_caption)
     return read
 
 
 def _read_entities(folder: Path, texts: Mapping[PurePosixPath, str]) -> CaptionFile:
     """The sentences without their markup; a file named after a split lists the images of that split."""
     read = CaptionFile("Flickr30k Entities")
-    lists = [path for place in (folder, folder.parent) for path in place.glob("*.txt") if path.stem in SPLITS]
+    lists = [path for parent in (folder, folder.parent) for path in parent.glob("*.txt") if path.stem in SPLITS]
     split_of = {image: SPLITS[path.stem] for path in lists for image in read_text(path).split()}
     for name, text in texts.items():
         if ENTITY_PHRASE_PATTERN.search(text):
             lines = [ENTITY_PHRASE_PATTERN.sub(r"\1", line) for line in text.split("\n") if line.strip()]
-            read.take(list_image_names(name.stem, name.stem), lines, split_of.get(name.stem), name.stem)
+            read.add_captions(list_image_names(name.stem, name.stem), lines, split_of.get(name.stem), name.stem)
         elif name.stem not in SPLITS:
             read.refused["file without marked phrases"] += 1
     return read
 
 
 def _normalize_split_name(name: Any) -> str | None:
-    if name is None:
-        return None
-    if not isinstance(name, str) or name.lower() not in SPLITS:
+    if name is not None and (not isinstance(name, str) or name.lower() not in SPLITS):
         raise ValueError(f"a split is one of {', '.join(SPLITS)}, not {name!r}")
-    return SPLITS[name.lower()]
+    return None if name is None else SPLITS[name.lower()]
 
 
 def _collect_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; where a key is duplicated, which JSON permits, both values are kept as a list."""
-    once = dict(pairs)
-    if len(once) == len(pairs):
-        return once
-    every: dict[str, list[Any]] = {}
+    """A JSON object; both values of a duplicated key, which JSON permits, are kept as a list."""
+    if len(unique := dict(pairs)) == len(pairs):
+        return unique
+    merged: dict[str, list[Any]] = {}
     for name, value in pairs:
-        every.setdefault(name, []).extend(value if isinstance(value, list) else [value])
-    return {name: values if len(values) > 1 else once[name] for name, values in every.items()}
+        merged.setdefault(name, []).extend(value if isinstance(value, list) else [value])
+    return unique | {name: values for name, values in merged.items() if len(values) > 1}

@@ -1,7 +1,7 @@
 """Matches captions to the images of a region store, and to splits.
 
 A caption has all names of its image, in the same order in the whole file. Matching uses the one kind of name that most
-captions share with the store. Using the first matching name of each caption could match one image's running number to
+captions share with the store. Using the first matching name of each caption could match one image's running index to
 another image's id.
 """
 
@@ -14,7 +14,7 @@ from comodal.data.image_ids import parse_coco_image_id
 from comodal.data.sources.splits import SPLITS_HELD_OUT_FIRST, split_by_hash
 from comodal.errors import DataError
 
-NUMBER_NAME_KINDS = (
+NUMERIC_NAME_KINDS = (
     0,
     5,
     6,
@@ -29,10 +29,10 @@ class MatchedCaptions(NamedTuple):
     pairs: list[tuple[Caption, int]]
     unmatched: list[Caption]
 
-    def not_taken(self, refused: Counter[str]) -> str:
-        """How many captions are left out, by reason, as the end of a message; "" where none are."""
+    def format_skipped(self, refused: Counter[str]) -> str:
+        """Formats the number of skipped captions by reason, as the end of a message; "" if there are none."""
         reasons = refused + Counter({"image is not in the store": len(self.unmatched)})
-        return "".join(f"; {count:,} not taken: {reason}" for reason, count in reasons.items())
+        return "".join(f"; {count:,} skipped: {reason}" for reason, count in reasons.items())
 
 
 def match_captions(captions: Iterable[Caption], store_ids: Sequence[str]) -> MatchedCaptions:
@@ -41,41 +41,43 @@ def match_captions(captions: Iterable[Caption], store_ids: Sequence[str]) -> Mat
     Raises:
         DataError: Almost nothing matches: the names are of another kind.
     """
-    every = list(captions)
+    all_captions = list(captions)
     rows: dict[str, int] = {}
-    for place, name in enumerate(store_ids):
-        rows.setdefault(name, place)
+    for index, name in enumerate(store_ids):
+        rows.setdefault(name, index)
     without_folder = Counter(map(_strip_parent_folder, store_ids))
-    for place, name in enumerate(store_ids):
+    for index, name in enumerate(store_ids):
         if (
             without_folder[_strip_parent_folder(name)] == 1
         ):  # a store of several folders, captions that name the file alone
-            rows.setdefault(_strip_parent_folder(name), place)
-    hits = Counter(place for caption in every for place, name in enumerate(caption.image) if name in rows)
-    stems = (caption.image[1] for caption in every if len(caption.image) > 1)
+            rows.setdefault(_strip_parent_folder(name), index)
+    hits = Counter(index for caption in all_captions for index, name in enumerate(caption.image) if name in rows)
+    stems = (caption.image[1] for caption in all_captions if len(caption.image) > 1)
     if any(map(parse_coco_image_id, stems)) and any(
         parse_coco_image_id(_strip_parent_folder(name)) for name in store_ids
     ):
-        hits = Counter({place: count for place, count in hits.items() if place not in NUMBER_NAME_KINDS})
-    kind = min(hits, key=lambda place: (-hits[place], place in NUMBER_NAME_KINDS, place), default=1)
-    found = MatchedCaptions([], [])
-    for caption in every:
+        hits = Counter({index: count for index, count in hits.items() if index not in NUMERIC_NAME_KINDS})
+    kind = min(hits, key=lambda index: (-hits[index], index in NUMERIC_NAME_KINDS, index), default=1)
+    matched = MatchedCaptions([], [])
+    for caption in all_captions:
         row = rows.get(caption.image[kind]) if kind < len(caption.image) else None
         if row is None:
-            found.unmatched.append(caption)
+            matched.unmatched.append(caption)
         else:
-            found.pairs.append((caption, row))
-    images = len({row for _, row in found.pairs})
-    if not found.pairs or (
-        len(found.pairs) < MIN_MATCHED_FRACTION * len(every) and images < MIN_MATCHED_FRACTION * len(store_ids)
+            matched.pairs.append((caption, row))
+    images = len({row for _, row in matched.pairs})
+    if not matched.pairs or (
+        len(matched.pairs) < MIN_MATCHED_FRACTION * len(all_captions) and images < MIN_MATCHED_FRACTION * len(store_ids)
     ):
-        asked = [" or ".join(filter(None, dict.fromkeys(caption.image))) for caption in found.unmatched[:MAX_IDS_SHOWN]]
+        requested = [
+            " or ".join(filter(None, dict.fromkeys(caption.image))) for caption in matched.unmatched[:MAX_IDS_SHOWN]
+        ]
         raise DataError(
-            f"{len(found.pairs)} of {len(every)} captions fit an image of the region store ({images} of "
-            f"{len(store_ids)} images): the captions ask for {'; '.join(asked) or 'nothing'}; the store has "
+            f"{len(matched.pairs)} of {len(all_captions)} captions match an image of the region store ({images} of "
+            f"{len(store_ids)} images): the captions name {'; '.join(requested) or 'nothing'}; the store has "
             f"{'; '.join(store_ids[:MAX_IDS_SHOWN]) or 'nothing'}"
         )
-    return found
+    return matched
 
 
 def _strip_parent_folder(image: str) -> str:
@@ -83,24 +85,25 @@ def _strip_parent_folder(image: str) -> str:
 
 
 def split_matched_captions(
-    pairs: Iterable[tuple[Caption, int]], store_ids: Sequence[str], validation: float, test: float
+    pairs: Iterable[tuple[Caption, int]], store_ids: Sequence[str], validation_fraction: float, test_fraction: float
 ) -> dict[str, list[tuple[Caption, int]]]:
     """The captions of each split; all captions of an image are in one split.
 
     The split is that of the file. If it gives several for one image, test takes precedence over validation over train.
     If it gives none, the split is chosen by a hash of the id.
     """
-    every = list(pairs)
-    own: dict[int, set[str | None]] = {}
-    for caption, row in every:
-        own.setdefault(row, set()).add(caption.split)
+    all_pairs = list(pairs)
+    splits_of_row: dict[int, set[str | None]] = {}
+    for caption, row in all_pairs:
+        splits_of_row.setdefault(row, set()).add(caption.split)
     split_of = {
         row: next(
-            (split for split in SPLITS_HELD_OUT_FIRST if split in said), split_by_hash(store_ids[row], validation, test)
+            (split for split in SPLITS_HELD_OUT_FIRST if split in splits),
+            split_by_hash(store_ids[row], validation_fraction, test_fraction),
         )
-        for row, said in own.items()
+        for row, splits in splits_of_row.items()
     }
     parts: dict[str, list[tuple[Caption, int]]] = {split: [] for split in SPLITS_HELD_OUT_FIRST}
-    for caption, row in every:
+    for caption, row in all_pairs:
         parts[split_of[row]].append((caption, row))
     return parts

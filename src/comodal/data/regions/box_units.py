@@ -60,26 +60,28 @@ def check_box_units(boxes: Float[np.ndarray, "regions 4"], width: int, height: i
         raise BoxUnitsError(BOXES_ARE_FRACTIONS, detail)
 
 
-def check_source_units(source: Path, faults: Mapping[str, int], taken: int) -> None:
-    """Check the boxes of a whole source: where many are in other units, the rest only looks valid.
+def check_source_units(source: Path, faults: Mapping[str, int], num_valid: int) -> None:
+    """Check the boxes of a whole source: if many are in other units, the others only look valid.
 
     Args:
         source: The file or folder, for the error.
         faults: The number of images whose boxes are normalized, or not corners.
-        taken: The number of images whose boxes are valid.
+        num_valid: The number of images whose boxes are valid.
 
     Raises:
         DataError: They are normalized, or most likely left, top, width, height.
     """
     fractions, corners = faults.get(BOXES_ARE_FRACTIONS, 0), faults.get(BOXES_ARE_NOT_CORNERS, 0)
-    of = taken + fractions + corners
-    if fractions > MAX_FAULTY_FRACTION * of:
+    total = num_valid + fractions + corners
+    if fractions > MAX_FAULTY_FRACTION * total:
         raise DataError(
-            f"{source}: normalized boxes: in {fractions:,} of {of:,} records no value is above 1 in an image of many "
+            f"{source}: normalized boxes: in {fractions:,} of {total:,} records no value is above 1 in an image of "
+            f"many "
             "pixels; multiply them by the width and height of their image"
         )
-    if corners > MAX_FAULTY_FRACTION * of:
+    if corners > MAX_FAULTY_FRACTION * total:
         raise DataError(
-            f"{source}: boxes of left, top, width, height (xywh): in {corners:,} of {of:,} records a box ends before "
+            f"{source}: boxes of left, top, width, height (xywh): in {corners:,} of {total:,} records a box ends "
+            f"before "
             "it begins when read as left, top, right, bottom; add left and top to width and height"
         )

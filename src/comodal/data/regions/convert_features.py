@@ -27,7 +27,7 @@ PARTIAL_REPORT_SUFFIX = ".report.part"  # records skipped so far
 def convert_regions(
     source: Path, out: Path, layout: FeatureLayout | None = None, dtype: FeatureType = "float16"
 ) -> dict[str, int]:
-    """Make a region store of features that others have extracted.
+    """Makes a region store from features extracted by other software.
 
     The command can be interrupted and resumed. OUT/report.jsonl lists the skipped records and why. A record that could
     run code is refused by name, and none of it is run.
@@ -60,14 +60,14 @@ def convert_regions(
         ):  # left by interrupted commands
             path.unlink(missing_ok=True)
         store = RegionStore(out)
-        if store.about["made_from"] != about:
-            raise DataError(f"{out} was made otherwise, from {store.about['made_from']}: give another folder")
+        if store.about["provenance"] != about:
+            raise DataError(f"{out} was created from {store.about['provenance']}; use another folder")
         counts = Counter(line["reason"] for _, line in read_json_lines(out / "report.jsonl"))
     table = Table(f"{source.name} ({layout})", "records", right=[1])
-    for name, count in {"taken": len(store), **counts}.items():
+    for name, count in {"accepted": len(store), **counts}.items():
         table.add_row(name, f"{count:,}")
     table.show()
-    return {"taken": len(store), **counts}
+    return {"accepted": len(store), **counts}
 
 
 def count_source_bytes(source: Path) -> int:
@@ -86,16 +86,19 @@ def write_region_store(
 ) -> None:
     """Write all records that are complete and of the usual size."""
     dim, classes = infer_feature_sizes(source, layout)
-    with RegionWriter(out, dim, classes, dtype, about) as writer, SkippedLog(out / PARTIAL_REPORT_SUFFIX) as notes:
-        start = len(writer.images) + len(notes.lines)
-        with show_read_progress(start) as meter, closing(read_records(source, layout, start, meter)) as records:
+    with RegionWriter(out, dim, classes, dtype, about) as writer, SkippedLog(out / PARTIAL_REPORT_SUFFIX) as log:
+        start = len(writer.images) + len(log.lines)
+        with (
+            show_read_progress(start) as read_progress,
+            closing(read_records(source, layout, start, read_progress)) as records,
+        ):
             for record in records:
                 if skipped := record if isinstance(record, SkippedRecordError) else add_record(record, writer):
-                    notes.add(skipped)
-                meter.records += 1
-        reasons = Counter(parse_json(line.decode(), notes.path)["reason"] for line in notes.lines)
+                    log.add(skipped)
+                read_progress.records += 1
+        reasons = Counter(parse_json(line.decode(), log.path)["reason"] for line in log.lines)
         check_source_units(source, reasons, len(writer.images))
-        write_bytes_atomically(out / "report.jsonl", b"".join(notes.lines))
+        write_bytes_atomically(out / "report.jsonl", b"".join(log.lines))
 
 
 def infer_feature_sizes(source: Path, layout: FeatureLayout) -> tuple[int, int]:
@@ -106,23 +109,23 @@ def infer_feature_sizes(source: Path, layout: FeatureLayout) -> tuple[int, int]:
     """
     sizes, reasons, units = Counter[tuple[int, int]](), [], Counter[str]()
     with closing(read_records(source, layout)) as records:
-        for number, record in enumerate(records, 1):
+        for count, record in enumerate(records, 1):
             if isinstance(record, FeatureRecord):
                 sizes[record.features.shape[1], 0 if record.classes is None else record.classes.shape[1]] += 1
             else:
                 reasons.append(f"{record.image}: {record.detail}")
                 units[record.reason] += 1
-            if number >= SAMPLED_RECORDS and (sizes or units):
+            if count >= SAMPLED_RECORDS and (sizes or units):
                 break
     check_source_units(source, units, sum(sizes.values()))
     if not sizes:
-        raise DataError(f"{source} has no record that could be taken ({'; '.join(reasons[:3]) or 'it is empty'})")
+        raise DataError(f"{source} has no usable record ({'; '.join(reasons[:3]) or 'it is empty'})")
     return sizes.most_common(1)[0][0]
 
 
 def add_record(record: FeatureRecord, writer: RegionWriter) -> SkippedRecordError | None:
     """Add a record to the store, or return why not."""
-    if record.image in writer.known:
+    if record.image in writer.written_ids:
         return SkippedRecordError(record.image, "id twice", "an earlier record has the same id")
     try:
         writer.add(record.image, record.features, record.boxes, record.width, record.height, record.classes)
@@ -161,9 +164,9 @@ class ReadProgress:
     def __init__(self, progress: Progress, before: int) -> None:
         self.progress, self.records, self.before, self.start = progress, before, before, time.monotonic()
 
-    def __call__(self, share: float) -> None:
-        rate = (self.records - self.before) / max(time.monotonic() - self.start, 1e-9)
-        self.progress.show(share, f"{self.records:,} records, {rate:,.0f} a second")
+    def __call__(self, fraction: float) -> None:
+        records_per_second = (self.records - self.before) / max(time.monotonic() - self.start, 1e-9)
+        self.progress.show(fraction, f"{self.records:,} records, {records_per_second:,.0f} a second")
 
 
 @contextmanager

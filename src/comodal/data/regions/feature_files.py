@@ -45,6 +45,11 @@ FeatureEntries = Iterator[tuple[str, Callable[[], FeatureRecord]]]  # a name, an
 ReportProgress = Callable[[float], object]  # the fraction of the source that is read
 
 
+def report_part_progress(report: Callable[[float], object], index: int, num_parts: int, fraction: float) -> None:
+    """Report the progress in one of several parts as the progress in all of them."""
+    report((index + fraction) / num_parts)
+
+
 def detect_feature_layout(source: Path) -> FeatureLayout:
     """The layout of a file or folder.
 
@@ -66,13 +71,13 @@ def detect_feature_layout(source: Path) -> FeatureLayout:
         if suffix in kinds:
             return kinds[suffix]
     raise DataError(
-        f"{source} is no file of region features that comodal knows. It reads LMDB (of vilbert-multi-task, "
+        f"{source}: unknown layout of region features. Supported: LMDB (of vilbert-multi-task, "
         "vilbert_beta, MMF and tensorpack), bottom-up-attention's and LXMERT's .tsv, folders of .npy, and .hdf5"
     )
 
 
 def read_records(
-    source: Path, layout: FeatureLayout, start: int = 0, tell: ReportProgress = lambda _share: None
+    source: Path, layout: FeatureLayout, start: int = 0, report_progress: ReportProgress = lambda _fraction: None
 ) -> Generator[FeatureRecord | SkippedRecordError, None, None]:
     """All records of a source from an index on, one at a time; an unusable record is yielded as a SkippedRecordError.
 
@@ -89,15 +94,16 @@ def read_records(
     entries, pattern = readers[layout]
     has_parts = pattern and source.is_dir() and not (source / "data.mdb").is_file()
     parts = sorted(source.glob(pattern)) if has_parts else [source]
-    number = 0
+    record_index = 0
     for index, part in enumerate(parts):
-        for name, make in entries(part, lambda share, index=index: tell((index + share) / len(parts))):  # type: ignore[misc]
-            if number >= start:
-                yield build_or_skip_record(name, make)
-            number += 1
+        report_part = partial(report_part_progress, report_progress, index, len(parts))
+        for name, read_record in entries(part, report_part):
+            if record_index >= start:
+                yield build_or_skip_record(name, read_record)
+            record_index += 1
 
 
-def iterate_lmdb(source: Path, tell: ReportProgress) -> FeatureEntries:
+def iterate_lmdb(source: Path, report_progress: ReportProgress) -> FeatureEntries:
     """Any of the LMDB layouts. The stored list of keys, which an interrupted writer omits, is not needed."""
     try:
         import lmdb
@@ -113,21 +119,21 @@ def iterate_lmdb(source: Path, tell: ReportProgress) -> FeatureEntries:
             if keys is not None and (faults := check_key_list(bytes(keys))):
                 yield "keys", faults
             count = environment.stat()["entries"]
-            for number, (key, value) in enumerate(transaction.cursor()):
+            for index, (key, value) in enumerate(transaction.cursor()):
                 name = bytes(key).decode("utf-8", "replace")
-                tell(number / count)
+                report_progress(index / count)
                 if name not in ("keys", "__keys__", "__len__"):
                     yield name, partial(parse_lmdb_record, value, name)
     except lmdb.Error as error:
-        raise DataError(f"{source}: not a whole LMDB ({error})") from error
+        raise DataError(f"{source}: an incomplete or damaged LMDB ({error})") from error
 
 
 def check_lmdb_length(source: Path, environment: Any) -> None:
     """Check for truncation first: reading beyond the end of a truncated LMDB kills the process."""
-    wanted = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    found = (source / "data.mdb" if source.is_dir() else source).stat().st_size
-    if found < wanted:
-        raise DataError(f"{source}: {found:,} of {wanted:,} bytes are there: it was not copied to its end")
+    expected_bytes = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
+    file_bytes = (source / "data.mdb" if source.is_dir() else source).stat().st_size
+    if file_bytes < expected_bytes:
+        raise DataError(f"{source}: {file_bytes:,} of {expected_bytes:,} bytes are present; the copy is incomplete")
 
 
 def check_key_list(keys: bytes) -> Callable[[], FeatureRecord] | None:
@@ -164,10 +170,10 @@ def parse_tensorpack_record(data: bytes) -> FeatureRecord:
     try:
         values = msgpack.unpackb(data, raw=False, object_hook=decode_msgpack_array, strict_map_key=False)
     except (msgpack.UnpackException, UnicodeDecodeError) as error:
-        raise ValueError(f"not a whole msgpack record ({error})") from error
+        raise ValueError(f"an incomplete msgpack record ({error})") from error
     features, classes, boxes, count, height, width, image = values[:7]
-    named = {"features": features, "cls_prob": classes, "boxes": boxes, "num_boxes": count}
-    return parse_feature_record(named | {"image_h": height, "image_w": width, "image_id": image}, str(image))
+    fields = {"features": features, "cls_prob": classes, "boxes": boxes, "num_boxes": count}
+    return parse_feature_record(fields | {"image_h": height, "image_w": width, "image_id": image}, str(image))
 
 
 def decode_msgpack_array(value: dict) -> Any:
@@ -184,12 +190,12 @@ def decode_msgpack_array(value: dict) -> Any:
     return np.frombuffer(fields["data"], dtype).reshape(fields.get("shape", ()))
 
 
-def iterate_npy(source: Path, tell: ReportProgress) -> FeatureEntries:
+def iterate_npy(source: Path, report_progress: ReportProgress) -> FeatureEntries:
     """One or two files for each image; the id is the one in the file, or the file's path below the folder."""
     files = [source] if source.is_file() else sorted(source.rglob("*.npy"))
     root = source.parent if source.is_file() else source
-    for number, path in enumerate(files):
-        tell(number / len(files))
+    for index, path in enumerate(files):
+        report_progress(index / len(files))
         if not path.stem.endswith("_info"):
             image = path.relative_to(root).with_suffix("").as_posix()
             yield image, partial(read_npy_record, path, image)
@@ -206,32 +212,32 @@ def read_npy_record(path: Path, image: str) -> FeatureRecord:
     return parse_feature_record(info | {"features": value}, image)
 
 
-def iterate_tsv(source: Path, tell: ReportProgress) -> FeatureEntries:
+def iterate_tsv(source: Path, report_progress: ReportProgress) -> FeatureEntries:
     """One line for each image, with base64 columns."""
     size, done = source.stat().st_size, 0
     with source.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for line_number, line in enumerate(file, 1):
             done += len(line)
-            tell(done / size)
+            report_progress(done / size)
             cells = line.rstrip(b"\r\n").split(b"\t")
             name = cells[0].decode("utf-8", "replace")
             if name not in TSV_HEADER_NAMES:
-                yield name or f"line {number}", partial(parse_tsv_record, cells)
+                yield name or f"line {line_number}", partial(parse_tsv_record, cells)
 
 
 def parse_tsv_record(cells: list[bytes]) -> FeatureRecord:
     """Bottom-up-attention writes width before height, LXMERT height before width."""
     if len(cells) not in TSV_COLUMNS:
-        raise ValueError(f"{len(cells)} columns; there are tables of {', '.join(map(str, TSV_COLUMNS))}")
+        raise ValueError(f"{len(cells)} columns; supported numbers of columns: {', '.join(map(str, TSV_COLUMNS))}")
     return parse_feature_record(dict(zip(TSV_COLUMNS[len(cells)], cells, strict=True)), "")
 
 
-def iterate_hdf5(source: Path, tell: ReportProgress) -> FeatureEntries:
+def iterate_hdf5(source: Path, report_progress: ReportProgress) -> FeatureEntries:
     """Rows of all images, or a block of rows for each; image sizes follow from the boxes in pixels and in fractions."""
     with open_hdf5(source) as file:
-        lacking = [name for name in HDF5_COLUMNS if name not in file]
-        if lacking:
-            raise DataError(f"{source} has no {', '.join(lacking)}; it has {', '.join(file)}")
+        missing = [name for name in HDF5_COLUMNS if name not in file]
+        if missing:
+            raise DataError(f"{source} has no {', '.join(missing)}; it has {', '.join(file)}")
         fixed = file["image_features"].ndim == 3
         if not fixed:
             check_hdf5_bytes(file["pos_boxes"], len(file["pos_boxes"]), "pos_boxes")
@@ -239,7 +245,7 @@ def iterate_hdf5(source: Path, tell: ReportProgress) -> FeatureEntries:
         blocks: Sequence[int | slice] = [slice(*pair) for pair in ends] or range(len(file["image_features"]))
         names = read_image_ids(source, len(blocks))
         for index, (name, block) in enumerate(zip(names, blocks, strict=True)):
-            tell(index / len(blocks))
+            report_progress(index / len(blocks))
             yield name, partial(read_hdf5_record, file, block, name)
 
 
@@ -249,17 +255,20 @@ def read_hdf5_record(file: Any, block: int | slice, name: str) -> FeatureRecord:
         for column in HDF5_COLUMNS:
             rows = 1 if isinstance(block, int) else len(range(*block.indices(len(file[column]))))
             check_hdf5_bytes(file[column], rows, column)
-        features, boxes, shares = (np.asarray(file[column][block]) for column in HDF5_COLUMNS)
+        features, boxes, box_fractions = (np.asarray(file[column][block]) for column in HDF5_COLUMNS)
     except OSError as error:  # h5py's own, for a damaged part of a file
         raise ValueError(str(error)) from error
-    there = boxes[:, 2] > boxes[:, 0]
-    if not there.any():
+    is_real = boxes[:, 2] > boxes[:, 0]
+    if not is_real.any():
         raise ValueError("no box has a width")
-    widest, highest = int(np.argmax(shares[:, 2] * there)), int(np.argmax(shares[:, 3] * there))
-    width, height = float(boxes[widest, 2] / shares[widest, 2]), float(boxes[highest, 3] / shares[highest, 3])
+    widest, highest = int(np.argmax(box_fractions[:, 2] * is_real)), int(np.argmax(box_fractions[:, 3] * is_real))
+    width, height = (
+        float(boxes[widest, 2] / box_fractions[widest, 2]),
+        float(boxes[highest, 3] / box_fractions[highest, 3]),
+    )
     if not (np.isfinite(width) and np.isfinite(height)):
-        raise ValueError("the size of the image does not follow from its boxes")
-    return FeatureRecord(name, features[there], boxes[there], round(width), round(height), None)
+        raise ValueError("the image size cannot be inferred from the boxes")
+    return FeatureRecord(name, features[is_real], boxes[is_real], round(width), round(height), None)
 
 
 def read_image_ids(source: Path, count: int) -> list[str]:
@@ -271,14 +280,14 @@ def read_image_ids(source: Path, count: int) -> list[str]:
     names = [f"{stem}{suffix}" for stem in (f"{source.stem}_imgid2idx", "imgid2idx") for suffix in (".pkl", ".json")]
     path = next((source.parent / name for name in names if (source.parent / name).is_file()), None)
     if path is None:
-        raise DataError(f"{source} does not say whose its rows are: put {names[0]} beside it ({{image id: row}})")
+        raise DataError(f"{source} has no image ids: put {names[0]} ({{image id: row}}) next to it")
     try:
-        found = read_json(path) if path.suffix == ".json" else load_pickle(path.read_bytes())
-        ids = {int(row): str(image) for image, row in found.items()}
+        rows_by_id = read_json(path) if path.suffix == ".json" else load_pickle(path.read_bytes())
+        ids = {int(row): str(image) for image, row in rows_by_id.items()}
     except DataError as error:
         raise type(error)(f"{path}: {error}") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: not ids with their rows ({error})") from error
     if missing := [row for row in range(count) if row not in ids]:
-        raise DataError(f"{path} says no id for {len(missing):,} of {count:,} rows, row {missing[0]} for one")
+        raise DataError(f"{path} has no id for {len(missing):,} of {count:,} rows, such as row {missing[0]}")
     return [ids[row] for row in range(count)]

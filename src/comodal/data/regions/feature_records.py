@@ -43,11 +43,11 @@ class SkippedRecordError(NamedTuple):
     detail: str
 
 
-def build_or_skip_record(image: str, make: Callable[[], FeatureRecord]) -> FeatureRecord | SkippedRecordError:
+def build_or_skip_record(image: str, read_record: Callable[[], FeatureRecord]) -> FeatureRecord | SkippedRecordError:
     """A record, or the reason why it is skipped, whatever reading it raises."""
     try:
         with wrap_item_errors(image):
-            return build_or_refuse_record(image, make)
+            return build_or_refuse_record(image, read_record)
     except MediaError as error:
         return SkippedRecordError(image, "damaged", error.detail)
 
@@ -74,9 +74,9 @@ def check_record(record: FeatureRecord) -> None:
         raise ValueError(f"features {record.features.shape}, boxes {record.boxes.shape} and {classes} classes")
     if record.width < 1 or record.height < 1:
         raise ValueError(f"an image of {record.width} x {record.height} pixels")
-    for name, numbers in (("features", record.features), ("boxes", record.boxes), ("classes", record.classes)):
-        if numbers is not None and not np.isfinite(numbers).all():
-            raise ValueError(f"{name} are not finite numbers")
+    for name, values in (("features", record.features), ("boxes", record.boxes), ("classes", record.classes)):
+        if values is not None and not np.isfinite(values).all():
+            raise ValueError(f"{name} are not finite")
     check_record_boxes(record)
     check_feature_spread(record.features)
 
@@ -118,24 +118,24 @@ def parse_feature_record(values: dict[str, Any], image: str) -> FeatureRecord:
     The original's extractor always writes 100 rows and counts in num_boxes those with a score above 0; its readers
     use all rows, and so does this one.
     """
-    found: dict[str, Any] = {
-        ours: next((values[name] for name in names if values.get(name) is not None), None)
-        for ours, names in FIELD_NAMES.items()
+    fields: dict[str, Any] = {
+        field_name: next((values[name] for name in names if values.get(name) is not None), None)
+        for field_name, names in FIELD_NAMES.items()
     }
-    lacking = [name for name in ("features", "boxes", "width", "height") if found[name] is None]
-    if lacking:
-        raise ValueError(f"no {', '.join(lacking)} among {sorted(map(str, values))}")
-    is_text = isinstance(found["boxes"], str | bytes)
-    boxes = parse_float_matrix(found["boxes"], parse_integer_field(values["num_boxes"]) if is_text else None, 4)
+    missing = [name for name in ("features", "boxes", "width", "height") if fields[name] is None]
+    if missing:
+        raise ValueError(f"no {', '.join(missing)} among {sorted(map(str, values))}")
+    is_text = isinstance(fields["boxes"], str | bytes)
+    boxes = parse_float_matrix(fields["boxes"], parse_integer_field(values["num_boxes"]) if is_text else None, 4)
     rows = len(boxes)
     if parse_integer_field(values.get("num_boxes", rows)) > rows:
-        raise ValueError(f"num_boxes says {values['num_boxes']}, there are {rows} boxes")
-    features = parse_float_matrix(found["features"], rows, None)
-    if not isinstance(found["features"], str | bytes) and np.asarray(found["features"]).dtype.kind != "f":
-        raise ValueError(f"features of {np.asarray(found['features']).dtype}: quantized features are not read")
-    classes = None if found["classes"] is None else parse_float_matrix(found["classes"], rows, None)
-    name = found["image"].decode() if isinstance(found["image"], bytes) else found["image"]
-    width, height = parse_integer_field(found["width"]), parse_integer_field(found["height"])
+        raise ValueError(f"num_boxes is {values['num_boxes']}, and there are {rows} boxes")
+    features = parse_float_matrix(fields["features"], rows, None)
+    if not isinstance(fields["features"], str | bytes) and np.asarray(fields["features"]).dtype.kind != "f":
+        raise ValueError(f"features of {np.asarray(fields['features']).dtype}: quantized features are not read")
+    classes = None if fields["classes"] is None else parse_float_matrix(fields["classes"], rows, None)
+    name = fields["image"].decode() if isinstance(fields["image"], bytes) else fields["image"]
+    width, height = parse_integer_field(fields["width"]), parse_integer_field(fields["height"])
     return FeatureRecord(image if name is None else str(name), features, boxes, width, height, classes)
 
 
@@ -149,17 +149,17 @@ def parse_float_matrix(value: Any, rows: int | None, columns: int | None) -> Flo
     if isinstance(value, str | bytes):
         data = binascii.a2b_base64(value, strict_mode=True)
         if rows and columns and len(data) != 4 * rows * columns:
-            raise ValueError(f"{len(data)} bytes, not {4 * rows * columns} for {rows} x {columns} numbers of float32")
+            raise ValueError(f"{len(data)} bytes, not {4 * rows * columns} for {rows} x {columns} float32 values")
         if rows and len(data) % (4 * rows):
-            raise ValueError(f"{len(data)} bytes do not make {rows} rows of float32")
+            raise ValueError(f"{len(data)} bytes cannot be {rows} rows of float32")
         array = np.frombuffer(data, "<f4")
     else:
         array = np.asarray(value)
     if array.dtype.kind not in "fiu" or array.ndim not in (1, 2):
-        raise ValueError(f"an array of {array.dtype} and shape {array.shape}, not numbers in rows")
+        raise ValueError(f"an array of {array.dtype} and shape {array.shape}, not a matrix of numbers")
     if array.ndim == 1:
-        known = rows if columns is None else columns
-        if not known or len(array) % known or (rows and columns and len(array) != rows * columns):
-            raise ValueError(f"{len(array)} numbers do not make {'' if rows is None else rows} rows")
-        array = array.reshape(-1, len(array) // known if columns is None else columns)
+        known_length = rows if columns is None else columns
+        if not known_length or len(array) % known_length or (rows and columns and len(array) != rows * columns):
+            raise ValueError(f"{len(array)} values cannot be {'' if rows is None else rows} rows")
+        array = array.reshape(-1, len(array) // known_length if columns is None else columns)
     return array.astype(np.float32, copy=False)

@@ -47,9 +47,9 @@ class RegionAppender:
         if store.tokens:
             raise DataError(f"{store.folder} has visual tokens: no image can be added")
         self.store, self.folder, self.about = store, store.folder, dict(store.about)
-        self.known: set[str] = set()
+        self.added_ids: set[str] = set()
         self.files: dict[str, BinaryIO] = {}
-        self.lines: list[bytes] = []
+        self.index_lines: list[bytes] = []
         self.regions = 0  # of the uncommitted images
         self.committed = time.monotonic()
 
@@ -63,8 +63,8 @@ class RegionAppender:
                 self.files[name] = file = (self.folder / name).open("r+b")
                 file.truncate(self.about["regions"] * width)
                 file.seek(0, os.SEEK_END)
-            self.added = (self.folder / self.about["added_file"]).open("ab")
-            self.added.truncate(self.about["added"])
+            self.index_file = (self.folder / self.about["added_file"]).open("ab")
+            self.index_file.truncate(self.about["added"])
         return self
 
     def __exit__(
@@ -76,7 +76,7 @@ class RegionAppender:
                 if self.about["images"] > 2 * self.about["indexed"]:
                     self._write_index()
             finally:
-                for file in (*self.files.values(), self.added):
+                for file in (*self.files.values(), self.index_file):
                     file.close()
 
     def add(
@@ -91,34 +91,37 @@ class RegionAppender:
         """Append an image.
 
         Raises:
-            ValueError: It is there already, or shapes do not match or numbers are not finite.
+            ValueError: It is in the store already, shapes do not match, or values are not finite.
         """
-        if image in self.known or self.store.find(image) is not None:
+        if image in self.added_ids or self.store.find(image) is not None:
             raise ValueError(f"image {image} is in the store already")
         check_regions_fit_store(self.about, image, features, boxes, width, height, classes)
         with translate_os_errors(self.folder):
             write_regions(self.files, np.dtype(self.about["dtype"]), features, boxes, classes)
-        self.lines.append(json.dumps([image, len(boxes), width, height]).encode() + b"\n")
+        self.index_lines.append(json.dumps([image, len(boxes), width, height]).encode() + b"\n")
         self.regions += len(boxes)
-        self.known.add(image)
+        self.added_ids.add(image)
         if time.monotonic() - self.committed > COMMIT_SECONDS:
             with translate_os_errors(self.folder):
                 self.commit()
 
     def commit(self) -> None:
         """Make the images that were appended so far part of the store."""
-        if not self.lines:
+        if not self.index_lines:
             return
-        data = b"".join(self.lines)
-        self.added.write(data)
-        for file in (*self.files.values(), self.added):
+        data = b"".join(self.index_lines)
+        self.index_file.write(data)
+        for file in (*self.files.values(), self.index_file):
             file.flush()
             os.fsync(file.fileno())
         fresh = self.about | {"added": self.about["added"] + len(data)}
-        fresh |= {"images": self.about["images"] + len(self.lines), "regions": self.about["regions"] + self.regions}
+        fresh |= {
+            "images": self.about["images"] + len(self.index_lines),
+            "regions": self.about["regions"] + self.regions,
+        }
         fresh["fingerprint"] = hashlib.sha256(self.about["fingerprint"].encode() + data).hexdigest()[:16]
         write_store_about(self.folder, fresh)
-        self.about, self.lines, self.regions, self.committed = fresh, [], 0, time.monotonic()
+        self.about, self.index_lines, self.regions, self.committed = fresh, [], 0, time.monotonic()
 
     def _write_index(self) -> None:
         """Write one index file of all images; older ones are removed afterwards."""

@@ -15,7 +15,7 @@ from comodal.errors import CheckpointError, DataError
 from comodal.text_files import read_json_object
 
 REGION_SETTINGS_FILE = "regions.json"
-BOX_SETTING_KEYS = ("boxes", "grid", "most")
+BOX_SETTING_KEYS = ("boxes", "grid", "max_regions")
 
 
 def read_training_regions(model: Path) -> dict[str, Any] | None:
@@ -30,10 +30,10 @@ def read_training_regions(model: Path) -> dict[str, Any] | None:
     path = model / REGION_SETTINGS_FILE
     if not path.is_file():
         return None
-    made = read_json_object(path, CheckpointError).get("made_from")
-    if not isinstance(made, dict):
-        raise CheckpointError(f"{path}: made_from is {made!r}, not an object")
-    return made
+    provenance = read_json_object(path, CheckpointError).get("provenance")
+    if not isinstance(provenance, dict):
+        raise CheckpointError(f"{path}: provenance is {provenance!r}, not an object")
+    return provenance
 
 
 def check_same_regions(model: Path, store: RegionStore) -> None:
@@ -47,27 +47,32 @@ def check_same_regions(model: Path, store: RegionStore) -> None:
         DataError: The store's features are of other weights or settings, and the store does not allow this model.
         CheckpointError: regions.json is damaged.
     """
-    learnt, made = read_training_regions(model), store.about["made_from"]
-    if learnt is None or learnt == made:
+    training_provenance, store_provenance = read_training_regions(model), store.about["provenance"]
+    if training_provenance is None or training_provenance == store_provenance:
         return
-    known, found = learnt.get("fingerprint"), made.get("fingerprint")
-    if known is None or found is None:
+    training_fingerprint, store_fingerprint = (
+        training_provenance.get("fingerprint"),
+        store_provenance.get("fingerprint"),
+    )
+    if training_fingerprint is None or store_fingerprint is None:
         log_warning(
-            f"{model} was trained on regions of {describe_regions(learnt)}, "
-            f"{store.folder} has those of {describe_regions(made)}: "
-            "whether they are of the same kind cannot be told"
+            f"{model} was trained on regions of {describe_regions(training_provenance)}, "
+            f"{store.folder} has those of {describe_regions(store_provenance)}: "
+            "whether they are of the same kind is unknown"
         )
-    elif known != found and known not in store.about.get("also_for", []):
+    elif training_fingerprint != store_fingerprint and training_fingerprint not in store.about.get("also_for", []):
         raise DataError(
-            f"{store.folder} has features of {describe_regions(made)} "
-            f"and {model} was trained on {describe_regions(learnt)}: "
-            f"`comodal extract IMAGES STORE --like {model}` makes such; whoever knows that these will do, "
-            f"extracts them with --also-for {model}"
+            f"{store.folder} has features of {describe_regions(store_provenance)} "
+            f"and {model} was trained on {describe_regions(training_provenance)}: "
+            f"`comodal extract IMAGES STORE --like {model}` extracts the required kind; if these are suitable as well, "
+            f"extract them with --also-for {model}"
         )
-    elif known == found and any(learnt.get(name) != made.get(name) for name in BOX_SETTING_KEYS):
+    elif training_fingerprint == store_fingerprint and any(
+        training_provenance.get(name) != store_provenance.get(name) for name in BOX_SETTING_KEYS
+    ):
         log_warning(
             f"{store.folder} has other boxes than {model} was trained on: "
-            f"{describe_box_source(made)}, not {describe_box_source(learnt)}"
+            f"{describe_box_source(store_provenance)}, not {describe_box_source(training_provenance)}"
         )
 
 
@@ -75,31 +80,33 @@ def allow_incompatible_regions(store: Path, model: Path) -> None:
     """Record in a store that a model may read it, although its features are of other weights or settings.
 
     Raises:
-        DataError: The model does not say which regions it was trained on.
+        DataError: The model does not record which regions it was trained on.
     """
-    known = (read_training_regions(model) or {}).get("fingerprint")
-    if known is None:
-        raise DataError(f"{model} does not say of what regions it has learnt, so it reads any of the right size")
+    fingerprint = (read_training_regions(model) or {}).get("fingerprint")
+    if fingerprint is None:
+        raise DataError(f"{model} does not record the regions it was trained on, so it accepts any of the right size")
     about = read_store_about(store)
-    write_store_about(store, about | {"also_for": sorted({*about.get("also_for", []), known})})
+    write_store_about(store, about | {"also_for": sorted({*about.get("also_for", []), fingerprint})})
 
 
-def describe_regions(made: dict[str, Any]) -> str:
+def describe_regions(provenance: dict[str, Any]) -> str:
     """The origin of regions, in a few words."""
-    if "fingerprint" not in made:
-        return " ".join(str(made[name]) for name in ("layout", "source") if name in made) or "an unknown kind"
-    shown = {name: made[name] for name in ("size", "cells", "maps") if made.get(name)}
+    if "fingerprint" not in provenance:
+        return (
+            " ".join(str(provenance[name]) for name in ("layout", "source") if name in provenance) or "an unknown kind"
+        )
+    shown = {name: provenance[name] for name in ("size", "cells", "maps") if provenance.get(name)}
     settings = ", ".join(f"{name} {value}" for name, value in shown.items())
-    return f"{made.get('name', 'a network')} ({settings}; {made['fingerprint']})"
+    return f"{provenance.get('name', 'a network')} ({settings}; {provenance['fingerprint']})"
 
 
-def describe_box_source(made: dict[str, Any]) -> str:
+def describe_box_source(provenance: dict[str, Any]) -> str:
     """The source of the boxes, in a few words."""
-    number = {"grid": "grid", "own": "most", "selective": "most"}.get(str(made.get("boxes")))
-    return f"{made.get('boxes')} {made.get(number) if number else ''}".strip()
+    setting = {"grid": "grid", "own": "max_regions", "selective": "max_regions"}.get(str(provenance.get("boxes")))
+    return f"{provenance.get('boxes')} {provenance.get(setting) if setting else ''}".strip()
 
 
-def log_warning(sentence: str) -> None:
+def log_warning(message: str) -> None:
     """Log a warning once for all processes."""
     if distributed.is_main_process():
-        print_line(sentence, stderr=True)
+        print_line(message, stderr=True)

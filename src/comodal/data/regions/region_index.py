@@ -48,30 +48,32 @@ class ImageIds(Sequence[str]):
 
     def find(self, image: str) -> int | None:
         """The row of an id, or None."""
-        wanted = hash_image_id(image)
-        for place in range(*np.searchsorted(self.hashes, [wanted, wanted + np.uint64(1)]).tolist()):
-            if self[int(self.order[place])] == image:
-                return int(self.order[place])
+        id_hash = hash_image_id(image)
+        for index in range(*np.searchsorted(self.hashes, [id_hash, id_hash + np.uint64(1)]).tolist()):
+            if self[int(self.order[index])] == image:
+                return int(self.order[index])
         return None
 
-    def rows_of(self, images: Sequence[str]) -> Int64[np.ndarray, " images"]:
+    def find_rows(self, images: Sequence[str]) -> Int64[np.ndarray, " images"]:
         """The rows of many ids at once, -1 for unknown ids."""
         rows = np.full(len(images), -1, np.int64)
         if not len(self):
             return rows
-        wanted = np.array([hash_image_id(image) for image in images], np.uint64)
-        places = np.searchsorted(self.hashes, wanted)
-        for at in np.flatnonzero(self.hashes[np.minimum(places, len(self) - 1)] == wanted).tolist():
-            row = int(self.order[places[at]])
-            found = row if self[row] == images[at] else self.find(images[at])  # another id may have the same hash
-            rows[at] = -1 if found is None else found
+        id_hashes = np.array([hash_image_id(image) for image in images], np.uint64)
+        positions = np.searchsorted(self.hashes, id_hashes)
+        for index in np.flatnonzero(self.hashes[np.minimum(positions, len(self) - 1)] == id_hashes).tolist():
+            row = int(self.order[positions[index]])
+            row_or_none = (
+                row if self[row] == images[index] else self.find(images[index])
+            )  # another id may have the same hash
+            rows[index] = -1 if row_or_none is None else row_or_none
         return rows
 
 
 def hash_image_id(image: str) -> np.uint64:
     """Eight bytes of a hash of an id; below the maximum, so that adding one does not overflow."""
-    number = int.from_bytes(hashlib.blake2b(encode_for_hash(image), digest_size=8).digest(), "little")
-    return np.uint64(min(number, 2**64 - 2))
+    value = int.from_bytes(hashlib.blake2b(encode_for_hash(image), digest_size=8).digest(), "little")
+    return np.uint64(min(value, 2**64 - 2))
 
 
 def build_index_arrays(images: Iterable[IndexedImage]) -> dict[str, np.ndarray]:
@@ -120,7 +122,7 @@ def read_region_index(path: Path) -> dict[str, np.ndarray]:
             size = path.stat().st_size
             return {name: read_npy(file, size - file.tell()) for name in INDEX_ARRAY_NAMES}
     except DAMAGED_NUMPY_ERRORS as error:
-        raise DataError(f"{path} is damaged ({error}): make the store anew, or copy it again") from error
+        raise DataError(f"{path} is damaged ({error}); create the store again, or copy it again") from error
 
 
 def read_appended_images(path: Path, size: int) -> list[IndexedImage]:
@@ -132,4 +134,4 @@ def read_appended_images(path: Path, size: int) -> list[IndexedImage]:
             raise ValueError(f"{len(data):,} bytes instead of {size:,}")
         return [IndexedImage(*json.loads(line)) for line in data.splitlines()]
     except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}): make the store anew, or copy it again") from error
+        raise DataError(f"{path} is damaged ({error}); create the store again, or copy it again") from error

@@ -51,15 +51,15 @@ class Regions(NamedTuple):
     features: Float[np.ndarray, "regions dim"]
     boxes: Float32[np.ndarray, "regions 4"]
     classes: Float[np.ndarray, "regions classes"] | None
-    tokens: Num[np.ndarray, " regions"] | None
+    visual_tokens: Num[np.ndarray, " regions"] | None
     width: int
     height: int
 
 
-def compute_locations(
+def compute_spatials(
     boxes: Float[np.ndarray, "regions 4"], width: int, height: int
 ) -> Float32[np.ndarray, "regions 5"]:
-    """Left, top, right, bottom and area as fractions of the image (ViLBERT, section 3.1); no pixel is added."""
+    """Left, top, right, bottom and area as fractions of the image (spatials; ViLBERT, section 3.1)."""
     scaled = boxes / np.array([width, height, width, height], np.float32)
     areas = (scaled[:, 2] - scaled[:, 0]) * (scaled[:, 3] - scaled[:, 1])
     return np.column_stack([scaled, areas]).astype(np.float32)
@@ -83,15 +83,15 @@ class RegionStore:
         self.firsts: Shaped[np.ndarray, " images_and_one"] = arrays["firsts"]
         self.sizes: Shaped[np.ndarray, "images 2"] = arrays["sizes"]
         self.dim, self.classes, self.tokens = (int(self.about[name]) for name in ("dim", "classes", "tokens"))
-        self.soft = bool(self.about.get("classes_from_tokens"))  # classes are a soft assignment to tokens
+        self.has_soft_classes = bool(self.about.get("classes_from_tokens"))  # classes are a soft assignment to tokens
         self.fingerprint = str(self.about["fingerprint"])
         rows = int(self.firsts[-1])
-        self.features = self._open(FEATURES_FILE, self.about["dtype"], rows, self.dim)
-        self.feature_rows = self._tensor(rows)
-        self.boxes = self._open(BOXES_FILE, "<f4", rows, 4)
-        self.probabilities = self._open(CLASSES_FILE, "<f2", rows, self.classes) if self.classes else None
+        self.features = self._map_file(FEATURES_FILE, self.about["dtype"], rows, self.dim)
+        self.feature_rows = self._map_features(rows)
+        self.boxes = self._map_file(BOXES_FILE, "<f4", rows, 4)
+        self.probabilities = self._map_file(CLASSES_FILE, "<f2", rows, self.classes) if self.classes else None
         self.token_rows = (
-            self._open(TOKENS_FILE, choose_token_dtype(self.tokens), rows, 1)[:, 0] if self.tokens else None
+            self._map_file(TOKENS_FILE, choose_token_dtype(self.tokens), rows, 1)[:, 0] if self.tokens else None
         )
 
     def __len__(self) -> int:
@@ -111,12 +111,12 @@ class RegionStore:
         """The row of an image, or None."""
         return self.ids.find(image)
 
-    def described(self) -> bytes:
+    def encode_provenance(self) -> bytes:
         """The origin of the regions; a model trained on them keeps it, to reject others and to extract its own."""
-        about = {"dim": self.dim, "made_from": self.about["made_from"], "fingerprint": self.fingerprint}
+        about = {"dim": self.dim, "provenance": self.about["provenance"], "fingerprint": self.fingerprint}
         return (json.dumps(about, indent=1, ensure_ascii=False) + "\n").encode()
 
-    def regions(self, row: int) -> Regions:
+    def read_regions(self, row: int) -> Regions:
         """The regions of the image in a row."""
         inside = slice(int(self.firsts[row]), int(self.firsts[row + 1]))
         return Regions(
@@ -128,16 +128,16 @@ class RegionStore:
             int(self.sizes[row, 1]),
         )
 
-    def fill(self, rows: Sequence[int], out: Float32[Tensor, "batch most dim"]) -> None:
-        """Write the features of images into a batch: the first `most` regions of each, and 0 where it has fewer."""
-        most = out.shape[1]
+    def fill_features(self, rows: Sequence[int], out: Float32[Tensor, "batch max_regions dim"]) -> None:
+        """Write the features of images into a batch: the first `max_regions` of each, and 0 where it has fewer."""
+        max_regions = out.shape[1]
         for image, row in zip(out, rows, strict=True):
             first, last = int(self.firsts[row]), int(self.firsts[row + 1])
-            count = min(last - first, most)
+            count = min(last - first, max_regions)
             image[:count].copy_(self.feature_rows[first : first + count])  # twenty times as fast as numpy from fp16
             image[count:].zero_()
 
-    def _tensor(self, rows: int) -> Float[Tensor, "regions dim"]:
+    def _map_features(self, rows: int) -> Float[Tensor, "regions dim"]:
         """The features as a torch tensor: the same pages, without a copy."""
         kind = torch.float16 if self.features.dtype == np.float16 else torch.float32
         if not rows:
@@ -145,15 +145,15 @@ class RegionStore:
         path = str(self.folder / FEATURES_FILE)
         return torch.from_file(path, shared=False, size=rows * self.dim, dtype=kind).view(rows, self.dim)
 
-    def _open(self, name: str, dtype: Any, rows: int, columns: int) -> np.ndarray:
-        path, wanted = self.folder / name, rows * columns * np.dtype(dtype).itemsize
-        found = path.stat().st_size if path.is_file() else -1
-        if found < wanted or (found > wanted and "added" not in self.about):
-            what = "is not there" if found < 0 else f"has {found:,} bytes, not {wanted:,}"
-            raise DataError(f"{path} {what}: the store is damaged; make it anew, or copy it again")
-        if not wanted:
+    def _map_file(self, name: str, dtype: Any, rows: int, columns: int) -> np.ndarray:
+        path, expected_bytes = self.folder / name, rows * columns * np.dtype(dtype).itemsize
+        file_bytes = path.stat().st_size if path.is_file() else -1
+        if file_bytes < expected_bytes or (file_bytes > expected_bytes and "added" not in self.about):
+            problem = "is not there" if file_bytes < 0 else f"has {file_bytes:,} bytes, not {expected_bytes:,}"
+            raise DataError(f"{path} {problem}: the store is damaged; create it again, or copy it again")
+        if not expected_bytes:
             return np.empty((rows, columns), dtype)
-        # A plain view: numpy's memmap class makes every slice slower
+        # An ndarray view: numpy's memmap class makes every slice slower
         return np.asarray(np.memmap(path, dtype, "r", shape=(rows, columns)))
 
 
@@ -181,9 +181,9 @@ class RegionWriter:
     ) -> None:
         self.folder, self.dim, self.classes = Path(folder), dim, classes
         self.dtype = np.dtype(dtype).newbyteorder("<")
-        self.about = {"dim": dim, "classes": classes, "dtype": self.dtype.str, "made_from": about or {}}
+        self.about = {"dim": dim, "classes": classes, "dtype": self.dtype.str, "provenance": about or {}}
         self.images: list[IndexedImage] = []
-        self.known: set[str] = set()
+        self.written_ids: set[str] = set()
         self.files: dict[str, BinaryIO] = {}
         self.journal: BinaryIO
 
@@ -191,8 +191,8 @@ class RegionWriter:
         with translate_os_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             if (self.folder / "about.json").exists():
-                raise DataError(f"{self.folder} is finished already; give another folder, or delete this one")
-            self._recall()
+                raise DataError(f"{self.folder} is already finished; use another folder, or delete this one")
+            self._resume()
             rows = sum(image.regions for image in self.images)
             for name, width in compute_row_bytes(self.about).items():
                 part = self.folder / f".{name}.part"
@@ -201,7 +201,7 @@ class RegionWriter:
                 file = part.open("ab")
                 self.files[name] = file
                 if file.tell() < rows * width:
-                    raise DataError(f"{self.folder}: .{name}.part is damaged; delete the folder and begin anew")
+                    raise DataError(f"{self.folder}: .{name}.part is damaged; delete the folder and start again")
                 file.truncate(rows * width)
         return self
 
@@ -228,9 +228,9 @@ class RegionWriter:
         """Add an image.
 
         Raises:
-            ValueError: It is there already, or shapes do not match or numbers are not finite.
+            ValueError: It is in the store already, shapes do not match, or values are not finite.
         """
-        if image in self.known:
+        if image in self.written_ids:
             raise ValueError(f"image {image} is in the store already")
         check_regions_fit_store(self.about, image, features, boxes, width, height, classes)
         with translate_os_errors(self.folder):
@@ -238,17 +238,19 @@ class RegionWriter:
             self.journal.write(json.dumps([image, len(boxes), width, height]).encode() + b"\n")
             self.journal.flush()
         self.images.append(IndexedImage(image, len(boxes), width, height))
-        self.known.add(image)
+        self.written_ids.add(image)
 
-    def _recall(self) -> None:
+    def _resume(self) -> None:
         """Read which images an interrupted writer completed."""
         path, begun = self.folder / JOURNAL_FILE, json.dumps(self.about, sort_keys=True)
         lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []  # the last line may be incomplete
         if lines:
             if lines[0].decode() != begun:
-                raise DataError(f"{self.folder} was begun otherwise: give another folder, or delete this one")
+                raise DataError(
+                    f"{self.folder} was started with other settings; use another folder, or delete this one"
+                )
             self.images = [IndexedImage(*json.loads(line)) for line in lines[1:]]
-            self.known = {image[0] for image in self.images}
+            self.written_ids = {image[0] for image in self.images}
             self.journal = path.open("rb+")
             self.journal.truncate(sum(len(line) + 1 for line in lines))
             self.journal.seek(0, os.SEEK_END)
@@ -293,22 +295,22 @@ def check_regions_fit_store(
     """Check that the regions of an image fit a store.
 
     Raises:
-        ValueError: They do not, or numbers are not finite.
+        ValueError: They do not, or values are not finite.
     """
     rows, dim, columns, dtype = len(boxes), about["dim"], about["classes"], np.dtype(about["dtype"])
-    half_a_sign = image != image.encode("utf-8", "replace").decode()  # pickles can hold text that no file can
-    if half_a_sign or max(width, height) > MAX_SIDE_PIXELS:
-        raise ValueError(f"image {image!r} of {width} x {height} pixels: no id, or no size, that an image has")
+    has_lone_surrogate = image != image.encode("utf-8", "replace").decode()  # pickles can hold text that no file can
+    if has_lone_surrogate or max(width, height) > MAX_SIDE_PIXELS:
+        raise ValueError(f"image {image!r} of {width} x {height} pixels: not a valid image id or size")
     if features.shape != (rows, dim) or boxes.shape != (rows, 4) or width < 1 or height < 1:
         shapes = f"features {features.shape} and boxes {boxes.shape} of {width} x {height} pixels"
         raise ValueError(f"image {image}: {shapes}; features have {dim} columns, boxes 4")
     if (classes is None and columns) or (classes is not None and classes.shape != (rows, columns)):
-        found = "no" if classes is None else f"{classes.shape}"
-        raise ValueError(f"image {image}: {found} class probabilities; the store has {columns} of each region")
+        shape = "no" if classes is None else f"{classes.shape}"
+        raise ValueError(f"image {image}: {shape} class probabilities; the store has {columns} of each region")
     largest = np.finfo(dtype).max
-    for name, numbers in (("features", features), ("boxes", boxes), ("classes", classes)):
-        if numbers is not None and not (np.abs(numbers) <= largest).all():
-            raise ValueError(f"image {image}: {name} are not finite numbers, or too large for {dtype.name}")
+    for name, values in (("features", features), ("boxes", boxes), ("classes", classes)):
+        if values is not None and not (np.abs(values) <= largest).all():
+            raise ValueError(f"image {image}: {name} are not finite, or too large for {dtype.name}")
 
 
 def compute_row_bytes(about: dict[str, Any]) -> dict[str, int]:
@@ -333,11 +335,11 @@ def write_regions(
         file.flush()
 
 
-def encode_features(numbers: Float[np.ndarray, "regions columns"], dtype: np.dtype) -> bytes:
-    """Numbers as stored in a file. Torch rounds to fp16 a hundred times as fast as NumPy, to the same bits."""
+def encode_features(values: Float[np.ndarray, "regions columns"], dtype: np.dtype) -> bytes:
+    """Encodes values as stored in a file. Torch rounds to fp16 a hundred times as fast as NumPy, to the same bits."""
     if dtype.itemsize == 2:
-        return torch.from_numpy(numbers.astype(np.float32)).half().numpy().tobytes()
-    return numbers.astype(dtype).tobytes()
+        return torch.from_numpy(values.astype(np.float32)).half().numpy().tobytes()
+    return values.astype(dtype).tobytes()
 
 
 def read_store_about(folder: Path) -> dict[str, Any]:
@@ -366,9 +368,10 @@ def choose_token_dtype(tokens: int) -> np.dtype:
 def remove_visual_tokens(folder: Path) -> None:
     """Remove visual tokens before new ones are written, with class probabilities that were derived from them."""
     about = read_store_about(folder)
-    made = bool(about.get("classes_from_tokens"))
+    has_soft_classes = bool(about.get("classes_from_tokens"))
     write_store_about(
-        folder, about | {"tokens": 0, "classes": 0 if made else about["classes"], "classes_from_tokens": False}
+        folder,
+        about | {"tokens": 0, "classes": 0 if has_soft_classes else about["classes"], "classes_from_tokens": False},
     )
 
 

@@ -1,4 +1,4 @@
-"""Reads untrusted pickles: only plain values and NumPy arrays are rebuilt; everything else is rejected by name.
+"""Reads untrusted pickles: only simple values and NumPy arrays are rebuilt; everything else is rejected by name.
 
 A pickle is a program: `pickle.load` on a downloaded feature file runs what its author chose. This unpickler only offers
 OrderedDict and its own functions, which rebuild arrays, so nothing else can be called.
@@ -17,24 +17,25 @@ import numpy as np
 
 from comodal.data.numpy_files import read_npy
 from comodal.errors import DataError
+from comodal.files import open_regular_file
 
 DAMAGED_PICKLE_ERRORS = (
     pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, KeyError, ValueError, TypeError,
     MemoryError, OverflowError, RecursionError, SystemError,
 )  # fmt: skip
 MAX_PICKLED_NPY_HEADER_BYTES = 10_000  # of an .npy file
-PLAIN_TYPES = (str, bytes, int, float, bool, type(None), np.generic, np.ndarray)
+SIMPLE_TYPES = (str, bytes, int, float, bool, type(None), np.generic, np.ndarray)
 DTYPE_CODE_PATTERN = re.compile(r"[biuf][1248]|[SU]\d{0,6}|O8?|b1")
 
 
 class RefusedPickleError(DataError):
-    """A pickle that asks for something that could run code."""
+    """A pickle with a reference that could run code."""
 
 
 def encode_latin1_text(text: str, encoding: str) -> bytes:
     """Bytes as old protocols store them: as Latin-1 text."""
     if encoding != "latin1":
-        raise ValueError(f"bytes kept as {encoding}")
+        raise ValueError(f"bytes encoded as {encoding}")
     return text.encode("latin1")
 
 
@@ -44,7 +45,7 @@ def make_empty_bytes() -> bytes:
 
 
 class AllowedFunction:
-    """A function as a pickle sees it: it can be called, but its attributes cannot be changed."""
+    """A function that a pickle can call, but whose attributes it cannot change."""
 
     __slots__ = ("function",)
 
@@ -73,7 +74,7 @@ class DtypeStandIn:
             raise ValueError("an array with fields")
 
     @property
-    def real(self) -> np.dtype:
+    def dtype(self) -> np.dtype:
         """The dtype that it stands for."""
         return np.dtype(f"{self.order}{self.code}" if self.order in "<>" else self.code)
 
@@ -90,17 +91,17 @@ class ArrayStandIn:
             raise ValueError("an array without a type")
         self.state = shape, dtype, bool(fortran), data
 
-    def real(self, whole: Callable[[Any], Any]) -> np.ndarray:
-        """The array that it stands for; `whole` converts the items of an object array."""
+    def to_array(self, convert: Callable[[Any], Any]) -> np.ndarray:
+        """The array that it stands for; `convert` converts the items of an object array."""
         if self.state is None:
             raise ValueError("an array without content")
         shape, dtype, fortran, data = self.state
         if dtype.code.startswith("O"):
             flat = np.empty(len(data), object)
-            for place, item in enumerate(whole(data)):
-                flat[place] = item
+            for index, item in enumerate(convert(data)):
+                flat[index] = item
         else:
-            flat = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype.real)
+            flat = np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype.dtype)
         return flat.reshape(shape, order="F" if fortran else "C")
 
 
@@ -116,12 +117,12 @@ def make_empty_array(_kind: Any, _shape: tuple[int, ...], _code: bytes | str) ->
 
 def rebuild_array(data: bytes | bytearray, dtype: DtypeStandIn, shape: tuple[int, ...], order: str) -> np.ndarray:
     """The array encoding of protocol 5."""
-    return np.frombuffer(data, dtype.real).reshape(shape, order="F" if order == "F" else "C")
+    return np.frombuffer(data, dtype.dtype).reshape(shape, order="F" if order == "F" else "C")
 
 
 def rebuild_scalar(dtype: DtypeStandIn, data: bytes | str) -> Any:
     """A NumPy scalar."""
-    return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype.real, 1)[0]
+    return np.frombuffer(data.encode("latin1") if isinstance(data, str) else data, dtype.dtype, 1)[0]
 
 
 ALLOWED_GLOBALS: dict[tuple[str, str], AllowedFunction] = {
@@ -141,18 +142,18 @@ class ArrayBuilder:
     """Converts stand-ins to arrays. A stand-in that is referenced twice is converted once, which bounds the work."""
 
     def __init__(self) -> None:
-        self.made: dict[int, Any] = {}
+        self.built: dict[int, Any] = {}
 
     def __call__(self, value: Any) -> Any:
-        if isinstance(value, PLAIN_TYPES):
+        if isinstance(value, SIMPLE_TYPES):
             return value
-        if id(value) not in self.made:
-            self.made[id(value)] = self._make(value)
-        return self.made[id(value)]
+        if id(value) not in self.built:
+            self.built[id(value)] = self._build(value)
+        return self.built[id(value)]
 
-    def _make(self, value: Any) -> Any:
+    def _build(self, value: Any) -> Any:
         if isinstance(value, ArrayStandIn):
-            return value.real(self)
+            return value.to_array(self)
         if isinstance(value, dict):
             return {self(key): self(item) for key, item in value.items()}
         if isinstance(value, list):
@@ -160,7 +161,7 @@ class ArrayBuilder:
         if isinstance(value, tuple):
             return tuple(self(item) for item in value)
         if isinstance(value, DtypeStandIn):
-            return value.real
+            return value.dtype
         raise ValueError(f"a {type(value).__name__}, which no file of features holds")
 
 
@@ -169,11 +170,11 @@ class SafeUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED_GLOBALS:
-            raise RefusedPickleError(f"refused: it asks for {module}.{name}, which could run code")
+            raise RefusedPickleError(f"refused: it references {module}.{name}, which could run code")
         return ALLOWED_GLOBALS[module, name]
 
     def persistent_load(self, _identity: Any) -> Any:
-        raise RefusedPickleError("refused: it asks for an object from elsewhere")
+        raise RefusedPickleError("refused: it references an object outside the pickle")
 
 
 def check_pickle_memo(data: bytes) -> None:
@@ -182,13 +183,13 @@ def check_pickle_memo(data: bytes) -> None:
     Raises:
         ValueError: One does; nine bytes could use all memory.
     """
-    for operation, place, _ in pickletools.genops(data):
-        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(place or 0) > len(data):
-            raise ValueError(f"place {place} in a pickle of {len(data)} bytes")
+    for operation, memo_index, _ in pickletools.genops(data):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(memo_index or 0) > len(data):
+            raise ValueError(f"memo index {memo_index} in a pickle of {len(data)} bytes")
 
 
 def load_pickle(data: bytes) -> Any:
-    """The value of a pickle of plain values and arrays.
+    """The value of a pickle of simple values and arrays.
 
     Raises:
         RefusedPickleError: It refers to something else; none of it was run.
@@ -209,7 +210,7 @@ def load_npy(path: Path) -> Any:
         DataError: It is damaged or cannot be read.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular_file(path) as file:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             _, _, dtype = read(file, max_header_size=MAX_PICKLED_NPY_HEADER_BYTES)
@@ -228,4 +229,4 @@ def load_npy(path: Path) -> Any:
         tokenize.TokenError,
         *DAMAGED_PICKLE_ERRORS,
     ) as error:  # the first two of its header
-        raise DataError(f"{path}: not a whole .npy file ({error})") from error
+        raise DataError(f"{path}: an incomplete or damaged .npy file ({error})") from error

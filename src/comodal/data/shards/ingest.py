@@ -64,10 +64,10 @@ class VideoSelection(HashSplit):
     Args:
         classes: Labels to keep; kinetics-sounds selects the 34 classes of the paper.
         limit: Use only this many videos, chosen by the hash of their keys.
-        split: own keeps the splits that the list has, or folders named train, validation and test, and splits the
-            rest by a hash; hash splits all by a hash. Clips of one source video are never in two splits.
-        validation: The fraction of the source videos that a hash puts into validation.
-        test: The fraction of the source videos that a hash puts into test.
+        split: own keeps the splits of the list or of folders named train, validation and test, and splits the rest by a
+            hash; hash splits everything by a hash. Clips of one source video are never in two splits.
+        validation_fraction: The fraction of the source videos that a hash puts into validation.
+        test_fraction: The fraction of the source videos that a hash puts into test.
     """
 
     classes: Sequence[str] | None = None
@@ -78,7 +78,7 @@ class VideoSelection(HashSplit):
         """Raises ValueError if a number is out of range."""
         super().check()
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit is a number of videos, got {self.limit}")
+            raise ValueError(f"limit must be at least 1, got {self.limit}")
 
 
 @dataclass(frozen=True)
@@ -147,15 +147,19 @@ def prepare_videos(
     source, out = Path(source), Path(out)
     sources = read_sources(source, files, list_format, leave_out=out)
     if lists and source.is_dir():
-        raise ValueError(f"--lists are read beside a list, and {source} is a folder")
-    for further in lists or ():
-        sources += read_sources(Path(further), find_media_root(source, files), list_format)
+        raise ValueError(f"--lists needs a list as the source, and {source} is a folder")
+    for other_list in lists or ():
+        sources += read_sources(Path(other_list), find_media_root(source, files), list_format)
     if not sources:
         raise DataError(f"{source} names no files")
     sources = select_classes(sources, list(selection.classes or ()))
     classes = selection.classes and list(selection.classes)
     choice = {"classes": classes, "limit": selection.limit, "split": selection.split}
-    sizes = {"validation": selection.validation, "test": selection.test, "videos_per_shard": shards.videos_per_shard}
+    sizes = {
+        "validation_fraction": selection.validation_fraction,
+        "test_fraction": selection.test_fraction,
+        "videos_per_shard": shards.videos_per_shard,
+    }
     plan, root = plan_videos(sources, asdict(media) | choice | sizes), find_media_root(source, files)
     paths = sorted({item.file for shard in plan.shards for item in shard.items})
     plan = replace(plan, contents=fingerprint_files(root / path for path in paths))
@@ -166,15 +170,22 @@ def select_classes(sources: list[VideoSource], classes: list[str]) -> list[Video
     """The sources with one of these labels; reports the classes that the sources do not have."""
     if not classes:
         return sources
-    wanted = {
+    names_by_class = {
         paper: normalize_label(name or paper)
         for group in classes
         for paper, name in (KINETICS_SOUNDS if group == "kinetics-sounds" else {group: group}).items()
     }
-    there = {normalize_label(label) for source in sources for label in source.labels}
-    missing = [paper for paper, name in wanted.items() if name not in there]
-    kept = [source for source in sources if {normalize_label(label) for label in source.labels} & set(wanted.values())]
-    print_line(f"{len(wanted) - len(missing)} of {len(wanted)} classes, {len(kept):,} of {len(sources):,} files")
+    source_labels = {normalize_label(label) for source in sources for label in source.labels}
+    missing = [paper for paper, name in names_by_class.items() if name not in source_labels]
+    kept = [
+        source
+        for source in sources
+        if {normalize_label(label) for label in source.labels} & set(names_by_class.values())
+    ]
+    print_line(
+        f"{len(names_by_class) - len(missing)} of {len(names_by_class)} classes, {len(kept):,} of {len(sources):,} "
+        f"files"
+    )
     if missing:
         print_line(f"classes that the source does not have: {', '.join(missing)}")
     if not kept:
@@ -186,30 +197,30 @@ def plan_videos(sources: list[VideoSource], options: dict[str, Any]) -> RunPlan[
     """Assign videos to shards; in each split they are ordered by a hash of the key."""
     sources = sorted(make_unique_keys(sources), key=lambda source: (hash_to_fraction(source.key), source.key))
     sources = sources[: options["limit"]]
-    validation, test = options["validation"], options["test"]
+    validation_fraction, test_fraction = options["validation_fraction"], options["test_fraction"]
     if options["split"] == "own":
-        splits = assign_group_splits(sources, validation, test)
+        splits = assign_group_splits(sources, validation_fraction, test_fraction)
     else:
         sources = [replace(source, split=None) for source in sources]
-        splits = {source.group: split_by_hash(source.group, validation, test) for source in sources}
-    good: dict[str, list[VideoSource]] = {split: [] for split in SPLITS}
-    refused, seen = [], set()
+        splits = {source.group: split_by_hash(source.group, validation_fraction, test_fraction) for source in sources}
+    accepted: dict[str, list[VideoSource]] = {split: [] for split in SPLITS}
+    refused, identities = [], set()
     for source in sources:
         split, identity = splits[source.group], (source.path, source.start_seconds)
         if source.missing:
-            refused.append(format_refusal(source, split, "missing", "the list names it, and there is no such file"))
+            refused.append(format_refusal(source, split, "missing", "listed, but there is no such file"))
         elif isinstance(source, ArchiveVideoSource) and source.fault is not None:
             refused.append(format_refusal(source, split, *source.fault))
-        elif identity in seen:
+        elif identity in identities:
             refused.append(format_refusal(source, split, "listed twice", "the same part of the same file"))
         elif source.split not in (None, split):
             refused.append(
                 format_refusal(source, source.split or split, "in two splits", f"its video is also in {split}")
             )
         else:
-            good[split].append(source)
-        seen.add(identity)
-    return RunPlan("clips", options, plan_shards(good, options["videos_per_shard"]), tuple(refused))
+            accepted[split].append(source)
+        identities.add(identity)
+    return RunPlan("clips", options, plan_shards(accepted, options["videos_per_shard"]), tuple(refused))
 
 
 def make_unique_keys(sources: list[VideoSource]) -> list[VideoSource]:
@@ -242,28 +253,28 @@ def read_video_sample(source: VideoSource, root: Path, media: ClipParameters) ->
     """
     path, seconds = root / source.path, min(media.seconds, source.clip_seconds or math.inf)
     if seconds < MIN_CLIP_SECONDS:
-        raise MediaError(path, RefusalReason.TOO_SHORT, f"the list gives it {seconds:g} s")
+        raise MediaError(path, RefusalReason.TOO_SHORT, f"its duration in the list is {seconds:g} s")
     media = replace(media, seconds=seconds)
     if isinstance(source, ArchiveVideoSource):
         return make_shard_sample(source, read_stored_clip(source, root, media))
-    start_seconds = source.start_seconds if source.start_seconds and is_whole_video(source, path) else 0.0
+    start_seconds = source.start_seconds if source.start_seconds and is_full_video(source, path) else 0.0
     return make_shard_sample(source, read_clip(path, start_seconds=start_seconds, clip=media))
 
 
 def read_stored_clip(source: ArchiveVideoSource, root: Path, media: ClipParameters) -> Clip:
     """A clip of a video in a container; its audio may be a separate file, as in video2dataset."""
-    path, audio = root / source.path, root / (source.audio or "")
-    places = {path: source.place, audio: source.audio_place}
-    with remember_locations({path: place for path, place in places.items() if place is not None}):
+    path, audio_path = root / source.path, root / (source.audio or "")
+    locations = {path: source.location, audio_path: source.audio_location}
+    with remember_locations({path: location for path, location in locations.items() if location is not None}):
         try:
             return read_clip(path, clip=media)
         except MediaError as error:
-            if error.reason != RefusalReason.NO_SOUND or source.audio is None:
+            if error.reason != RefusalReason.NO_AUDIO_STREAM or source.audio is None:
                 raise
-        return read_clip_with_audio(path, audio, clip=media)
+        return read_clip_with_audio(path, audio_path, clip=media)
 
 
-def is_whole_video(source: VideoSource, path: Path) -> bool:
+def is_full_video(source: VideoSource, path: Path) -> bool:
     """Whether a file is the whole source video rather than the listed part; both may be stored under the bare id."""
     if source.clip_seconds is None:
         return True
@@ -272,10 +283,10 @@ def is_whole_video(source: VideoSource, path: Path) -> bool:
 
 def make_shard_sample(source: VideoSource, clip: Clip) -> ShardSample:
     """The members and the record of a clip: the audio from time 0 to the end, and the frames in that time."""
-    sound = np.concatenate([np.zeros(round(clip.sound_start_seconds * clip.sample_rate), np.float32), clip.sound])
-    sound = sound[: round(clip.seconds * clip.sample_rate)]
+    waveform = np.concatenate([np.zeros(round(clip.audio_start_seconds * clip.sample_rate), np.float32), clip.audio])
+    waveform = waveform[: round(clip.seconds * clip.sample_rate)]
     times = [round(time, 6) for time in clip.frame_seconds if time < clip.seconds]
-    frames = {f"{number:04d}.jpg": clip.frames[number] for number in range(len(times))}
+    frames = {f"{index:04d}.jpg": clip.frames[index] for index in range(len(times))}
     height, width, *_ = simplejpeg.decode_jpeg_header(clip.frames[0])
     record = {
         "key": source.key,
@@ -292,4 +303,4 @@ def make_shard_sample(source: VideoSource, clip: Clip) -> ShardSample:
         record["caption"] = source.captions[0] if len(source.captions) == 1 else list(source.captions)
     if source.labels:
         record["label"] = source.labels[0] if len(source.labels) == 1 else list(source.labels)
-    return ShardSample(frames | {"flac": encode_flac(sound, clip.sample_rate)}, record)
+    return ShardSample(frames | {"flac": encode_flac(waveform, clip.sample_rate)}, record)

@@ -1,6 +1,6 @@
 """Samples pairs of a frame and a second of audio (L3-Net, section 2: audio-visual correspondence).
 
-A pair is a function of (seed, epoch, index), so resuming is exact for any number of workers. Pairs are numbered through
+A pair is a function of (seed, epoch, index), so resuming is exact for any number of workers. Pairs are counted through
 all epochs; even numbers are positives and odd numbers are negatives. So exactly half of any even batch is of either
 kind. The same holds over any even number of epochs of an odd number of clips.
 
@@ -8,8 +8,9 @@ A network easily learns shortcuts that distinguish the two kinds. AVE-Net (Objec
 if only the audio of positives starts on the grid of the video's frames, the network learns the grid. Here such
 shortcuts are excluded, because a negative consists of two halves of positives. Both kinds draw two clips, and in each
 of them a frame and a second of audio that overlaps it. A positive takes image and audio of the first clip; a negative
-takes the image of the first and the audio of the second. The two clips are drawn symmetrically, so the distributions of
-the images and of the audio are the same in both kinds, whatever the clips' lengths, frames and groups are.
+takes the image of the first and the audio of the second. The two clips are drawn symmetrically, so images and audio
+have the same distribution in positives and negatives. This holds for clips of any length, any number of frames and any
+group.
 """
 
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ class ClipRecords(Protocol):
 
     def __len__(self) -> int: ...
 
-    def record(self, clip: int, /) -> dict: ...
+    def read_record(self, clip: int, /) -> dict: ...
 
 
 class ClipPair(NamedTuple):
@@ -39,9 +40,9 @@ class ClipPair(NamedTuple):
 
     image_clip: int
     frame: int
-    sound_clip: int
+    audio_clip: int
     start_seconds: float
-    together: bool
+    is_match: bool
 
 
 class PairMoment(NamedTuple):
@@ -59,24 +60,24 @@ class PairSampler:
     as often a positive as a negative.
     """
 
-    def __init__(self, records: ClipRecords, seed: int, sound_seconds: float = 1.0) -> None:
+    def __init__(self, records: ClipRecords, seed: int, audio_seconds: float = 1.0) -> None:
         self.records = records
         self.seed = seed
-        self.sound_seconds = sound_seconds
+        self.audio_seconds = audio_seconds
         self.groups = np.unique(records.groups, return_inverse=True)[1]
         if len(np.unique(self.groups)) < 2:
-            raise DataError(f"{len(records)} clips of one source cannot be told apart: pairs need clips of two sources")
+            raise DataError(f"{len(records)} clips of one source: negatives need clips of at least two sources")
 
     def __call__(self, epoch: int, index: int) -> ClipPair:
         rng = np.random.default_rng((self.seed, epoch, index))
-        first, second = self.two_clips(rng)
-        mine = draw_pair_moment(self.records.record(first), self.sound_seconds, rng)
+        first, second = self.draw_two_clips(rng)
+        image_moment = draw_pair_moment(self.records.read_record(first), self.audio_seconds, rng)
         if (epoch * len(self.records) + index) % 2 == 0:
-            return ClipPair(first, mine.frame, first, mine.start_seconds, together=True)
-        other = draw_pair_moment(self.records.record(second), self.sound_seconds, rng)
-        return ClipPair(first, mine.frame, second, other.start_seconds, together=False)
+            return ClipPair(first, image_moment.frame, first, image_moment.start_seconds, is_match=True)
+        audio_moment = draw_pair_moment(self.records.read_record(second), self.audio_seconds, rng)
+        return ClipPair(first, image_moment.frame, second, audio_moment.start_seconds, is_match=False)
 
-    def two_clips(self, rng: np.random.Generator) -> tuple[int, int]:
+    def draw_two_clips(self, rng: np.random.Generator) -> tuple[int, int]:
         """Two clips of different groups; every such ordered pair is equally likely."""
         while True:
             first, second = (int(clip) for clip in rng.integers(len(self.records), size=2))
@@ -89,24 +90,24 @@ class MatchedPairSampler(PairSampler):
 
     def __call__(self, epoch: int, index: int) -> ClipPair:
         rng = np.random.default_rng((self.seed, epoch, index))
-        clip, _ = self.two_clips(rng)
-        frame, start_seconds = draw_pair_moment(self.records.record(clip), self.sound_seconds, rng)
-        return ClipPair(clip, frame, clip, start_seconds, together=True)
+        clip, _ = self.draw_two_clips(rng)
+        frame, start_seconds = draw_pair_moment(self.records.read_record(clip), self.audio_seconds, rng)
+        return ClipPair(clip, frame, clip, start_seconds, is_match=True)
 
 
-def draw_pair_moment(record: dict, sound_seconds: float, rng: np.random.Generator) -> PairMoment:
+def draw_pair_moment(record: dict, audio_seconds: float, rng: np.random.Generator) -> PairMoment:
     """A random frame, and audio that begins up to a second before it and ends within the clip.
 
     All possible starts are equally likely, also near the ends of the clip.
     """
     frame_seconds: Sequence[float] = record["frame_seconds"]
-    latest = record["seconds"] - sound_seconds
+    latest = record["seconds"] - audio_seconds
     if not frame_seconds or latest < 0:
         raise DataError(
             f"clip {record['key']}: {len(frame_seconds)} frames in {record['seconds']} s; "
-            f"a pair needs a frame and {sound_seconds} s of sound"
+            f"a pair needs a frame and {audio_seconds} s of audio"
         )
     frame = int(rng.integers(len(frame_seconds)))
-    first = min(max(frame_seconds[frame] - sound_seconds, 0.0), latest)  # the record's times are rounded
+    first = min(max(frame_seconds[frame] - audio_seconds, 0.0), latest)  # the record's times are rounded
     last = min(max(frame_seconds[frame], first), latest)
     return PairMoment(frame, float(rng.uniform(first, last)))

@@ -47,12 +47,12 @@ class PairedFiles:
 
     key: str
     image: str
-    sound: str
+    audio: str
     label: str
 
     @property
     def path(self) -> str:
-        return f"{self.image} + {self.sound}"
+        return f"{self.image} + {self.audio}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ DEFAULT_SPLIT, DEFAULT_MEDIA, DEFAULT_PAIR_SHARDS = HashSplit(), PairedMediaPara
 @flatten_parameters
 def prepare_pairs(
     images: Path,
-    sounds: Path,
+    audio: Path,
     out: Path,
     pairs: int | None = None,
     seed: int = 0,
@@ -106,7 +106,7 @@ def prepare_pairs(
     Args:
         images: Folder of images; or tar shards, Parquet or Arrow files of images with labels (a folder of them, one
             file, or a pattern).
-        sounds: The same for audio. Audio shorter than a second is padded with silence on both sides.
+        audio: The same for audio files. Audio shorter than a second is padded with silence on both sides.
         out: The folder of shards to make.
         pairs: Pairs in each split; by default as many as the larger of the numbers of images and audio files.
         seed: Of the random pairing.
@@ -128,26 +128,32 @@ def prepare_pairs(
     if media.seconds < MIN_AUDIO_SECONDS:
         raise ValueError(f"seconds must be at least {MIN_AUDIO_SECONDS}, got {media.seconds}")
     if pairs is not None and pairs < 1:
-        raise ValueError(f"pairs is a number of pairs in each split, got {pairs}")
-    draw = {"pairs": pairs, "seed": seed, **asdict(split), "pairs_per_shard": shards.pairs_per_shard}
-    shown_in, heard_in = (find_media_root(Path(folder), None) for folder in (images, sounds))
-    pictures, damaged_pictures = group_by_split_and_class(Path(images), split.validation, split.test, "image")
-    recordings, damaged_sounds = group_by_split_and_class(Path(sounds), split.validation, split.test, "audio")
-    drawn = {name: draw_file_pairs(name, pictures, recordings, pairs, seed) for name in SPLITS}
+        raise ValueError(f"pairs must be at least 1, got {pairs}")
+    pairing_options = {"pairs": pairs, "seed": seed, **asdict(split), "pairs_per_shard": shards.pairs_per_shard}
+    image_root, audio_root = (find_media_root(Path(folder), None) for folder in (images, audio))
+    images_by_class, damaged_images = group_by_split_and_class(
+        Path(images), split.validation_fraction, split.test_fraction, "image"
+    )
+    audio_by_class, damaged_audio = group_by_split_and_class(
+        Path(audio), split.validation_fraction, split.test_fraction, "audio"
+    )
+    drawn = {name: draw_file_pairs(name, images_by_class, audio_by_class, pairs, seed) for name in SPLITS}
     if not any(drawn.values()):
-        raise DataError(f"no class folder of {images} has the name of one of {sounds}")
-    shown = sorted({pair.image for pairs_of_split in drawn.values() for pair in pairs_of_split})
-    heard = sorted({pair.sound for pairs_of_split in drawn.values() for pair in pairs_of_split})
-    paths = [*(shown_in / name for name in shown), *(heard_in / name for name in heard)]
+        raise DataError(f"no class of {images} is also a class of {audio}")
+    image_names = sorted({pair.image for pairs_of_split in drawn.values() for pair in pairs_of_split})
+    audio_names = sorted({pair.audio for pairs_of_split in drawn.values() for pair in pairs_of_split})
+    paths = [*(image_root / name for name in image_names), *(audio_root / name for name in audio_names)]
     contents = fingerprint_files(dict.fromkeys(find_container(path) or path for path in paths))
-    refused = (*report_unpaired_classes(pictures, recordings), *damaged_pictures, *damaged_sounds)
-    plan = RunPlan("pairs", asdict(media) | draw, plan_shards(drawn, shards.pairs_per_shard), refused, contents)
-    read = partial(read_file_pair, images=shown_in, sounds=heard_in, media=media)
+    refused = (*report_unpaired_classes(images_by_class, audio_by_class), *damaged_images, *damaged_audio)
+    plan = RunPlan(
+        "pairs", asdict(media) | pairing_options, plan_shards(drawn, shards.pairs_per_shard), refused, contents
+    )
+    read = partial(read_file_pair, image_root=image_root, audio_root=audio_root, media=media)
     return make_shards(plan, read, Path(out), shards)
 
 
 def group_by_split_and_class(
-    folder: Path, validation: float, test: float, kind: Kind
+    folder: Path, validation_fraction: float, test_fraction: float, kind: Kind
 ) -> tuple[FilesByClass, list[dict[str, Any]]]:
     """The files of `[split/]class/.../file`, and the media of one kind in containers by their labels; by split and
     class. Also report lines about damage in containers.
@@ -158,27 +164,27 @@ def group_by_split_and_class(
     if not (folder.is_dir() or is_path_pattern(folder) or (folder.is_file() and is_container(folder.name))):
         raise DataError(f"{folder}: there is no such folder, and no tar, Parquet or Arrow file of that name")
     root, names = list_media_files(folder)
-    found: FilesByClass = {}
+    files_by_class: FilesByClass = {}
     damaged: list[dict[str, Any]] = []
     for name in names:
         if is_container(name):
             for stored in read_archive_examples(root, name):
-                damaged += add_archive_media(found, stored, kind, validation, test)
+                damaged += add_archive_media(files_by_class, stored, kind, validation_fraction, test_fraction)
             continue
         folders = list(PurePosixPath(name).parts[:-1])
         split = SPLIT_NAMES.get(folders[0].lower()) if folders else None
         if split:
             folders.pop(0)
         if folders:
-            place = (split or split_by_hash(name, validation, test), folders[0])
-            found.setdefault(place, []).append(name)
-    if not found:
+            split_and_class = (split or split_by_hash(name, validation_fraction, test_fraction), folders[0])
+            files_by_class.setdefault(split_and_class, []).append(name)
+    if not files_by_class:
         raise DataError(f"{folder} has no class folders with files in them, and no containers with labels")
-    return found, damaged
+    return files_by_class, damaged
 
 
 def add_archive_media(
-    found: FilesByClass, stored: ArchiveExample, kind: Kind, validation: float, test: float
+    files_by_class: FilesByClass, stored: ArchiveExample, kind: Kind, validation_fraction: float, test_fraction: float
 ) -> Iterator[dict[str, Any]]:
     """Add the media of an example to the files of its class, or return a report line with the reason why not."""
     fault, labels, split = stored.example.fault, get_example_labels(stored.example), None
@@ -186,10 +192,10 @@ def add_archive_media(
         split = get_example_split(stored)
     except ValueError as error:
         fault = fault or SampleFault("unknown split", str(error))
-    split = split or split_by_hash(get_example_group(stored), validation, test)
+    split = split or split_by_hash(get_example_group(stored), validation_fraction, test_fraction)
     if fault is None and kind in stored.example.members:
         for label in labels[:1]:
-            found.setdefault((split, label), []).append(f"{stored.file}/{stored.example.members[kind][0]}")
+            files_by_class.setdefault((split, label), []).append(f"{stored.file}/{stored.example.members[kind][0]}")
         fault = None if labels else SampleFault("no label", "neither its metadata nor a .cls member names its class")
     if fault is not None:
         yield {
@@ -199,76 +205,76 @@ def add_archive_media(
 
 
 def draw_file_pairs(
-    split: str, images: FilesByClass, sounds: FilesByClass, pairs: int | None, seed: int
+    split: str, images: FilesByClass, audio: FilesByClass, pairs: int | None, seed: int
 ) -> list[PairedFiles]:
     """The pairs of one split; pair n is a function of (seed, split, n) and of the lists of files."""
-    classes = sorted({label for place, label in images if place == split and (split, label) in sounds})
-    pictures = [(label, name) for label in classes for name in images[split, label]]
-    recordings = [(label, name) for label in classes for name in sounds[split, label]]
+    classes = sorted({label for image_split, label in images if image_split == split and (split, label) in audio})
+    labeled_images = [(label, name) for label in classes for name in images[split, label]]
+    labeled_audio = [(label, name) for label in classes for name in audio[split, label]]
     if not classes:
         return []
-    more, partners = (pictures, sounds) if len(pictures) >= len(recordings) else (recordings, images)
-    order = np.random.default_rng((seed, SPLITS.index(split))).permutation(len(more))
+    larger, partners = (labeled_images, audio) if len(labeled_images) >= len(labeled_audio) else (labeled_audio, images)
+    order = np.random.default_rng((seed, SPLITS.index(split))).permutation(len(larger))
     drawn = []
-    for n in range(pairs or len(more)):
-        label, name = more[order[n % len(more)]]
+    for n in range(pairs or len(larger)):
+        label, name = larger[order[n % len(larger)]]
         choices = partners[split, label]
         partner = choices[np.random.default_rng((seed, SPLITS.index(split), n)).integers(len(choices))]
-        image, sound = (name, partner) if more is pictures else (partner, name)
-        drawn.append(PairedFiles(f"{split}_{n:07d}", image, sound, label))
+        image_name, audio_name = (name, partner) if larger is labeled_images else (partner, name)
+        drawn.append(PairedFiles(f"{split}_{n:07d}", image_name, audio_name, label))
     return drawn
 
 
-def report_unpaired_classes(images: FilesByClass, sounds: FilesByClass) -> Iterator[dict[str, Any]]:
+def report_unpaired_classes(images: FilesByClass, audio: FilesByClass) -> Iterator[dict[str, Any]]:
     """Report lines about files whose class has no file of the other kind in their split."""
-    for ours, others, other in ((images, sounds, "sound"), (sounds, images, "picture")):
-        for (split, label), names in sorted(ours.items()):
-            if (split, label) not in others:
+    for files, partners, partner_kind in ((images, audio, "audio file"), (audio, images, "image")):
+        for (split, label), names in sorted(files.items()):
+            if (split, label) not in partners:
                 for name in names:
                     yield {
                         "key": name, "path": name, "split": split, "status": "refused", "reason": "no partner",
-                        "detail": f"there is no {other} of class {label} in {split}",
+                        "detail": f"there is no {partner_kind} of class {label} in {split}",
                     }  # fmt: skip
 
 
-def read_file_pair(pair: PairedFiles, images: Path, sounds: Path, media: PairedMediaParameters) -> ShardSample:
+def read_file_pair(pair: PairedFiles, image_root: Path, audio_root: Path, media: PairedMediaParameters) -> ShardSample:
     """One pair as a clip of one frame, at the middle of the audio.
 
     Raises:
         MediaError: The image or the audio cannot be used.
     """
-    picture = resize_short_side(read_image(images / pair.image), media.short_side)
-    flac, samples, notes = _read_as_flac(sounds / pair.sound, media.seconds, media.sample_rate)
+    image = resize_short_side(read_image(image_root / pair.image), media.short_side)
+    flac, samples, notes = _read_as_flac(audio_root / pair.audio, media.seconds, media.sample_rate)
     for note in notes:
-        warnings.warn(MediaWarning(sounds / pair.sound, note), stacklevel=2)
+        warnings.warn(MediaWarning(audio_root / pair.audio, note), stacklevel=2)
     length = samples / media.sample_rate
     record = {
         "key": pair.key,
         "source": pair.image,
-        "sound_source": pair.sound,
-        "group": pair.sound,
+        "audio_source": pair.audio,
+        "group": pair.audio,
         "label": pair.label,
         "frame_seconds": [length / 2],
         "frames": ["0000.jpg"],
         "seconds": length,
         "sample_rate": media.sample_rate,
-        "width": picture.shape[1],
-        "height": picture.shape[0],
+        "width": image.shape[1],
+        "height": image.shape[0],
     }
-    return ShardSample({"0000.jpg": encode_jpeg(picture, media.quality), "flac": flac}, record)
+    return ShardSample({"0000.jpg": encode_jpeg(image, media.quality), "flac": flac}, record)
 
 
 @lru_cache(MAX_CACHED_AUDIO)
 def _read_as_flac(path: Path, seconds: float, sample_rate: int) -> tuple[bytes, int, tuple[str, ...]]:
     """Audio as FLAC, its number of samples, and the notes on it; cached, since each file is in several pairs."""
     with collect_media_warnings() as notes:
-        sound = pad_to_one_second(read_audio(path, sample_rate, seconds=seconds), sample_rate)
-    if not np.any(sound):
+        waveform = pad_to_one_second(read_audio(path, sample_rate, seconds=seconds), sample_rate)
+    if not np.any(waveform):
         raise MediaError(path, "silent", "every sample is zero")
-    return encode_flac(sound, sample_rate), len(sound), tuple(notes)
+    return encode_flac(waveform, sample_rate), len(waveform), tuple(notes)
 
 
-def pad_to_one_second(sound: Float[np.ndarray, " samples"], sample_rate: int) -> Float[np.ndarray, " padded"]:
+def pad_to_one_second(waveform: Float[np.ndarray, " samples"], sample_rate: int) -> Float[np.ndarray, " padded"]:
     """Pad audio shorter than a second with silence, equally on both sides."""
-    lacking = max(round(MIN_AUDIO_SECONDS * sample_rate) - len(sound), 0)
-    return np.pad(sound, (lacking // 2, lacking - lacking // 2))
+    missing = max(round(MIN_AUDIO_SECONDS * sample_rate) - len(waveform), 0)
+    return np.pad(waveform, (missing // 2, missing - missing // 2))

@@ -40,21 +40,21 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self.firsts) - 1
 
-    def key(self, sample: int) -> str:
+    def get_key(self, sample: int) -> str:
         """The key of one sample."""
         start = int(self.key_ends[sample - 1]) + 1 if sample else 0
         return self.keys[start : int(self.key_ends[sample])].decode()
 
-    def span(self, sample: int) -> tuple[int, int]:
+    def get_row_range(self, sample: int) -> tuple[int, int]:
         """The position of a sample's member rows in the index file: the first byte, and the number of rows."""
         first, last = int(self.firsts[sample]), int(self.firsts[sample + 1])
         return self.rows_start + first * MEMBER_DTYPE.itemsize, (last - first) * MEMBER_DTYPE.itemsize
 
 
-def format_index_damage(path: Path, what: str) -> str:
+def format_index_damage(path: Path, problem: str) -> str:
     return (
-        f"{path} is damaged: {what}. Delete {path.stem}.tar, {path.stem}.index and {path.stem}.report.jsonl in "
-        f"{path.parent} and run the same prepare command again, or copy the three from where they came"
+        f"{path} is damaged: {problem}. Delete {path.stem}.tar, {path.stem}.index and {path.stem}.report.jsonl in "
+        f"{path.parent} and run the same prepare command again, or copy the three from their source again"
     )
 
 
@@ -69,8 +69,10 @@ def pack_shard_index(
         members: (block, size, checksum, name) of each member.
     """
     names = list(dict.fromkeys(name for *_, name in members))
-    number = {name: n for n, name in enumerate(names)}
-    rows = np.array([(block, size, checksum, number[name]) for block, size, checksum, name in members], MEMBER_DTYPE)
+    name_index = {name: n for n, name in enumerate(names)}
+    rows = np.array(
+        [(block, size, checksum, name_index[name]) for block, size, checksum, name in members], MEMBER_DTYPE
+    )
     firsts = np.array([first for *_, first in samples] + [len(members)], "<u4")
     lines = [[key for key, _, _ in samples], [group for _, group, _ in samples], names]
     texts = ["\n".join(column).encode() for column in lines]
@@ -99,7 +101,7 @@ def read_shard_index(path: Path) -> ShardIndex:
         )
     (checksum,) = INDEX_CHECKSUM.unpack_from(data, len(data) - INDEX_CHECKSUM.size)
     if zlib.crc32(memoryview(data)[: -INDEX_CHECKSUM.size]) != checksum:
-        raise DataError(format_index_damage(path, "its checksum is wrong"))
+        raise DataError(format_index_damage(path, "its checksum does not match"))
     keys = data[ends[2] : ends[3]]
     return ShardIndex(
         path,

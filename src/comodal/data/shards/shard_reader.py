@@ -58,14 +58,14 @@ class ShardWriter:
     def write(self, key: str, members: dict[str, bytes], record: dict[str, Any]) -> None:
         """Append a sample; the record becomes its member `json`, and its `group` is in the index as well (there a
         line break in it is written `\\n`)."""
-        text = self.check(key, members, record)
+        text = self.encode_record(key, members, record)
         group = str(record.get("group", key)).encode("utf-8", "backslashreplace").decode().replace("\n", "\\n")
         self.keys.add(key)
         self.samples.append((key, group, len(self.members)))
         for name, data in (members | {"json": text}).items():
             self._append(key, name, data)
 
-    def check(self, key: str, members: dict[str, bytes], record: dict[str, Any]) -> bytes:
+    def encode_record(self, key: str, members: dict[str, bytes], record: dict[str, Any]) -> bytes:
         """The record as JSON.
 
         Raises:
@@ -75,7 +75,7 @@ class ShardWriter:
             raise ValueError(f"a key is unique in its shard and has no dot, slash or line break; got {key!r}")
         for name, data in members.items():
             if len(data) > MAX_SHARD_MEMBER_BYTES:
-                raise ValueError(f"{key}.{name} has {len(data):,} bytes; the most is {MAX_SHARD_MEMBER_BYTES:,}")
+                raise ValueError(f"{key}.{name} has {len(data):,} bytes; the maximum is {MAX_SHARD_MEMBER_BYTES:,}")
         text = json.dumps(record, ensure_ascii=False, sort_keys=True, allow_nan=False)
         return text.encode("utf-8", "backslashreplace")
 
@@ -177,18 +177,18 @@ class ShardReader:
         text = "".join(f"{index.path.name} {index.checksum:08x}\n" for index in self.indexes)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def key(self, i: int) -> str:
+    def get_key(self, i: int) -> str:
         index, sample = self._locate(i)
-        return index.key(sample)
+        return index.get_key(sample)
 
-    def members(self, i: int) -> list[str]:
+    def list_members(self, i: int) -> list[str]:
         index, _ = self._locate(i)
         return [index.names[name] for name in self._rows(i)["name"]]
 
-    def record(self, i: int) -> dict[str, Any]:
-        return json.loads(self.read(i, "json"))
+    def read_record(self, i: int) -> dict[str, Any]:
+        return json.loads(self.read_member(i, "json"))
 
-    def read(self, i: int, member: str) -> bytes:
+    def read_member(self, i: int, member: str) -> bytes:
         """One member of one sample.
 
         Raises:
@@ -200,10 +200,12 @@ class ShardReader:
         try:
             row = rows[rows["name"] == index.names.index(member)][0]
         except (ValueError, IndexError):
-            raise DataError(f"{tar}: {self.key(i)} has no {member}, only {', '.join(self.members(i))}") from None
+            raise DataError(
+                f"{tar}: {self.get_key(i)} has no {member}, only {', '.join(self.list_members(i))}"
+            ) from None
         data = self._pread(tar, int(row["block"]) * SHARD_BLOCK_BYTES, int(row["size"]))
         if len(data) != row["size"] or zlib.crc32(data) != row["checksum"]:
-            raise DataError(format_index_damage(tar, f"{member} of {self.key(i)} has a wrong checksum"))
+            raise DataError(format_index_damage(tar, f"{member} of {self.get_key(i)} does not match its checksum"))
         return data
 
     def _locate(self, i: int) -> tuple[ShardIndex, int]:
@@ -216,7 +218,7 @@ class ShardReader:
         cached = self._cached
         if cached is None or cached[0] != i:
             index, sample = self._locate(i)
-            start, size = index.span(sample)
+            start, size = index.get_row_range(sample)
             data = self._pread(index.path, start, size)
             if len(data) != size:
                 raise DataError(format_index_damage(index.path, "it is shorter than when it was opened"))
@@ -235,7 +237,7 @@ class ShardReader:
 def _check_finished_folder(folder: Path) -> None:
     about = folder.parent / "about.json"
     if about.is_file() and not read_json_object(about).get("finished", True):
-        raise DataError(f"{folder.parent} is not finished: run the same `comodal prepare` command again to go on")
+        raise DataError(f"{folder.parent} is not finished: run the same `comodal prepare` command again to resume")
 
 
 def _check_tar_size(index: ShardIndex) -> None:

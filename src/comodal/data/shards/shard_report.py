@@ -1,4 +1,4 @@
-"""The content of a folder of shards, and the refused files: as a table, and as numbers."""
+"""The content of a folder of shards, and the refused files: as a table, and as a dictionary."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,12 +13,12 @@ from comodal.text_files import read_json_lines, read_json_object
 
 def print_shard_report(about: dict[str, Any], out: Path) -> None:
     """The tables at the end of `comodal prepare`."""
-    table = Table("split", "taken", "hours", right=[1, 2])
+    table = Table("split", "accepted", "hours", right=[1, 2])
     for split in SPLITS:
-        table.add_row(split, f"{about['taken'][split]:,}", f"{about['seconds'][split] / 3600:.2f}")
+        table.add_row(split, f"{about['accepted'][split]:,}", f"{about['seconds'][split] / 3600:.2f}")
     table.show()
     if about["refused"]:
-        reasons = Table("refused because", "files", right=[1])
+        reasons = Table("refused: reason", "files", right=[1])
         for reason, count in sorted(about["refused"].items(), key=lambda pair: -pair[1]):
             reasons.add_row(reason, f"{count:,}")
         reasons.show()
@@ -51,7 +51,7 @@ def _read_accepted_lines(out: Path) -> dict[str, list[dict[str, Any]]]:
     report = out / "report.jsonl"
     lines: dict[str, list[dict[str, Any]]] = {}
     for _, line in read_json_lines(report) if report.is_file() else ():
-        if line["status"] == "taken":
+        if line["status"] == "accepted":
             lines.setdefault(line["split"], []).append(line)
     return lines
 

@@ -38,7 +38,7 @@ from comodal.workers import CRASH_REASON, MAX_CRASHES, Backend, run_one_by_one, 
 
 @runtime_checkable
 class ShardItem(Protocol):
-    """An item that becomes one sample; a dataclass of plain values."""
+    """An item that becomes one sample; a dataclass of simple values."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -62,11 +62,11 @@ class ShardPlan(Generic[ItemType]):
     """The items of one shard, in their order."""
 
     split: str
-    number: int
+    index: int
     items: tuple[ItemType, ...]
 
-    def path(self, out: Path) -> Path:
-        return out / self.split / f"{self.number:06d}.tar"
+    def get_path(self, out: Path) -> Path:
+        return out / self.split / f"{self.index:06d}.tar"
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class RunPlan(Generic[ItemType]):
     refused: tuple[dict[str, Any], ...]  # report lines about items that are refused without being opened
     contents: str = ""  # a stamp of the files, which changes when one is replaced
 
-    def fingerprint(self) -> str:
-        items = [[shard.split, shard.number, [asdict(item) for item in shard.items]] for shard in self.shards]
+    def compute_fingerprint(self) -> str:
+        items = [[shard.split, shard.index, [asdict(item) for item in shard.items]] for shard in self.shards]
         text = json.dumps([items, self.refused, self.contents], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -115,13 +115,13 @@ class WorkerOptions:
 
 
 def make_shards(
-    plan: RunPlan[ItemType], read: Callable[[ItemType], ShardSample], out: Path, pool: WorkerOptions
+    plan: RunPlan[ItemType], read_sample: Callable[[ItemType], ShardSample], out: Path, pool: WorkerOptions
 ) -> dict[str, Any]:
     """Make the missing shards, merge the report, print its summary and return it.
 
     Args:
         plan: The shards to make.
-        read: Makes a sample of an item, or raises a MediaError; it is sent to the workers.
+        read_sample: Makes a sample of an item, or raises a MediaError; it is sent to the workers.
         out: The folder of the shards.
         pool: How many processes, and where.
 
@@ -132,17 +132,17 @@ def make_shards(
         raise ValueError(f"workers is a number of processes, or -1 for one per core; got {pool.workers}")
     with select_backend(pool.backend), translate_os_errors(out), lock_output_folder(out):
         about = out / "about.json"
-        fresh = {"kind": plan.kind, "format": 1, "options": plan.options, "plan": plan.fingerprint()}
-        finished_before = check_same_options(out, fresh)
+        new_settings = {"kind": plan.kind, "format": 1, "options": plan.options, "plan": plan.compute_fingerprint()}
+        finished_before = check_same_options(out, new_settings)
         todo = [shard for shard in plan.shards if not is_shard_finished(shard, out)]
         if todo or not finished_before:
-            write_bytes_atomically(about, encode_settings_json(fresh | {"finished": False}))
+            write_bytes_atomically(about, encode_settings_json(new_settings | {"finished": False}))
             remove_partial_files(out)
-            make_pending_shards(todo, plan, read, out, pool.workers)
+            make_pending_shards(todo, plan, read_sample, out, pool.workers)
             report = merge_shard_reports(plan, out)
-            write_bytes_atomically(about, encode_settings_json(fresh | {"finished": True} | report))
+            write_bytes_atomically(about, encode_settings_json(new_settings | {"finished": True} | report))
         else:
-            print_line(f"{out} is finished already; nothing to do")
+            print_line(f"{out} is already finished; nothing to do")
         summary = read_json_object(about)
     print_shard_report(summary, out)
     return summary
@@ -151,7 +151,7 @@ def make_shards(
 def make_pending_shards(
     todo: list[ShardPlan[ItemType]],
     plan: RunPlan[ItemType],
-    read: Callable[[ItemType], ShardSample],
+    read_sample: Callable[[ItemType], ShardSample],
     out: Path,
     workers: int,
 ) -> None:
@@ -164,31 +164,31 @@ def make_pending_shards(
     failures = 0
     with Progress("clips", total, counter.before, counter.poll):
         while todo:
-            crashed = read_known_crashes(out)
+            crashed = read_crashed_keys(out)
             streams = joblib.parallel.get_active_backend()[0].supports_return_generator  # Ray returns all at the end
             returned = "generator_unordered" if streams else "list"
             # one job would run in this process, which a decoder crash would end: so two, one idle
             pool = joblib.Parallel(n_jobs=max(2, workers), pre_dispatch=workers, batch_size=1, return_as=returned)
             try:
-                for made in pool(joblib.delayed(make_shard)(shard, read, out, crashed) for shard in todo):
-                    counter.add(*made)
+                for counts in pool(joblib.delayed(make_shard)(shard, read_sample, out, crashed) for shard in todo):
+                    counter.add(*counts)
             except BrokenProcessPool as error:
-                blamed = find_crashing_items(todo, read, out)
-                write_bytes_atomically(out / "crashed.json", encode_settings_json(sorted(crashed | blamed)))
-                failures = 0 if blamed else failures + 1
+                crashing = find_crashing_items(todo, read_sample, out)
+                write_bytes_atomically(out / "crashed.json", encode_settings_json(sorted(crashed | crashing)))
+                failures = 0 if crashing else failures + 1
                 if failures == MAX_CRASHES:
-                    raise DataError(f"{out}: workers keep dying, perhaps for want of memory; try fewer") from error
+                    raise DataError(f"{out}: workers keep crashing, possibly for lack of memory; use fewer") from error
             else:
                 if not all(is_shard_finished(shard, out) for shard in todo):
-                    raise DataError(f"{out} is not where the workers write: it must be on a file system that all share")
+                    raise DataError(f"{out} is not visible to all workers: it must be on a shared file system")
             todo = [shard for shard in todo if not is_shard_finished(shard, out)]
 
 
 def make_shard(
-    shard: ShardPlan[ItemType], read: Callable[[ItemType], ShardSample], out: Path, crashed: frozenset[str]
+    shard: ShardPlan[ItemType], read_sample: Callable[[ItemType], ShardSample], out: Path, crashed: frozenset[str]
 ) -> tuple[int, float]:
     """Write one shard with its part of the report; returns how many items and how many seconds of media."""
-    tar, lines = shard.path(out), []
+    tar, lines = shard.get_path(out), []
     progress = tar.with_name(f".{tar.stem}.progress")
     progress.unlink(missing_ok=True)
     with translate_os_errors(out), progress.open("w", buffering=1) as started_file:
@@ -198,8 +198,8 @@ def make_shard(
                     if item.key in crashed:
                         raise MediaError(item.path, *CRASH_REASON)
                     with collect_media_warnings() as notes, wrap_item_errors(item.path):
-                        sample = read(item)
-                        writer.check(item.key, sample.members, sample.record)
+                        sample = read_sample(item)
+                        writer.encode_record(item.key, sample.members, sample.record)
                 except MediaError as error:
                     line = format_refusal(item, shard.split, error.reason, error.detail)
                 else:
@@ -215,31 +215,31 @@ def make_shard(
 def format_accepted_item(item: ShardItem, split: str, sample: ShardSample) -> dict[str, Any]:
     """A line of the report about a sample that is in the shards."""
     record = sample.record
-    line = {"key": item.key, "path": item.path, "split": split, "status": "taken", "seconds": record["seconds"]}
+    line = {"key": item.key, "path": item.path, "split": split, "status": "accepted", "seconds": record["seconds"]}
     size = f"{record['width']}x{record['height']}"
     return line | {"frames": len(record["frames"]), "size": size} | {k: record[k] for k in ("label",) if k in record}
 
 
 def find_crashing_items(
-    todo: list[ShardPlan[ItemType]], read: Callable[[ItemType], ShardSample], out: Path
+    todo: list[ShardPlan[ItemType]], read_sample: Callable[[ItemType], ShardSample], out: Path
 ) -> frozenset[str]:
     """Of the items that were being read when a worker died, those that crash a process of their own."""
-    blamed = set()
+    crashing = set()
     for shard in todo:
-        progress = shard.path(out).with_name(f".{shard.number:06d}.progress")
+        progress = shard.get_path(out).with_name(f".{shard.index:06d}.progress")
         if progress.is_file() and not is_shard_finished(shard, out):
             suspects = shard.items[len(read_lines(progress)) :][:1]
-            blamed |= {item.key for item in suspects if is_crashing_item(read, item)}
-    return frozenset(blamed)
+            crashing |= {item.key for item in suspects if is_crashing_item(read_sample, item)}
+    return frozenset(crashing)
 
 
-def is_crashing_item(read: Callable[[ItemType], ShardSample], item: ItemType) -> bool:
+def is_crashing_item(read_sample: Callable[[ItemType], ShardSample], item: ItemType) -> bool:
     """Whether an item crashes the process that reads it; exceptions are reported when its shard is made again."""
-    (found,) = run_one_by_one(read, [item])
-    return isinstance(found.exception(), BrokenProcessPool)
+    (future,) = run_one_by_one(read_sample, [item])
+    return isinstance(future.exception(), BrokenProcessPool)
 
 
-def read_known_crashes(out: Path) -> frozenset[str]:
+def read_crashed_keys(out: Path) -> frozenset[str]:
     path = out / "crashed.json"
     return frozenset(read_json(path)) if path.is_file() else frozenset()
 
@@ -254,7 +254,7 @@ class ClipCounter:
 
     def __init__(self, out: Path, before: int) -> None:
         self.out, self.before = out, before
-        self.items, self.seconds, self.seen = 0, 0.0, 0
+        self.items, self.seconds, self.max_items = 0, 0.0, 0
         self.start = time.monotonic()
 
     def add(self, items: int, seconds: float) -> None:
@@ -266,9 +266,9 @@ class ClipCounter:
         """The total number of items, and the rate."""
         items, seconds = count_started_items(self.out)
         items, seconds = self.items + items, self.seconds + seconds
-        self.seen = max(self.seen, items)
+        self.max_items = max(self.max_items, items)
         elapsed = max(time.monotonic() - self.start, 1e-9)
-        return self.before + self.seen, f"{items / elapsed:.1f} a second, {seconds / elapsed:.0f}x real time"
+        return self.before + self.max_items, f"{items / elapsed:.1f} a second, {seconds / elapsed:.0f}x real time"
 
 
 def count_started_items(out: Path) -> tuple[int, float]:
@@ -286,11 +286,11 @@ def get_report_path(tar: Path) -> Path:
 
 def is_shard_finished(shard: ShardPlan, out: Path) -> bool:
     """Whether its report exists, and unless it refused everything, the tar and the index."""
-    tar = shard.path(out)
+    tar = shard.get_path(out)
     if not get_report_path(tar).is_file():
         return False
-    whole = tar.is_file() and tar.with_suffix(".index").is_file()
-    return whole or not any('"taken"' in line for line in read_lines(get_report_path(tar)))
+    is_complete = tar.is_file() and tar.with_suffix(".index").is_file()
+    return is_complete or not any('"accepted"' in line for line in read_lines(get_report_path(tar)))
 
 
 def merge_shard_reports(plan: RunPlan, out: Path) -> dict[str, Any]:
@@ -299,14 +299,14 @@ def merge_shard_reports(plan: RunPlan, out: Path) -> dict[str, Any]:
     with write_atomically(out / "report.jsonl") as temporary, temporary.open("wb") as merged:
         for line in iterate_report_lines(plan, out):
             merged.write(encode_json_line(line))
-            if line["status"] == "taken":
+            if line["status"] == "accepted":
                 clips[line["split"]] += 1
                 seconds[line["split"]] += line["seconds"]
                 noted += "notes" in line
             else:
                 refused[line["reason"]] += 1
     return {
-        "taken": {split: clips[split] for split in SPLITS},
+        "accepted": {split: clips[split] for split in SPLITS},
         "seconds": {split: round(seconds[split], 3) for split in SPLITS},
         "refused": dict(sorted(refused.items())),
         "noted": noted,
@@ -315,5 +315,5 @@ def merge_shard_reports(plan: RunPlan, out: Path) -> dict[str, Any]:
 
 def iterate_report_lines(plan: RunPlan, out: Path) -> Iterator[dict[str, Any]]:
     for shard in plan.shards:
-        yield from (line for _, line in read_json_lines(get_report_path(shard.path(out))))
+        yield from (line for _, line in read_json_lines(get_report_path(shard.get_path(out))))
     yield from plan.refused

@@ -76,7 +76,7 @@ def read_container_examples(path: Path, name: str) -> Iterator[ArchiveExample]:
         yield ArchiveExample(name, ArchiveSample("", fault=SampleFault("unreadable", str(error))))
         return
     try:
-        for example in container.examples():
+        for example in container.iterate_examples():
             yield ArchiveExample(name, example)
     except (DataError, OSError) as error:
         yield ArchiveExample(name, ArchiveSample("", fault=SampleFault("damaged", str(error))))
@@ -84,10 +84,10 @@ def read_container_examples(path: Path, name: str) -> Iterator[ArchiveExample]:
 
 def drop_side_files(names: Iterable[str]) -> list[str]:
     """The files of a folder without those that only describe a container next to them."""
-    every = list(names)
-    concerned = {name: PurePosixPath(name) for name in every if name.lower().endswith(CONTAINER_RELATED_SUFFIXES)}
-    tars = {path.with_suffix("") for path in concerned.values() if path.suffix.lower() == ".tar"}
-    arrows = {path.parent for path in concerned.values() if path.suffix.lower() == ".arrow"}
+    all_names = list(names)
+    related = {name: PurePosixPath(name) for name in all_names if name.lower().endswith(CONTAINER_RELATED_SUFFIXES)}
+    tars = {path.with_suffix("") for path in related.values() if path.suffix.lower() == ".tar"}
+    arrows = {path.parent for path in related.values() if path.suffix.lower() == ".arrow"}
     arrows |= {folder.parent for folder in arrows}
 
     def is_side_file(path: PurePosixPath) -> bool:
@@ -100,7 +100,7 @@ def drop_side_files(names: Iterable[str]) -> list[str]:
             return path.with_name(path.stem.removesuffix("_stats")) in tars
         return path.name in DATASETS_SIDE_FILES and path.parent in arrows
 
-    return [name for name in every if name not in concerned or not is_side_file(concerned[name])]
+    return [name for name in all_names if name not in related or not is_side_file(related[name])]
 
 
 def select_containers(names: Iterable[str]) -> list[str]:
@@ -129,20 +129,20 @@ def get_example_split(stored: ArchiveExample) -> str | None:
     Raises:
         ValueError: Its own split name is unknown.
     """
-    own = get_first_field(stored.example.metadata, SPLIT_FIELDS)
-    if own is not None and own != "":
-        if str(own).lower() not in SPLITS:
-            raise ValueError(f"a split is one of {', '.join(SPLITS)}, not {own!r}")
-        return SPLITS[str(own).lower()]
+    split = get_first_field(stored.example.metadata, SPLIT_FIELDS)
+    if split is not None and split != "":
+        if str(split).lower() not in SPLITS:
+            raise ValueError(f"a split is one of {', '.join(SPLITS)}, not {split!r}")
+        return SPLITS[str(split).lower()]
     path = PurePosixPath(stored.file.lower())
     start = SPLIT_PREFIX_PATTERN.match(path.name)
-    named = [*path.parts[:-1], start[1] if start else path.stem]
-    return next((SPLITS[part] for part in named if part in SPLITS), None)
+    candidates = [*path.parts[:-1], start[1] if start else path.stem]
+    return next((SPLITS[part] for part in candidates if part in SPLITS), None)
 
 
 def get_example_captions(example: ArchiveSample) -> Any:
     """The caption or captions of an example, or None."""
-    own = get_first_field(example.metadata, ("caption", "captions"))
-    if own is None and example.texts.get("txt", "").strip():
+    captions = get_first_field(example.metadata, ("caption", "captions"))
+    if captions is None and example.texts.get("txt", "").strip():
         return [line for line in example.texts["txt"].split("\n") if line.strip()]
-    return get_first_field(example.metadata, CAPTION_COLUMNS) if own is None else own
+    return get_first_field(example.metadata, CAPTION_COLUMNS) if captions is None else captions

@@ -50,8 +50,8 @@ def detect_caption_columns(text: str) -> CaptionColumns | None:
     first = next((line for line in split_lines(text[: 1 << 16]) if line.strip()), "")
     for delimiter in TABLE_DELIMITERS:
         names = [cell.strip().strip('"').lower() for cell in first.split(delimiter)]
-        image, caption = (next((name for name in known if name in names), None)
-                          for known in (IMAGE_COLUMNS, CAPTION_COLUMNS))  # fmt: skip
+        image, caption = (next((name for name in column_names if name in names), None)
+                          for column_names in (IMAGE_COLUMNS, CAPTION_COLUMNS))  # fmt: skip
         if image is not None and caption is not None:
             split = names.index(SPLIT_COLUMN) if SPLIT_COLUMN in names else None
             return CaptionColumns(delimiter, names.index(image), names.index(caption), split, len(names))
@@ -87,7 +87,7 @@ def iterate_container_rows(path: Path, container: Archive) -> Iterator[CaptionRo
         DataError: It has no columns of images and captions.
     """
     has_any = False
-    for example in container.examples():
+    for example in container.iterate_examples():
         entry = {name.lower(): value for name, value in example.metadata.items()}
         image = get_first_field(entry, IMAGE_COLUMNS)
         if "url" in entry and entry.get("key") is not None:
@@ -99,7 +99,7 @@ def iterate_container_rows(path: Path, container: Archive) -> Iterator[CaptionRo
         yield CaptionRow(str(image) if image is not None else "", captions, str(split) if split else None)
     if not has_any:
         raise DataError(
-            f"{path}: no row with an image ({', '.join(IMAGE_COLUMNS)}) and a caption ({', '.join(CAPTION_COLUMNS)})"
+            f"{path}: no row has an image ({', '.join(IMAGE_COLUMNS)}) and a caption ({', '.join(CAPTION_COLUMNS)})"
         )
 
 

@@ -44,7 +44,7 @@ class FileOutcome(NamedTuple):
 
     job: FileJob
     rows: int
-    problem: str
+    error_message: str
     notes: tuple[str, ...] = ()
 
 
@@ -52,7 +52,7 @@ class FileJobs(NamedTuple):
     """The jobs, and the suffixes of the files in the folders that are of another kind."""
 
     jobs: list[FileJob]
-    left_out: Counter[str]
+    other_suffixes: Counter[str]
     damaged: tuple[FileOutcome, ...] = ()  # of containers
 
 
@@ -66,27 +66,27 @@ def plan_file_jobs(files: list[Path], suffixes: Set[str], out: Path | None, endi
     Raises:
         DataError: there is nothing to do, or two files would have the same result.
     """
-    wanted: dict[tuple[Path, Path], None] = {}  # a file may be given twice, directly and by its folder
-    left_out, damaged = Counter[str](), list[FileOutcome]()
-    for given in files:
-        every = [path for path in given.rglob("*") if path.is_file() and path.suffix != ".npz"]
-        containers = [Path(name) for name in select_containers(map(str, every if given.is_dir() else [given]))]
+    targets: dict[tuple[Path, Path], None] = {}  # a file may be given twice, directly and by its folder
+    other_suffixes, damaged = Counter[str](), list[FileOutcome]()
+    for path in files:
+        all_files = [file for file in path.rglob("*") if file.is_file() and file.suffix != ".npz"]
+        containers = [Path(name) for name in select_containers(map(str, all_files if path.is_dir() else [path]))]
         for container in containers:
             folder = container.parent
             if out is not None:
-                folder = out / container.parent.relative_to(given if given.is_dir() else given.parent)
+                folder = out / container.parent.relative_to(path if path.is_dir() else path.parent)
             members, broken = list_container_members(container, suffixes)
-            wanted |= dict.fromkeys((path, folder / container.stem / inner) for path, inner in members)
+            targets |= dict.fromkeys((file, folder / container.stem / inner) for file, inner in members)
             damaged += broken
-        found = [path for path in every if not is_container(path.name)]
-        inside = sorted(path for path in found if path.suffix.lower() in suffixes)
-        left_out.update(path.suffix.lower() for path in found if path.suffix.lower() not in suffixes)
-        for path in inside if given.is_dir() else [] if containers else [given]:
-            folder = path.parent if out is None else out / (path.parent.relative_to(given) if given.is_dir() else "")
-            wanted[path, folder] = None
-    if not wanted and not damaged:
+        plain_files = [file for file in all_files if not is_container(file.name)]
+        matching = sorted(file for file in plain_files if file.suffix.lower() in suffixes)
+        other_suffixes.update(file.suffix.lower() for file in plain_files if file.suffix.lower() not in suffixes)
+        for file in matching if path.is_dir() else [] if containers else [path]:
+            folder = file.parent if out is None else out / (file.parent.relative_to(path) if path.is_dir() else "")
+            targets[file, folder] = None
+    if not targets and not damaged:
         raise DataError(f"no {', '.join(sorted(suffixes))} file in {', '.join(map(str, files)) or 'an empty list'}")
-    return FileJobs(assign_result_paths(list(wanted), endings), left_out, tuple(damaged))
+    return FileJobs(assign_result_paths(list(targets), endings), other_suffixes, tuple(damaged))
 
 
 def list_container_members(
@@ -106,34 +106,34 @@ def list_container_members(
     return members, damaged
 
 
-def assign_result_paths(wanted: Sequence[tuple[Path, Path]], endings: tuple[str, ...]) -> list[FileJob]:
+def assign_result_paths(targets: Sequence[tuple[Path, Path]], endings: tuple[str, ...]) -> list[FileJob]:
     """Jobs for files and the folders of their results: results are named NAME + ending + .npz.
 
-    Where a result would be of several files, or exists and was made from a file of another name, results keep the
-    suffixes of their files (a.wav.npz, a.mp3.npz); an existing result with such a name is kept.
+    Results keep the suffixes of their files (a.wav.npz, a.mp3.npz) if several files would have the same result, or if
+    it exists and was made from a file of another name. An existing result with such a name is kept.
 
     Raises:
         DataError: files of the same name would have the same result.
     """
 
-    def job(source: Path, folder: Path, name: str) -> FileJob:
+    def make_job(source: Path, folder: Path, name: str) -> FileJob:
         return FileJob(source, tuple(folder / shorten_file_name(f"{name}{ending}.npz") for ending in endings))
 
-    def keeps(source: Path, folder: Path) -> bool:
-        of_another = list_result_sources(job(source, folder, source.stem)) - {"", source.name}
-        return bool(of_another) or source.name in list_result_sources(job(source, folder, source.name))
+    def keeps_suffix(source: Path, folder: Path) -> bool:
+        other_sources = list_result_sources(make_job(source, folder, source.stem)) - {"", source.name}
+        return bool(other_sources) or source.name in list_result_sources(make_job(source, folder, source.name))
 
-    keeping = {pair for pair in wanted if keeps(*pair)}
+    with_suffix = {pair for pair in targets if keeps_suffix(*pair)}
     while True:
-        jobs = {pair: job(*pair, pair[0].name if pair in keeping else pair[0].stem) for pair in wanted}
+        jobs = {pair: make_job(*pair, pair[0].name if pair in with_suffix else pair[0].stem) for pair in targets}
         times = Counter(planned.results[0] for planned in jobs.values())
-        alike = {pair for pair, planned in jobs.items() if times[planned.results[0]] > 1}
-        if alike <= keeping:
+        conflicting = {pair for pair, planned in jobs.items() if times[planned.results[0]] > 1}
+        if conflicting <= with_suffix:
             break
-        keeping |= alike
-    if alike:
-        first = min(alike)
-        second = min(pair for pair in alike if pair != first and jobs[pair].results == jobs[first].results)
+        with_suffix |= conflicting
+    if conflicting:
+        first = min(conflicting)
+        second = min(pair for pair in conflicting if pair != first and jobs[pair].results == jobs[first].results)
         raise DataError(f"{first[0]} and {second[0]} would both be written to {jobs[first].results[0]}")
     return list(jobs.values())
 
@@ -166,7 +166,7 @@ def run_file_jobs(
     work: Callable[[FileJob], int],
     workers: int,
     overwrite: bool,
-    together: BatchedWork | None = None,
+    batched_work: BatchedWork | None = None,
 ) -> dict[str, float]:
     """Run the jobs whose results are missing, and report.
 
@@ -175,39 +175,41 @@ def run_file_jobs(
         work: writes the results of a job and returns the number of rows.
         workers: processes; 0 uses one per core.
         overwrite: replace existing results.
-        together: does the same for several jobs at once, in this process. Without it, worker processes run the jobs if
+        batched_work: does the same for several jobs at once, in this process. Else worker processes run the jobs if
             there is more than one, so that a file that crashes its decoder loses only its own result.
 
     Returns:
         embed.written, embed.skipped, embed.windows, embed.noted (files with a note, for example truncated ones) and
-        embed.left_out (files in the folders with suffixes of another kind).
+        embed.other_files (files in the folders with suffixes of another kind).
 
     Raises:
         DataError: some files could not be read; all the others are written by then.
         ValueError: workers is negative.
     """
-    jobs, left_out, damaged = planned
+    jobs, other_suffixes, damaged = planned
     if workers < 0:
         raise ValueError(f"workers ({workers}) is a number of processes, or 0 for one per core")
     todo = [job for job in jobs if overwrite or not is_job_done(job)]
     processes = min(len(todo), workers or os.cpu_count() or 1)
-    calls: Iterable[FileOutcome]
-    if together is not None:
-        starts = range(0, len(todo), together.size)
-        calls = chain.from_iterable(together.work(todo[start : start + together.size]) for start in starts)
+    outcomes: Iterable[FileOutcome]
+    if batched_work is not None:
+        starts = range(0, len(todo), batched_work.size)
+        outcomes = chain.from_iterable(batched_work.work(todo[start : start + batched_work.size]) for start in starts)
     elif len(todo) == 1:
-        calls = attempt_jobs(todo, work)
+        outcomes = attempt_jobs(todo, work)
     else:
-        calls = (
+        outcomes = (
             outcome or FileOutcome(job, 0, ": ".join(CRASH_REASON))
             for job, outcome in run_in_parallel(partial(attempt_job, work=work), todo, processes)
         )
-    done = list(track_progress(calls, "embedding", total=len(todo), is_shown=bool(todo)))
-    refused = sorted((one for one in (*done, *damaged) if one.problem), key=lambda outcome: outcome.job.source)
+    done = list(track_progress(outcomes, "embedding", total=len(todo), is_shown=bool(todo)))
+    refused = sorted((one for one in (*done, *damaged) if one.error_message), key=lambda outcome: outcome.job.source)
     noted = sorted((outcome for outcome in done if outcome.notes), key=lambda outcome: outcome.job.source)
-    report_outcomes(refused, noted, sum(not outcome.problem for outcome in done), len(jobs) - len(todo), left_out)
+    report_outcomes(
+        refused, noted, sum(not outcome.error_message for outcome in done), len(jobs) - len(todo), other_suffixes
+    )
     if refused:
-        first = f"{refused[0].job.source}: {refused[0].problem}"
+        first = f"{refused[0].job.source}: {refused[0].error_message}"
         raise DataError(
             f"{len(refused)} of {len(jobs) + len(damaged)} files could not be embedded (all others are), first {first}"
         )
@@ -216,22 +218,26 @@ def run_file_jobs(
         "embed.skipped": float(len(jobs) - len(todo)),
         "embed.windows": float(sum(outcome.rows for outcome in done)),
         "embed.noted": float(len(noted)),
-        "embed.left_out": float(left_out.total()),
+        "embed.other_files": float(other_suffixes.total()),
     }
 
 
 def report_outcomes(
-    refused: list[FileOutcome], noted: list[FileOutcome], written: int, skipped: int, left_out: Counter[str]
+    refused: list[FileOutcome], noted: list[FileOutcome], written: int, skipped: int, other_suffixes: Counter[str]
 ) -> None:
     """One line of counts, and tables of the unreadable files and of the incomplete ones."""
-    print_line(f"{written} written, {skipped} were there already, {len(refused)} could not be read")
-    if left_out:
-        endings = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in left_out.most_common())
-        print_line(f"{left_out.total()} files of other kinds were left out: {endings}; give them by name to try them")
+    print_line(f"{written} written, {skipped} existed already, {len(refused)} could not be read")
+    if other_suffixes:
+        endings = ", ".join(
+            f"{count} {ending or 'without an ending'}" for ending, count in other_suffixes.most_common()
+        )
+        print_line(
+            f"{other_suffixes.total()} files of other kinds were skipped: {endings}; pass them by name to process them"
+        )
     if refused:
         table = Table("file", "reason")
         for outcome in refused:
-            table.add_row(str(outcome.job.source), outcome.problem)
+            table.add_row(str(outcome.job.source), outcome.error_message)
         table.show()
     if noted:
         table = Table("file", "note")

@@ -34,20 +34,22 @@ def find_image_files(images: Path) -> FoundImages:
     if not (is_path_pattern(images) or images.is_dir() or (images.is_file() and is_container(images.name))):
         raise DataError(f"{images}: there is no such folder of images, and no tar, Parquet or Arrow file of that name")
     root, files = list_media_files(images)
-    found = FoundImages(root, [], [])
+    images_found = FoundImages(root, [], [])
     for file in files:
         if is_container(file) and (root / file).is_file():
             for stored in read_archive_examples(root, file):
                 if stored.example.fault is not None:
-                    found.damaged.append((stored.path, stored.example.fault))
+                    images_found.damaged.append((stored.path, stored.example.fault))
                 elif "image" in stored.example.members:
-                    found.names.append(f"{file}/{stored.example.members['image'][0]}")
+                    images_found.names.append(f"{file}/{stored.example.members['image'][0]}")
         elif file.lower().endswith(IMAGE_SUFFIXES):
-            found.names.append(file)
+            images_found.names.append(file)
         elif is_path_pattern(images) and not (root / file).exists():
-            found.damaged.append((file, SampleFault("missing", "the pattern names it, and there is no such file")))
-    if not found.names:
+            images_found.damaged.append(
+                (file, SampleFault("missing", "the pattern names it, and there is no such file"))
+            )
+    if not images_found.names:
         kinds = f"{', '.join(IMAGE_SUFFIXES)}, or tar, Parquet and Arrow files of them"
-        damage = "".join(f": {fault.detail}" for _, fault in found.damaged[:1])
+        damage = "".join(f": {fault.detail}" for _, fault in images_found.damaged[:1])
         raise DataError(f"{images} holds no images ({kinds}){damage}")
-    return found
+    return images_found

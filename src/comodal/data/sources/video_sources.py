@@ -70,9 +70,9 @@ class ArchiveVideoSource(VideoSource):
     """A video in a container: a tar, Parquet or Arrow file."""
 
     container: str = ""
-    place: MemberLocation | None = None
+    location: MemberLocation | None = None
     audio: str | None = None  # a separate audio file for a silent video, below the folder of files
-    audio_place: MemberLocation | None = None
+    audio_location: MemberLocation | None = None
     captions: tuple[str, ...] = ()
     fault: SampleFault | None = None  # why it cannot be used
 
@@ -160,7 +160,7 @@ def detect_list_format(source: Path, text: str) -> ListFormat:
     if {"youtube_id", "time_start", "time_end"} <= set(first.replace('"', "").split(",")):
         return "kinetics"
     raise DataError(
-        f"{source} is no list that comodal knows: Kinetics CSV or JSON, VGGSound, AudioSet CSV, Flickr-SoundNet "
+        f"{source} : unknown list format. Supported: Kinetics CSV or JSON, VGGSound, AudioSet CSV, Flickr-SoundNet "
         "URLs or JSON Lines. "
         f"It begins with {first[:80]!r}"
     )
@@ -172,16 +172,16 @@ def walk_folder(folder: Path, leave_out: Path | None = None) -> list[str]:
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename}: {error.strerror}") from error
 
-    found, seen = [], set()
+    paths, visited = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
-        here = Path(parent).resolve()
-        if here in seen or here == (leave_out and leave_out.resolve()):
+        resolved = Path(parent).resolve()
+        if resolved in visited or resolved == (leave_out and leave_out.resolve()):
             folders.clear()
             continue
-        seen.add(here)
-        below = Path(parent).relative_to(folder).as_posix()
-        found += names if below == "." else [f"{below}/{name}" for name in names]
-    return sorted(found)
+        visited.add(resolved)
+        relative = Path(parent).relative_to(folder).as_posix()
+        paths += names if relative == "." else [f"{relative}/{name}" for name in names]
+    return sorted(paths)
 
 
 def _iterate_file_sources(root: Path, names: list[str]) -> Iterator[VideoSource]:
@@ -198,16 +198,16 @@ def _iterate_file_sources(root: Path, names: list[str]) -> Iterator[VideoSource]
 def _make_archive_source(stored: ArchiveExample) -> ArchiveVideoSource:
     """The video of an example, with its separate audio if any."""
     example = stored.example
-    name, place = example.members.get("video", (example.name, None))
-    audio, audio_place = example.members.get("audio", (None, None))
+    name, location = example.members.get("video", (example.name, None))
+    audio, audio_location = example.members.get("audio", (None, None))
     fault, split, captions = example.fault, None, get_example_captions(example)
-    if fault is None and place is None:
-        fault = SampleFault("not a video", f"holds {', '.join(example.members) or 'no media'} alone")
+    if fault is None and location is None:
+        fault = SampleFault("not a video", f"it has only {', '.join(example.members) or 'no media'}")
     try:
         split = get_example_split(stored)
     except ValueError as error:
         fault = fault or SampleFault("unknown split", str(error))
-    several = captions if isinstance(captions, list) else [captions]
+    caption_list = captions if isinstance(captions, list) else [captions]
     return ArchiveVideoSource(
         f"{stored.file}/{name}" if name else stored.file,
         key=f"{stored.file}/{example.key}" if example.key else stored.file,
@@ -215,10 +215,10 @@ def _make_archive_source(stored: ArchiveExample) -> ArchiveVideoSource:
         labels=get_example_labels(example),
         split=split,
         container=stored.file,
-        place=place,
+        location=location,
         audio=f"{stored.file}/{audio}" if audio else None,
-        audio_place=audio_place,
-        captions=tuple(one for one in several if isinstance(one, str)),
+        audio_location=audio_location,
+        captions=tuple(one for one in caption_list if isinstance(one, str)),
         fault=fault,
     )
 
@@ -246,8 +246,8 @@ class FileFinder:
 
     def find(self, stem: str, label: str = "") -> str | None:
         """The file of that name; among several, a video in the folder of the label is preferred."""
-        found = self.by_stem.get(stem, [])
-        return min(found, key=lambda path: _rank_candidate(path, label)).as_posix() if found else None
+        candidates = self.by_stem.get(stem, [])
+        return min(candidates, key=lambda path: _rank_candidate(path, label)).as_posix() if candidates else None
 
 
 def _rank_candidate(path: PurePosixPath, label: str) -> tuple[bool, bool, str]:
@@ -274,12 +274,12 @@ def _make_clip_source(
 ) -> VideoSource:
     """A clip of a YouTube video: a file that is the clip (one of `names`), or else the whole video."""
     for name in names:
-        found = files.find(name, labels[0] if labels else "")
-        if found:
-            return VideoSource(found, names[0], video, labels, split)
-    found = files.find(video)
-    if found:
-        return VideoSource(found, names[0], video, labels, split, start, end - start)
+        path = files.find(name, labels[0] if labels else "")
+        if path:
+            return VideoSource(path, names[0], video, labels, split)
+    path = files.find(video)
+    if path:
+        return VideoSource(path, names[0], video, labels, split, start, end - start)
     return VideoSource(names[0], names[0], video, labels, split, start, end - start, missing=True)
 
 
@@ -328,16 +328,18 @@ def _parse_flickr(_: Path, text: str, files: FileFinder) -> Iterator[VideoSource
     for line in split_lines(text):
         if line.strip():
             photo = line.strip().split("/")[5]  # http: / / host / videos / owner / photo id
-            found = files.find(photo)
-            yield VideoSource(found or photo, photo, photo, missing=found is None)
+            path = files.find(photo)
+            yield VideoSource(path or photo, photo, photo, missing=path is None)
 
 
 def _parse_json_lines(source: Path, text: str, root: Path) -> Iterator[VideoSource]:
-    for number, entry in parse_json_lines(text, source):
+    for line_number, entry in parse_json_lines(text, source):
         try:
             yield _parse_json_line(entry, root)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f'{source}, line {number}: {error!r}; each line is like {{"path": "a.mp4"}}') from error
+            raise DataError(
+                f'{source}, line {line_number}: {error!r}; each line is like {{"path": "a.mp4"}}'
+            ) from error
 
 
 def _parse_json_line(entry: dict[str, Any], root: Path) -> VideoSource:

@@ -55,20 +55,20 @@ class SearchResult:
 
     Args:
         text: The query.
-        score_is: The kind of the scores.
+        score_kind: The kind of the scores.
         best: The best images, in descending order.
-        pictures: Number of images in the index.
-        scored: Number of images that the model scored.
+        num_images: Number of images in the index.
+        num_scored: Number of images that the model scored.
         first_stage_milliseconds: For all images; None without a first stage.
         recall: Recall of the first stage, measured on held-out captions; None if it was not measured.
         seconds: Duration of the whole search.
     """
 
     text: str
-    score_is: str
+    score_kind: str
     best: Sequence[SearchHit]
-    pictures: int
-    scored: int
+    num_images: int
+    num_scored: int
     first_stage_milliseconds: float | None
     recall: float | None
     seconds: float
@@ -79,72 +79,70 @@ class Searcher:
     """Searches images by text.
 
     Args:
-        answerer: The model.
-        pictures: The indexed images.
+        pipeline: The model.
+        images: The indexed images.
         stage: The first stage; without it the model scores all images.
         rerank: Number of the first stage's best images that the model scores.
         compute: Device and precision of the model.
     """
 
-    answerer: VisionLanguagePipeline
-    pictures: IndexedImages
+    pipeline: VisionLanguagePipeline
+    images: IndexedImages
     stage: FirstStage | None
     rerank: int
     compute: Compute
 
-    def search(self, text: str, top: int = 10) -> SearchResult:
+    def search(self, text: str, top_k: int = 10) -> SearchResult:
         """The images that match a text best.
 
         Args:
             text: The query.
-            top: Number of images.
+            top_k: Number of images.
         """
-        check_query_text(self.answerer, text)
-        if top < 1 or (self.stage is not None and top > self.rerank):
+        check_query_text(self.pipeline, text)
+        if top_k < 1 or (self.stage is not None and top_k > self.rerank):
             raise ValueError(
-                f"top ({top}) must be from 1 to rerank ({self.rerank}), how many pictures the model scores"
+                f"top_k ({top_k}) must be from 1 to rerank ({self.rerank}), the number of images that the model scores"
             )
-        began, places, milliseconds = time.perf_counter(), np.arange(len(self.pictures)), None
+        start_seconds, indices, milliseconds = time.perf_counter(), np.arange(len(self.images)), None
         if self.stage is not None:
-            places = self.stage.nearest(self.answerer, text, self.pictures, self.rerank, self.compute)
-            milliseconds = 1000 * (time.perf_counter() - began)
-        places = np.sort(places)  # equal scores keep the order of the names
-        scores = self.scores(text, places)
-        best = np.argsort(-scores, kind="stable")[:top]
-        if not self.fine_tuned:
+            indices = self.stage.find_nearest(self.pipeline, text, self.images, self.rerank, self.compute)
+            milliseconds = 1000 * (time.perf_counter() - start_seconds)
+        indices = np.sort(indices)  # equal scores keep the order of the names
+        scores = self.compute_scores(text, indices)
+        best = np.argsort(-scores, kind="stable")[:top_k]
+        if not self.is_fine_tuned:
             scores = torch.from_numpy(scores).sigmoid().numpy()
-        hits = [
-            SearchHit(self.pictures.folder / self.pictures.names[places[i]], float(scores[i])) for i in best.tolist()
-        ]
+        hits = [SearchHit(self.images.folder / self.images.names[indices[i]], float(scores[i])) for i in best.tolist()]
         return SearchResult(
             text=text,
-            score_is="score" if self.fine_tuned else "P(aligned)",
+            score_kind="score" if self.is_fine_tuned else "P(aligned)",
             best=hits,
-            pictures=len(self.pictures),
-            scored=len(places),
+            num_images=len(self.images),
+            num_scored=len(indices),
             first_stage_milliseconds=milliseconds,
-            recall=None if self.stage is None else self.stage.recall(self.rerank, len(self.pictures)),
-            seconds=time.perf_counter() - began,
+            recall=None if self.stage is None else self.stage.compute_recall(self.rerank, len(self.images)),
+            seconds=time.perf_counter() - start_seconds,
         )
 
     @property
-    def fine_tuned(self) -> bool:
+    def is_fine_tuned(self) -> bool:
         """Whether the scores are those of a head fine-tuned for retrieval, instead of alignment."""
-        return isinstance(self.answerer.model, TaskModel)
+        return isinstance(self.pipeline.model, TaskModel)
 
-    def scores(self, text: str, places: Int64[np.ndarray, "some"]) -> Float32[np.ndarray, "some"]:
+    def compute_scores(self, text: str, indices: Int64[np.ndarray, "some"]) -> Float32[np.ndarray, "some"]:
         """The model's scores of a text with some images."""
-        found = np.empty(len(places), np.float32)
-        for start in range(0, len(places), IMAGES_PER_PART):
-            rows = self.pictures.rows[places[start : start + IMAGES_PER_PART]]
+        scores = np.empty(len(indices), np.float32)
+        for start in range(0, len(indices), IMAGES_PER_PART):
+            rows = self.images.rows[indices[start : start + IMAGES_PER_PART]]
             gallery = build_search_gallery(
-                self.answerer, [(make_query_caption(text), row) for row in rows.tolist()], self.pictures.store
+                self.pipeline, [(make_query_caption(text), row) for row in rows.tolist()], self.images.store
             )
-            way = select_scoring_head(self.answerer.model, zero_shot=False)
-            scorer = PairScorer(self.answerer.vilbert, gallery, self.compute, score=way)
+            scoring_head = select_scoring_head(self.pipeline.model, zero_shot=False)
+            scorer = PairScorer(self.pipeline.vilbert, gallery, self.compute, score=scoring_head)
             images = np.searchsorted(gallery.rows, rows)
-            found[start : start + IMAGES_PER_PART] = scorer.pairs(np.zeros_like(images), images)
-        return found
+            scores[start : start + IMAGES_PER_PART] = scorer.score_pairs(np.zeros_like(images), images)
+        return scores
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ class FirstStageOptions:
         if self.rerank < 1:
             raise ValueError(f"rerank ({self.rerank}) must be at least 1")
         if (self.captions is None) != (self.regions is None):
-            raise ValueError("--captions and --regions go together: captions, and the region store of their images")
+            raise ValueError("give both --captions and --regions: captions, and the region store of their images")
 
 
 @dataclass(frozen=True)
@@ -197,7 +195,7 @@ def search(
     text: str,
     model: Path,
     index: Path | None = None,
-    top: int = 10,
+    top_k: int = 10,
     stage: FirstStageOptions = DEFAULT_STAGE,
     indexing: IndexOptions = DEFAULT_INDEXING,
     json: bool = False,
@@ -213,7 +211,7 @@ def search(
         text: The query.
         model: A pretrained run, or one that was fine-tuned by `comodal train retrieval`.
         index: Folder of the index; by default .comodal-index in the folder.
-        top: Number of images to return.
+        top_k: Number of images to return.
         stage: The first stage of the search.
         indexing: How the index is built, and how the model computes.
         json: Print JSON.
@@ -228,19 +226,19 @@ def search(
 
     Examples:
         comodal search photos/ "a dog on a beach" --model runs/vilbert
-        comodal search photos/ "a dog on a beach" --model runs/vilbert --top 20 --out dogs.html
+        comodal search photos/ "a dog on a beach" --model runs/vilbert --top-k 20 --out dogs.html
         comodal search photos/ "a dog on a beach" --model vilbert/ --captions captions.jsonl --regions regions/
     """
     if out is not None and out.suffix.lower() != ".html":
         raise ValueError(f"--out {out}: a page is a .html")
-    opened = open_index(folder, model, index, stage=stage, indexing=indexing)
-    found = opened.search(text, top)
-    for line in describe_search(opened, found):
+    searcher = open_index(folder, model, index, stage=stage, indexing=indexing)
+    result = searcher.search(text, top_k)
+    for line in describe_search(searcher, result):
         print_line(line, stderr=True)
-    print_search_result(found, json)
+    print_search_result(result, json)
     if out is not None:
-        write_search_page(out, found)
-    return found
+        write_search_page(out, result)
+    return result
 
 
 @flatten_parameters
@@ -269,22 +267,22 @@ def open_index(
     if workers != -1 and workers < 1:
         raise ValueError(f"workers is a number of processes, or -1 for one per core; got {workers}")
     if isinstance(model, VisionLanguagePipeline):
-        answerer = model
+        pipeline = model
     else:
-        answerer = load_vision_language(model, indexing.device, indexing.precision)
-    model = answerer.folder
-    check_pair_scoring(answerer)
-    new_pool = partial(create_extraction_pool, folder, model, indexing.detector, workers, indexing.device)
-    made_from = answerer.regions["made_from"]
-    pictures = update_index(folder, index or folder / INDEX_FOLDER, made_from, indexing.boxes, new_pool)
-    check_same_regions(find_model_folder(model), pictures.store)
+        pipeline = load_vision_language(model, indexing.device, indexing.precision)
+    model = pipeline.folder
+    check_pair_scoring(pipeline)
+    create_pool = partial(create_extraction_pool, folder, model, indexing.detector, workers, indexing.device)
+    provenance = pipeline.regions["provenance"]
+    images = update_index(folder, index or folder / INDEX_FOLDER, provenance, indexing.boxes, create_pool)
+    check_same_regions(find_model_folder(model), images.store)
     fitted = None
-    if len(pictures) > stage.rerank:
-        known = None
+    if len(images) > stage.rerank:
+        captioned_regions = None
         if stage.captions is not None and stage.regions is not None:
-            known = CaptionedRegions(stage.captions, stage.regions)
-        fitted = build_first_stage(answerer, pictures, known, answerer.compute)
-    return Searcher(answerer, pictures, fitted, stage.rerank, answerer.compute)
+            captioned_regions = CaptionedRegions(stage.captions, stage.regions)
+        fitted = build_first_stage(pipeline, images, captioned_regions, pipeline.compute)
+    return Searcher(pipeline, images, fitted, stage.rerank, pipeline.compute)
 
 
 def create_extraction_pool(
@@ -299,88 +297,91 @@ def create_extraction_pool(
     kind: Any = boxes if boxes in (None, *BOX_SOURCES) else "given"
     extractor = load_extractor_of_model(model, detector, kind, device)
     if extractor.source.boxes == "given" and kind != "given":
-        raise DataError(f"{model} has learnt from given boxes: --boxes FILE says where they are in these pictures")
+        raise DataError(f"{model} was trained on given boxes: pass --boxes FILE with the boxes of these images")
     return ExtractionPool(extractor, folder, device, workers, "loky")
 
 
-def check_pair_scoring(answerer: VisionLanguagePipeline) -> None:
+def check_pair_scoring(pipeline: VisionLanguagePipeline) -> None:
     """Checks that the model scores pairs of a text and regions.
 
     Raises:
         CheckpointError: It is fine-tuned for another task.
         DataError: It takes other inputs.
     """
-    model, config = answerer.model, answerer.vilbert.config
+    model, config = pipeline.model, pipeline.vilbert.config
     if isinstance(model, TaskModel) and RETRIEVAL_HEAD.name not in model.heads:
-        there = ", ".join(model.heads)
+        head_names = ", ".join(model.heads)
         raise CheckpointError(
-            f"{answerer.folder} is fine-tuned for {there}: search with a pretrained run, or with one of "
+            f"{pipeline.folder} is fine-tuned for {head_names}: search with a pretrained run, or with one of "
             "`comodal train retrieval`"
         )
     if config.task_tokens:
-        raise DataError(f"{answerer.folder} has task tokens (12-in-1); fine-tune it for retrieval to search with it")
-    if config.region_tokens:
-        raise DataError(f"{answerer.folder} reads visual tokens, which are not made of new pictures; train on features")
+        raise DataError(f"{pipeline.folder} has task tokens (12-in-1); fine-tune it for retrieval to search with it")
+    if config.num_visual_tokens:
+        raise DataError(f"{pipeline.folder} reads visual tokens, not features of new images; train on features")
 
 
-def check_query_text(answerer: VisionLanguagePipeline, text: str) -> None:
+def check_query_text(pipeline: VisionLanguagePipeline, text: str) -> None:
     """Checks that the query has words, and prints a warning if the vocabulary has none of them."""
-    pieces = answerer.words.encode(text)[1:-1]
-    if not pieces:
-        raise ValueError("the text is empty: say what the pictures show")
-    if all(piece == answerer.words.unknown for piece in pieces):
+    token_ids = pipeline.tokenizer.encode(text)[1:-1]
+    if not token_ids:
+        raise ValueError("the text is empty: describe the images to find")
+    if all(token_id == pipeline.tokenizer.unknown_id for token_id in token_ids):
         print_line(
-            f"warning: {answerer.folder} knows none of the words of {text!r}, so the order of the pictures says "
-            "nothing",
+            f"warning: {pipeline.folder} has none of the words of {text!r} in its vocabulary, so the ranking "
+            "is meaningless",
             stderr=True,
         )
 
 
-def describe_search(opened: Searcher, found: SearchResult) -> list[str]:
+def describe_search(searcher: Searcher, result: SearchResult) -> list[str]:
     """How the images were searched, in one or two lines."""
-    stage, count = opened.stage, found.pictures
+    stage, count = searcher.stage, result.num_images
     lines = []
     if stage is not None:
         lines.append(
-            f"first stage: {count:,} pictures in {found.first_stage_milliseconds:.1f} ms, {found.scored:,} kept"
+            f"first stage: {count:,} images in {result.first_stage_milliseconds:.1f} ms, {result.num_scored:,} images "
+            f"kept"
         )
-        if found.recall is None:
-            lines.append("how often it keeps the right one is not known: there are no held-out captions")
+        if result.recall is None:
+            lines.append("recall of the first stage: unknown, because there are no held-out captions")
         else:
-            share, held_out = stage.share(opened.rerank, count), stage.learnt.held_out
+            num_kept, num_held_out = stage.count_held_out_kept(searcher.rerank, count), stage.training.num_held_out
             lines.append(
-                f"measured on {len(stage.ranks):,} held-out captions: as large a share, the first {share:,} of "
-                f"{held_out:,} pictures, has the right one for {found.recall:.1%} of them"
+                f"measured on {len(stage.ranks):,} held-out captions: recall of the first {num_kept:,} of "
+                f"{num_held_out:,} images is {result.recall:.1%}"
             )
-    elif count > opened.rerank:
+    elif count > searcher.rerank:
         lines.append(
-            "there is no first stage, so the model scores every picture: --captions FILE --regions STORE fit one, on "
+            "without a first stage the model scores every image; fit one with --captions FILE --regions STORE, on "
             "captions of images whose regions are of the same kind"
         )
-    lines.append(f"{found.scored:,} of {count:,} pictures scored, {found.seconds:.2f} s in all")
-    if opened.pictures.refused:
-        lines.append(f"{opened.pictures.refused:,} more cannot be read: {opened.pictures.index / 'refused.jsonl'}")
+    lines.append(f"{result.num_scored:,} of {count:,} images scored in {result.seconds:.2f} s")
+    if searcher.images.num_refused:
+        lines.append(f"{searcher.images.num_refused:,} more cannot be read: {searcher.images.index / 'refused.jsonl'}")
     return lines
 
 
-def print_search_result(found: SearchResult, as_json: bool) -> None:
+def print_search_result(result: SearchResult, as_json: bool) -> None:
     """Prints the result as text or as JSON."""
     if as_json:
-        best = [{"image": str(hit.image), "score": hit.score} for hit in found.best]
-        print_json(vars(found) | {"best": best})
+        best = [{"image": str(hit.image), "score": hit.score} for hit in result.best]
+        print_json(vars(result) | {"best": best})
         return
-    print_line(f"{found.score_is:>10}  picture")
-    for hit in found.best:
+    print_line(f"{result.score_kind:>10}  image")
+    for hit in result.best:
         print_line(f"{hit.score:10.3f}  {hit.image}")
 
 
-def write_search_page(out: Path, found: SearchResult) -> None:
+def write_search_page(out: Path, result: SearchResult) -> None:
     """Writes a page of thumbnails."""
     images = []
-    for rank, hit in enumerate(found.best, 1):
-        picture = read_image(hit.image)
-        small = resize_short_side(picture, min(HIT_THUMBNAIL_SIDE, *picture.shape[:2]))
-        images.append(PageImage(hit.image.name, encode_photo_uri(small), f"{rank}. {hit.score:.3f}", hit.image.name))
-    measure = "score" if found.score_is == "score" else "probability of alignment"
-    text = f"The best {len(found.best):,} of {found.pictures:,} images by {measure}."
-    write_page(out, found.text, [PageSection("Search results", text, [PageImageRow(images)])])
+    for rank, hit in enumerate(result.best, 1):
+        image = read_image(hit.image)
+        thumbnail = resize_short_side(image, min(HIT_THUMBNAIL_SIDE, *image.shape[:2]))
+        images.append(
+            PageImage(hit.image.name, encode_photo_uri(thumbnail), f"{rank}. {hit.score:.3f}", hit.image.name)
+        )
+    measure = "score" if result.score_kind == "score" else "probability of alignment"
+    text = f"The best {len(result.best):,} of {result.num_images:,} images by {measure}."
+    write_page(out, result.text, [PageSection("Search results", text, [PageImageRow(images)])])

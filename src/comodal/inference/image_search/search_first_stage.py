@@ -77,14 +77,14 @@ class FirstStageTraining:
     Args:
         captions: The file.
         regions: The store of its images.
-        fitted: Number of captions of the training split.
-        held_out: Number of images among which the held-out captions were searched.
+        num_fitted: Number of captions of the training split.
+        num_held_out: Number of images among which the held-out captions were searched.
     """
 
     captions: str
     regions: str
-    fitted: int
-    held_out: int
+    num_fitted: int
+    num_held_out: int
 
 
 @dataclass(frozen=True)
@@ -92,123 +92,142 @@ class FirstStage:
     """Two linear maps into a joint space, and the vectors of images in it.
 
     Args:
-        learnt: The data that the maps were fitted on.
+        training: The data that the maps were fitted on.
         maps: Of texts and of images.
         ranks: The rank of the correct image for every held-out caption, from 0.
         hashes: Of the ids of the images.
         vectors: Of the same images; in a complete index, in the order of the rows of its store.
     """
 
-    learnt: FirstStageTraining
+    training: FirstStageTraining
     maps: EncodingProjections
     ranks: Int64[Tensor, "held_out_captions"]
     hashes: Int64[Tensor, "rows"]
     vectors: Float32[Tensor, "rows dim"]
 
-    def share(self, keep: int, pictures: int) -> int:
-        """The number of held-out images that is the same fraction of them as `keep` is of the images."""
-        return max(1, round(keep * self.learnt.held_out / pictures))
+    def count_held_out_kept(self, top_k: int, num_images: int) -> int:
+        """The number of held-out images that is the same fraction of them as `top_k` is of the images."""
+        return max(1, round(top_k * self.training.num_held_out / num_images))
 
-    def recall(self, keep: int, pictures: int) -> float | None:
-        """The fraction of held-out captions whose image is kept; None without held-out captions."""
+    def compute_recall(self, top_k: int, num_images: int) -> float | None:
+        """The fraction of held-out captions whose image is among the first `top_k`; None without held-out captions."""
         if not len(self.ranks):
             return None
-        return float((self.ranks < self.share(keep, pictures)).double().mean())
+        return float((self.ranks < self.count_held_out_kept(top_k, num_images)).double().mean())
 
     @torch.inference_mode()
-    def nearest(
-        self, answerer: VisionLanguagePipeline, text: str, pictures: IndexedImages, keep: int, compute: Compute
-    ) -> Int64[np.ndarray, "kept"]:
+    def find_nearest(
+        self, pipeline: VisionLanguagePipeline, text: str, images: IndexedImages, top_k: int, compute: Compute
+    ) -> Int64[np.ndarray, "top_k"]:
         """The indices of the images nearest to a text, the nearest first."""
-        gallery = build_search_gallery(answerer, [(make_query_caption(text), int(pictures.rows[0]))], pictures.store)
-        summary = PairScorer(answerer.vilbert, gallery, compute=compute).summaries("texts", np.arange(1))
-        near = (self.vectors @ self.maps.text(summary)[0]).numpy()[pictures.rows]
-        return np.argsort(-near, kind="stable")[:keep]
+        gallery = build_search_gallery(pipeline, [(make_query_caption(text), int(images.rows[0]))], images.store)
+        summary = PairScorer(pipeline.vilbert, gallery, compute=compute).compute_summaries("texts", np.arange(1))
+        similarities = (self.vectors @ self.maps.text(summary)[0]).numpy()[images.rows]
+        return np.argsort(-similarities, kind="stable")[:top_k]
 
 
 def build_first_stage(
-    answerer: VisionLanguagePipeline, pictures: IndexedImages, given: CaptionedRegions | None, compute: Compute
+    pipeline: VisionLanguagePipeline,
+    images: IndexedImages,
+    captioned_regions: CaptionedRegions | None,
+    compute: Compute,
 ) -> FirstStage | None:
     """The first stage of an index, which is fitted or completed first; None if there are no captions to fit it on.
 
     Args:
-        answerer: The model.
-        pictures: The indexed images.
-        given: Data to fit the maps on; by default those of the index, or the run's training data.
+        pipeline: The model.
+        images: The indexed images.
+        captioned_regions: Data to fit the maps on; by default those of the index, or the run's training data.
         compute: Device and precision.
 
     Raises:
         DataError: The captions or regions cannot be read or do not match, or the file is damaged.
     """
-    path = pictures.index / f"first_stage-{hash_encoding_settings(answerer)}.safetensors"
-    stage = known_stage = read_first_stage(path)
-    if given is not None and stage is not None and [*map(str, given)] != [stage.learnt.captions, stage.learnt.regions]:
+    path = images.index / f"first_stage-{hash_encoding_settings(pipeline)}.safetensors"
+    stage = stored_stage = read_first_stage(path)
+    if (
+        captioned_regions is not None
+        and stage is not None
+        and [*map(str, captioned_regions)] != [stage.training.captions, stage.training.regions]
+    ):
         stage = None
     if stage is None:
-        stage = fit_on_captions(answerer, given, compute) if given else fit_on_training_data(answerer, compute)
+        stage = (
+            fit_on_captions(pipeline, captioned_regions, compute)
+            if captioned_regions
+            else fit_on_training_data(pipeline, compute)
+        )
     if stage is None:
         return None
-    hashes = hash_row_ids(pictures.store)
+    hashes = hash_row_ids(images.store)
     if not torch.equal(stage.hashes, hashes):
         rows = len(stage.hashes)
-        there = rows if stage is known_stage and torch.equal(stage.hashes, hashes[:rows]) else 0
-        stage = add_missing_vectors(stage, answerer, pictures.store, hashes, compute)
-        with explain_write_errors(pictures.index), lock_output_folder(pictures.index):
-            write_first_stage(path, stage, there)
+        num_stored = rows if stage is stored_stage and torch.equal(stage.hashes, hashes[:rows]) else 0
+        stage = add_missing_vectors(stage, pipeline, images.store, hashes, compute)
+        with explain_write_errors(images.index), lock_output_folder(images.index):
+            write_first_stage(path, stage, num_stored)
     return stage
 
 
-def fit_on_training_data(answerer: VisionLanguagePipeline, compute: Compute) -> FirstStage | None:
+def fit_on_training_data(pipeline: VisionLanguagePipeline, compute: Compute) -> FirstStage | None:
     """Fits the maps on the captions and regions of the run's training data; None if they are missing or changed."""
-    parameters = read_model_about(answerer.folder).get("parameters")
+    parameters = read_model_about(pipeline.folder).get("parameters")
     values = parameters if isinstance(parameters, dict) else {}
     captions, regions = values.get("captions"), values.get("data", values.get("regions"))
     if not (isinstance(captions, str) and isinstance(regions, str)):
         return None
-    known = CaptionedRegions(Path(captions), Path(regions))
-    if not (known.captions.exists() and known.regions.exists()):
+    captioned_regions = CaptionedRegions(Path(captions), Path(regions))
+    if not (captioned_regions.captions.exists() and captioned_regions.regions.exists()):
         return None
     try:
-        return fit_on_captions(answerer, known, compute)
+        return fit_on_captions(pipeline, captioned_regions, compute)
     except DataError as error:
-        print_line(f"the first stage cannot be fitted on what {answerer.folder} was trained on: {error}", stderr=True)
+        print_line(f"the first stage does not fit the data of {pipeline.folder}: {error}", stderr=True)
         return None
 
 
-def fit_on_captions(answerer: VisionLanguagePipeline, known: CaptionedRegions, compute: Compute) -> FirstStage:
+def fit_on_captions(
+    pipeline: VisionLanguagePipeline, captioned_regions: CaptionedRegions, compute: Compute
+) -> FirstStage:
     """Fits the maps on captions of the training split and evaluates them on the others; the stage has no image vectors
     yet.
 
     Raises:
         DataError: The captions or their regions cannot be read, do not fit the model, or are of a single image.
     """
-    store, rng = RegionStore(known.regions), np.random.default_rng(FIT_SEED)
-    check_model_inputs(answerer.folder, answerer.vilbert.config, store, answerer.words)
-    pairs = match_captions(read_captions(known.captions), store.ids).pairs
-    parts = split_matched_captions(pairs, store.ids, read_held_out_fraction(answerer.folder), 0.0)
-    train, held_out = sample_pairs(parts["train"], MAX_CAPTIONS, rng), parts["validation"] + parts["test"]
-    if not train:
-        raise DataError(f"{known.captions} has no captions of a training split, on which the first stage is fitted")
+    store, rng = RegionStore(captioned_regions.regions), np.random.default_rng(FIT_SEED)
+    check_model_inputs(pipeline.folder, pipeline.vilbert.config, store, pipeline.tokenizer)
+    pairs = match_captions(read_captions(captioned_regions.captions), store.ids).pairs
+    parts = split_matched_captions(pairs, store.ids, read_held_out_fraction(pipeline.folder), 0.0)
+    train_pairs, held_out_pairs = sample_pairs(parts["train"], MAX_CAPTIONS, rng), parts["validation"] + parts["test"]
+    if not train_pairs:
+        raise DataError(f"{captioned_regions.captions} has no captions of a training split to fit the first stage on")
     print_line(
-        f"fitting the first stage on {len(train):,} captions of {known.captions}: once for this index and model",
+        f"fitting the first stage on {len(train_pairs):,} captions of {captioned_regions.captions} (once for this "
+        f"index and model)",
         stderr=True,
     )
     maps = fit_projections(
-        PairScorer(answerer.vilbert, build_search_gallery(answerer, train, store), compute=compute), FIT_SEED
+        PairScorer(pipeline.vilbert, build_search_gallery(pipeline, train_pairs, store), compute=compute), FIT_SEED
     )
-    ranks, images = np.zeros(0, np.int64), 0
-    if held_out:
-        gallery = build_search_gallery(answerer, sample_pairs(held_out, MAX_HELD_OUT, rng), store)
-        found = TwoStageSearch(PairScorer(answerer.vilbert, gallery, compute=compute), maps)
-        ranks, images = rank_answer_sets(found.texts @ found.images.T, list_text_answers(gallery)), len(gallery.counts)
-    learnt = FirstStageTraining(str(known.captions), str(known.regions), len(train), images)
+    ranks, num_images = np.zeros(0, np.int64), 0
+    if held_out_pairs:
+        gallery = build_search_gallery(pipeline, sample_pairs(held_out_pairs, MAX_HELD_OUT, rng), store)
+        search = TwoStageSearch(PairScorer(pipeline.vilbert, gallery, compute=compute), maps)
+        ranks, num_images = (
+            rank_answer_sets(search.texts @ search.images.T, list_text_answers(gallery)),
+            len(gallery.counts),
+        )
+    training = FirstStageTraining(
+        str(captioned_regions.captions), str(captioned_regions.regions), len(train_pairs), num_images
+    )
     dim = maps.image.linear.out_features
-    return FirstStage(learnt, maps, torch.from_numpy(ranks), torch.zeros(0, dtype=torch.int64), torch.zeros((0, dim)))
+    return FirstStage(training, maps, torch.from_numpy(ranks), torch.zeros(0, dtype=torch.int64), torch.zeros((0, dim)))
 
 
 def add_missing_vectors(
     stage: FirstStage,
-    answerer: VisionLanguagePipeline,
+    pipeline: VisionLanguagePipeline,
     store: RegionStore,
     hashes: Int64[Tensor, "rows"],
     compute: Compute,
@@ -220,15 +239,15 @@ def add_missing_vectors(
     missing = np.setdiff1d(np.arange(len(store)), rows)
     with torch.inference_mode():
         for part in np.split(missing, range(IMAGES_PER_PART, len(missing), IMAGES_PER_PART)):
-            gallery = build_search_gallery(answerer, [(make_query_caption(""), row) for row in part.tolist()], store)
-            scorer = PairScorer(answerer.vilbert, gallery, compute=compute)
-            vectors[part] = stage.maps.image(scorer.summaries("images", np.arange(len(part))))
-    return FirstStage(stage.learnt, stage.maps, stage.ranks, hashes, vectors)
+            gallery = build_search_gallery(pipeline, [(make_query_caption(""), row) for row in part.tolist()], store)
+            scorer = PairScorer(pipeline.vilbert, gallery, compute=compute)
+            vectors[part] = stage.maps.image(scorer.compute_summaries("images", np.arange(len(part))))
+    return FirstStage(stage.training, stage.maps, stage.ranks, hashes, vectors)
 
 
-def build_search_gallery(answerer: VisionLanguagePipeline, pairs: IndexedCaptions, store: RegionStore) -> Gallery:
+def build_search_gallery(pipeline: VisionLanguagePipeline, pairs: IndexedCaptions, store: RegionStore) -> Gallery:
     """Texts and images encoded as in `comodal align`."""
-    return build_gallery(pairs, store, answerer.words, answerer.vilbert.config, MAX_INPUT_REGIONS)
+    return build_gallery(pairs, store, pipeline.tokenizer, pipeline.vilbert.config, MAX_INPUT_REGIONS)
 
 
 def make_query_caption(text: str) -> Caption:
@@ -236,9 +255,9 @@ def make_query_caption(text: str) -> Caption:
     return Caption(("",), text, None, "")
 
 
-def sample_pairs(pairs: IndexedCaptions, most: int, rng: np.random.Generator) -> IndexedCaptions:
+def sample_pairs(pairs: IndexedCaptions, max_pairs: int, rng: np.random.Generator) -> IndexedCaptions:
     """A random sample of the pairs."""
-    return [pairs[i] for i in rng.permutation(len(pairs))[:most].tolist()]
+    return [pairs[i] for i in rng.permutation(len(pairs))[:max_pairs].tolist()]
 
 
 def hash_row_ids(store: RegionStore) -> Int64[Tensor, "rows"]:
@@ -248,32 +267,32 @@ def hash_row_ids(store: RegionStore) -> Int64[Tensor, "rows"]:
     return torch.from_numpy(hashes)
 
 
-def hash_encoding_settings(answerer: VisionLanguagePipeline) -> str:
+def hash_encoding_settings(pipeline: VisionLanguagePipeline) -> str:
     """A hash of everything that vectors depend on: weights, sizes, vocabulary and the kind of regions."""
-    folder = find_model_folder(answerer.folder)
+    folder = find_model_folder(pipeline.folder)
     with safe_open(folder / MODEL_WEIGHTS_FILE, framework="pt") as file:  # read, and checked against this sum, before
         weights = (file.metadata() or {}).get("crc32")
     sizes = read_model_config(folder).get("config")
     parts = json.dumps(
-        [FIRST_STAGE_FORMAT, MAX_INPUT_REGIONS, weights, sizes, answerer.words.as_json().decode()], sort_keys=True
+        [FIRST_STAGE_FORMAT, MAX_INPUT_REGIONS, weights, sizes, pipeline.tokenizer.to_json().decode()], sort_keys=True
     )
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
-def write_first_stage(path: Path, stage: FirstStage, there: int) -> None:
-    """Writes the maps as one file, and the vectors, the first `there` of which are already written."""
-    manifest, found = path.with_suffix(".json"), ImageVectors(stage.hashes, stage.vectors)
-    if there:
-        write_vectors(manifest, found, there)
+def write_first_stage(path: Path, stage: FirstStage, num_stored: int) -> None:
+    """Writes the maps as one file, and the vectors, the first `num_stored` of which are already written."""
+    manifest, vectors = path.with_suffix(".json"), ImageVectors(stage.hashes, stage.vectors)
+    if num_stored:
+        write_vectors(manifest, vectors, num_stored)
         return
     manifest.unlink(missing_ok=True)  # vectors of other maps are invalid
     tensors = {RANKS_KEY: stage.ranks}
     for side, mapped in zip(ENCODING_SIDES, stage.maps, strict=True):
         tensors |= {f"{side}.{name}": tensor.contiguous() for name, tensor in mapped.state_dict().items()}
-    about = {"learnt": json.dumps(asdict(stage.learnt)), "crc32": str(compute_weights_checksum(tensors))}
+    about = {"training": json.dumps(asdict(stage.training)), "crc32": str(compute_weights_checksum(tensors))}
     with write_atomically(path) as temporary:
         save_file(tensors, temporary, metadata=about)
-    write_vectors(manifest, found, 0)
+    write_vectors(manifest, vectors, 0)
 
 
 def read_first_stage(path: Path) -> FirstStage | None:
@@ -290,7 +309,7 @@ def read_first_stage(path: Path) -> FirstStage | None:
             about = file.metadata() or {}
         if about.get("crc32") != str(compute_weights_checksum(tensors)):
             raise ValueError("checksum")
-        learnt = FirstStageTraining(**parse_json(about["learnt"], path))
+        training = FirstStageTraining(**parse_json(about["training"], path))
         maps = EncodingProjections(
             *(
                 load_projection({n: tensors[f"{side}.{n}"] for n in ("mean", "scale", "linear.weight")})
@@ -299,13 +318,13 @@ def read_first_stage(path: Path) -> FirstStage | None:
         )
         ranks = tensors[RANKS_KEY]
     except (DataError, OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}): delete it, and the next search makes it anew") from error
-    found = read_vectors(path.with_suffix(".json"), maps.image.linear.out_features)
-    return FirstStage(learnt, maps, ranks, found.hashes, found.vectors)
+        raise DataError(f"{path} is damaged ({error}): delete it; the next search builds it again") from error
+    vectors = read_vectors(path.with_suffix(".json"), maps.image.linear.out_features)
+    return FirstStage(training, maps, ranks, vectors.hashes, vectors.vectors)
 
 
 def load_projection(state: dict[str, Tensor]) -> EncodingProjection:
     """A map that was fitted before."""
-    found = EncodingProjection(torch.zeros((2, len(state["mean"]))))
-    found.load_state_dict(state)
-    return found.eval()
+    projection = EncodingProjection(torch.zeros((2, len(state["mean"]))))
+    projection.load_state_dict(state)
+    return projection.eval()

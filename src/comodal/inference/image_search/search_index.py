@@ -72,15 +72,15 @@ class IndexedImages:
         store: Their regions, and those of deleted images.
         names: Their paths relative to the folder, sorted.
         rows: Their rows in the store.
-        refused: Number of images that cannot be read.
+        num_refused: Number of images that cannot be read.
     """
 
     folder: Path
     index: Path
     store: RegionStore
     names: Sequence[str]
-    rows: Int64[np.ndarray, "pictures"]
-    refused: int
+    rows: Int64[np.ndarray, "images"]
+    num_refused: int
 
     def __len__(self) -> int:
         return len(self.names)
@@ -102,18 +102,18 @@ class FolderImages:
 def update_index(
     folder: Path,
     index: Path,
-    learnt: dict[str, Any],
+    model_regions: dict[str, Any],
     boxes: str | None,
-    new_pool: Callable[[str | None], ExtractionPool],
+    create_pool: Callable[[str | None], ExtractionPool],
 ) -> IndexedImages:
     """Builds or updates the index of a folder, and returns its images.
 
     Args:
         folder: Of the images.
         index: Folder of the index.
-        learnt: The metadata of the regions that the model was trained on.
+        model_regions: The metadata of the regions that the model was trained on.
         boxes: Source of the boxes: own, grid, selective or a file; by default that of the index.
-        new_pool: Creates the extraction pool for a source of boxes; called only if there are images to extract.
+        create_pool: Creates the extraction pool for a source of boxes; called only if there are images to extract.
 
     Raises:
         DataError: There is no image, the index is damaged, of another folder or of other boxes, or cannot be written.
@@ -121,120 +121,135 @@ def update_index(
     about = read_index_info(index)
     if about is not None:
         check_index_folder(index, about, folder, boxes)
-        check_index_network(index, about, learnt)
+        check_index_network(index, about, model_regions)
         boxes = about.boxes
-    wanted = list_folder_images(folder, boxes)
-    while (found := read_indexed_images(folder, index, about, wanted)) is None:
+    folder_images = list_folder_images(folder, boxes)
+    while (indexed_images := read_indexed_images(folder, index, about, folder_images)) is None:
         with explain_write_errors(index), lock_output_folder(index), select_backend("loky"):
             about = extend_index(
-                index, about, wanted, IndexInfo("", os.path.relpath(folder, index), boxes), new_pool(boxes)
+                index, about, folder_images, IndexInfo("", os.path.relpath(folder, index), boxes), create_pool(boxes)
             )
-    if not found.names:
+    if not indexed_images.names:
         raise DataError(
-            f"{folder}: none of its {found.refused:,} pictures can be read; {index / REFUSED_FILE} says why"
+            f"{folder}: none of its {indexed_images.num_refused:,} images can be read; {index / REFUSED_FILE} lists "
+            f"the reasons"
         )
-    return found
+    return indexed_images
 
 
 def read_indexed_images(
-    folder: Path, index: Path, about: IndexInfo | None, wanted: FolderImages
+    folder: Path, index: Path, about: IndexInfo | None, folder_images: FolderImages
 ) -> IndexedImages | None:
     """The images of the index that are in the folder, or None if some are missing."""
     if about is None:
         return None
     store, refused = open_index_store(index, about), read_refused_images(index)
-    rows = store.ids.rows_of(list(wanted.images))
-    there = rows >= 0
-    if not all(found or name in refused for name, found in zip(wanted.images, there.tolist(), strict=True)):
+    rows = store.ids.find_rows(list(folder_images.images))
+    is_stored = rows >= 0
+    if not all(
+        is_found or name in refused for name, is_found in zip(folder_images.images, is_stored.tolist(), strict=True)
+    ):
         return None
-    names = [given.image for given, found in zip(wanted.images.values(), there.tolist(), strict=True) if found]
-    return IndexedImages(folder, index, store, names, rows[there], int((~there).sum()) + len(wanted.refused))
+    names = [
+        entry.image
+        for entry, is_found in zip(folder_images.images.values(), is_stored.tolist(), strict=True)
+        if is_found
+    ]
+    return IndexedImages(
+        folder, index, store, names, rows[is_stored], int((~is_stored).sum()) + len(folder_images.refused)
+    )
 
 
 def extend_index(
-    index: Path, about: IndexInfo | None, wanted: FolderImages, fresh: IndexInfo, pool: ExtractionPool
+    index: Path, about: IndexInfo | None, folder_images: FolderImages, new_info: IndexInfo, pool: ExtractionPool
 ) -> IndexInfo:
     """Adds missing images to the store, or creates a new one if most of the store is outdated."""
-    before = None if about is None else open_index_store(index, about)
-    if about is not None and before is not None:
-        there = before.ids.rows_of(list(wanted.images)) >= 0
-        if 2 * int(there.sum()) >= len(before):
-            known = {name for name, found in zip(wanted.images, there.tolist(), strict=True) if found}
-            with RegionAppender(before) as appender:
-                extract_missing_images(index, appender, known, wanted, pool)
+    old_store = None if about is None else open_index_store(index, about)
+    if about is not None and old_store is not None:
+        is_stored = old_store.ids.find_rows(list(folder_images.images)) >= 0
+        if 2 * int(is_stored.sum()) >= len(old_store):
+            stored_ids = {
+                name for name, is_found in zip(folder_images.images, is_stored.tolist(), strict=True) if is_found
+            }
+            with RegionAppender(old_store) as appender:
+                extract_missing_images(index, appender, stored_ids, folder_images, pool)
             print_index_report(index, open_index_store(index, about))
             return about
-    number = 1 + (int(about.store.removeprefix(STORE_PREFIX)) if about else 0)
-    out = index / f"{STORE_PREFIX}{number}"
+    store_number = 1 + (int(about.store.removeprefix(STORE_PREFIX)) if about else 0)
+    out = index / f"{STORE_PREFIX}{store_number}"
     if not (out / INDEX_INFO_FILE).exists():  # interrupted before it became the index
         network = pool.extractor.network
         with RegionWriter(out, network.feature_dim, network.num_classes, about=pool.extractor.about) as writer:
-            if before is not None:
-                copy_unchanged_regions(before, wanted, writer)
-            extract_missing_images(index, writer, writer.known, wanted, pool)
-    fresh = IndexInfo(out.name, fresh.folder, fresh.boxes)
+            if old_store is not None:
+                copy_unchanged_regions(old_store, folder_images, writer)
+            extract_missing_images(index, writer, writer.written_ids, folder_images, pool)
+    new_info = IndexInfo(out.name, new_info.folder, new_info.boxes)
     write_bytes_atomically(
-        index / INDEX_INFO_FILE, encode_settings_json({"kind": INDEX_KIND, "format": 1} | asdict(fresh))
+        index / INDEX_INFO_FILE, encode_settings_json({"kind": INDEX_KIND, "format": 1} | asdict(new_info))
     )
     for old in index.glob(f"{STORE_PREFIX}*"):
         if old != out:
             shutil.rmtree(old)
     print_index_report(index, RegionStore(out))
-    return fresh
+    return new_info
 
 
 def extract_missing_images(
     index: Path,
     writer: RegionWriter | RegionAppender,
-    known: Collection[str],
-    wanted: FolderImages,
+    stored_ids: Collection[str],
+    folder_images: FolderImages,
     pool: ExtractionPool,
 ) -> None:
     """Extracts the regions of images that are neither known nor rejected, and reports those that are rejected."""
-    refused = {name: line for name, line in read_refused_images(index).items() if name in wanted.images}
-    todo = {name: given for name, given in wanted.images.items() if name not in known and name not in refused}
-    made = track_extraction(pool(list(todo.values())), len(wanted.images), len(todo))
-    for name, one in zip(todo, made, strict=True):
-        if found := add_extraction_result(writer, one, name):
-            refused[name] = {"id": name} | found._asdict()
+    refused = {name: line for name, line in read_refused_images(index).items() if name in folder_images.images}
+    todo = {
+        name: entry for name, entry in folder_images.images.items() if name not in stored_ids and name not in refused
+    }
+    results = track_extraction(pool(list(todo.values())), len(folder_images.images), len(todo))
+    for name, result in zip(todo, results, strict=True):
+        if refusal := add_extraction_result(writer, result, name):
+            refused[name] = {"id": name} | refusal._asdict()
     write_bytes_atomically(
-        index / REFUSED_FILE, b"".join(encode_json_line(line) for line in [*refused.values(), *wanted.refused])
+        index / REFUSED_FILE, b"".join(encode_json_line(line) for line in [*refused.values(), *folder_images.refused])
     )
 
 
-def copy_unchanged_regions(before: RegionStore, wanted: FolderImages, writer: RegionWriter) -> None:
+def copy_unchanged_regions(before: RegionStore, folder_images: FolderImages, writer: RegionWriter) -> None:
     """Copies the regions of unchanged images."""
     for row, name in enumerate(before.ids):
-        if name in wanted.images and name not in writer.known:
-            features, boxes, classes, _, width, height = before.regions(row)
+        if name in folder_images.images and name not in writer.written_ids:
+            features, boxes, classes, _, width, height = before.read_regions(row)
             writer.add(name, features, boxes, width, height, classes)
 
 
 def list_folder_images(folder: Path, boxes: str | None) -> FolderImages:
     """All images of a folder, or those of a file of boxes."""
-    found = find_image_files(folder)
-    listed = ImageList(tuple(ImageWithBoxes(name, None) for name in found.names), list_refused_images(found))
+    image_files = find_image_files(folder)
+    image_list = ImageList(
+        tuple(ImageWithBoxes(name, None) for name in image_files.names), list_refused_images(image_files)
+    )
     if boxes is not None and boxes not in BOX_SOURCES:
-        listed = read_image_boxes(Path(boxes), folder)
+        image_list = read_image_boxes(Path(boxes), folder)
     images = {
-        f"{given.image}#{fingerprint_image(folder, given)}": given
-        for given in sorted(listed.images, key=lambda g: g.image)
+        f"{entry.image}#{fingerprint_image(folder, entry)}": entry
+        for entry in sorted(image_list.images, key=lambda g: g.image)
     }
-    return FolderImages(images, [{"id": line.image} | line._asdict() for line in listed.refused])
+    return FolderImages(images, [{"id": line.image} | line._asdict() for line in image_list.refused])
 
 
-def fingerprint_image(folder: Path, given: ImageWithBoxes) -> str:
+def fingerprint_image(folder: Path, image: ImageWithBoxes) -> str:
     """A hash of an image's size, modification time and given boxes; it identifies a version of the image."""
-    boxes = "null" if given.boxes is None else json.dumps(given.boxes.tolist())
+    boxes = "null" if image.boxes is None else json.dumps(image.boxes.tolist())
     try:
         try:
-            status = os.stat(f"{folder}/{given.image}")  # noqa: PTH116 (a Path of each takes as long as the rest)
+            status = os.stat(f"{folder}/{image.image}")  # noqa: PTH116 (a Path of each takes as long as the rest)
         except NotADirectoryError:
-            status = (find_container(folder / given.image) or folder / given.image).stat()
-        marks = f"[{status.st_size}, {status.st_mtime_ns}, {boxes}]"
+            status = (find_container(folder / image.image) or folder / image.image).stat()
+        stamp = f"[{status.st_size}, {status.st_mtime_ns}, {boxes}]"
     except OSError:  # the reason is reported when it is read
-        marks = f"[{boxes}]"
-    return hashlib.blake2b(marks.encode(), digest_size=8).hexdigest()
+        stamp = f"[{boxes}]"
+    return hashlib.blake2b(stamp.encode(), digest_size=8).hexdigest()
 
 
 def read_index_info(index: Path) -> IndexInfo | None:
@@ -249,7 +264,7 @@ def read_index_info(index: Path) -> IndexInfo | None:
     try:
         about = read_json_object(path)
     except DataError as error:
-        raise DataError(f"{error} Delete {index}, and the next search makes it anew") from error
+        raise DataError(f"{error}. Delete {index}; the next search builds it again") from error
     try:
         if about["kind"] != INDEX_KIND:
             raise DataError(f"{index} holds {about['kind']}, not a {INDEX_KIND}: give another --index")
@@ -257,7 +272,7 @@ def read_index_info(index: Path) -> IndexInfo | None:
             raise ValueError(about["store"])
         return IndexInfo(about["store"], str(about["folder"]), about["boxes"])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error!r}): delete {index}, and the next search makes it anew") from error
+        raise DataError(f"{path} is damaged ({error!r}): delete {index}; the next search builds it again") from error
 
 
 def open_index_store(index: Path, about: IndexInfo) -> RegionStore:
@@ -269,7 +284,7 @@ def open_index_store(index: Path, about: IndexInfo) -> RegionStore:
     try:
         return RegionStore(index / about.store)
     except DataError as error:
-        raise DataError(f"{error}. Delete {index}, and the next search makes it anew") from error
+        raise DataError(f"{error}. Delete {index}; the next search builds it again") from error
 
 
 def read_refused_images(index: Path) -> dict[str, dict[str, str]]:
@@ -280,7 +295,7 @@ def read_refused_images(index: Path) -> dict[str, dict[str, str]]:
     try:
         return {str(line["id"]): line for _, line in read_json_lines(path)}
     except (DataError, KeyError) as error:
-        raise DataError(f"{path} is damaged ({error!r}): delete {index}, and the next search makes it anew") from error
+        raise DataError(f"{path} is damaged ({error!r}): delete {index}; the next search builds it again") from error
 
 
 def check_index_folder(index: Path, about: IndexInfo, folder: Path, boxes: str | None) -> None:
@@ -290,24 +305,26 @@ def check_index_folder(index: Path, about: IndexInfo, folder: Path, boxes: str |
         DataError: It is not.
     """
     if os.path.relpath(folder, index) != about.folder:
-        other = os.path.normpath(index / about.folder)
-        raise DataError(f"{index} is the index of {other}, not of {folder}: give another --index")
+        indexed_folder = os.path.normpath(index / about.folder)
+        raise DataError(f"{index} is the index of {indexed_folder}, not of {folder}: give another --index")
     if boxes is not None and boxes != about.boxes:
-        made = about.boxes or "the model's kind"
-        raise DataError(f"{index} was made with boxes of {made}, not {boxes}: give another --index, or delete it")
+        indexed_boxes = about.boxes or "the model's kind"
+        raise DataError(
+            f"{index} was built with boxes of {indexed_boxes}, not {boxes}: give another --index, or delete it"
+        )
 
 
-def check_index_network(index: Path, about: IndexInfo, learnt: dict[str, Any]) -> None:
+def check_index_network(index: Path, about: IndexInfo, model_regions: dict[str, Any]) -> None:
     """Checks that the regions were made by the network of the model's own regions.
 
     Raises:
         DataError: They were not.
     """
-    made = open_index_store(index, about).about["made_from"]
-    if made.get("fingerprint") != learnt.get("fingerprint"):
+    index_regions = open_index_store(index, about).about["provenance"]
+    if index_regions.get("fingerprint") != model_regions.get("fingerprint"):
         raise DataError(
-            f"{index} has regions of {describe_regions(made)}, "
-            f"and the model was trained on those of {describe_regions(learnt)}: "
+            f"{index} has regions of {describe_regions(index_regions)}, "
+            f"and the model was trained on those of {describe_regions(model_regions)}: "
             "give another --index, or delete it"
         )
 
@@ -319,7 +336,7 @@ def explain_write_errors(index: Path) -> Iterator[None]:
         index.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         reason = "a file, not a folder" if error.errno == errno.EEXIST else error.strerror
-        raise DataError(f"{index}: {reason}; --index FOLDER says where else the index may lie") from error
+        raise DataError(f"{index}: {reason}; choose another folder for the index with --index FOLDER") from error
     with translate_os_errors(index):
         yield
 
@@ -328,4 +345,4 @@ def print_index_report(index: Path, store: RegionStore) -> None:
     """Prints the number of images in the index and of rejected ones, by reason."""
     reasons = Counter(line["reason"] for line in read_refused_images(index).values())
     counts = "".join(f", {count:,} refused ({reason})" for reason, count in reasons.most_common())
-    print_line(f"{index}: {len(store):,} pictures{counts}", stderr=True)
+    print_line(f"{index}: {len(store):,} images{counts}", stderr=True)

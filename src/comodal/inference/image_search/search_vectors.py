@@ -52,24 +52,24 @@ def read_vectors(manifest: Path, dim: int) -> ImageVectors:
         if about["dim"] != dim or zlib.crc32(data) != about["crc32"]:
             raise ValueError("checksum")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({error}): delete it, and the next search makes it anew") from error
+        raise DataError(f"{path} is damaged ({error}): delete it; the next search builds it again") from error
     rows = np.frombuffer(data, make_row_dtype(dim))
     return ImageVectors(torch.from_numpy(rows["hash"].copy()), torch.from_numpy(rows["vector"].copy()))
 
 
-def write_vectors(manifest: Path, found: ImageVectors, there: int) -> None:
-    """Writes vectors, the first `there` of which are already in the file, as returned by `read_vectors`."""
-    path, dim = manifest.with_suffix(".vectors"), found.vectors.shape[1]
-    rows = np.empty(len(found.hashes) - there, make_row_dtype(dim))
-    rows["hash"], rows["vector"] = found.hashes[there:].numpy(), found.vectors[there:].numpy()
+def write_vectors(manifest: Path, image_vectors: ImageVectors, num_stored: int) -> None:
+    """Writes vectors, the first `num_stored` of which are already in the file, as returned by `read_vectors`."""
+    path, dim = manifest.with_suffix(".vectors"), image_vectors.vectors.shape[1]
+    rows = np.empty(len(image_vectors.hashes) - num_stored, make_row_dtype(dim))
+    rows["hash"], rows["vector"] = image_vectors.hashes[num_stored:].numpy(), image_vectors.vectors[num_stored:].numpy()
     data = rows.tobytes()
-    if there:
+    if num_stored:
         before = read_json_object(manifest)
-        if before["rows"] != there:  # another process has written more rows in the meantime
+        if before["rows"] != num_stored:  # another process has written more rows in the meantime
             return
         checksum = zlib.crc32(data, before["crc32"])
         with path.open("r+b") as file:
-            file.truncate(there * make_row_dtype(dim).itemsize)
+            file.truncate(num_stored * make_row_dtype(dim).itemsize)
             file.seek(0, os.SEEK_END)
             file.write(data)
             file.flush()
@@ -78,5 +78,5 @@ def write_vectors(manifest: Path, found: ImageVectors, there: int) -> None:
         manifest.unlink(missing_ok=True)  # the manifest is of other rows
         write_bytes_atomically(path, data)
         checksum = zlib.crc32(data)
-    about = {"rows": len(found.hashes), "dim": dim, "crc32": checksum}
+    about = {"rows": len(image_vectors.hashes), "dim": dim, "crc32": checksum}
     write_bytes_atomically(manifest, (json.dumps(about) + "\n").encode())

@@ -1,9 +1,9 @@
 """Decoded audio blocks, mixed to mono and placed by their timestamps.
 
-The sample count is the better clock from block to block: containers round timestamps to milliseconds, Vorbis
-timestamps are off by 10 ms where the block size changes, and some recorders write a jitter of 20 ms. The timestamps are
-the better clock in the long run: audio has pauses, starts late, and its sample rate is not exact. So a deviation counts
-when the next second of audio agrees with it.
+The sample count is the better clock from block to block. Containers round timestamps to milliseconds, Vorbis timestamps
+are off by 10 ms where the block size changes, and some recorders write a jitter of 20 ms. The timestamps are the better
+clock in the long run: audio has pauses, starts late, and its sample rate is inexact. So a difference counts when the
+next second of audio agrees with it.
 """
 
 from collections import deque
@@ -21,7 +21,7 @@ from comodal.media.storage.refused_formats import MAX_AMPLITUDE, MAX_SAMPLE_RATE
 
 MAX_AUDIO_PLANES = 8  # planar channels; PyAV does not know where further planes end
 SAMPLE_TYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "s64": np.int64, "flt": np.float32, "dbl": np.float64}
-TIMESTAMP_TOLERANCE_SECONDS = 0.004  # of the timestamps; a larger constant deviation is a pause or an overlap
+TIMESTAMP_TOLERANCE_SECONDS = 0.004  # of the timestamps; a larger constant difference is a pause or an overlap
 CODEC_TOLERANCE_SECONDS = {"vorbis": 0.025}  # FFmpeg ignores the delay between a long and a short block
 AGREEING_SECONDS = 1.0
 MAX_PENDING = 256  # blocks
@@ -45,74 +45,76 @@ class AudioJoiner:
         self.from_zero = from_zero
         self.tolerance = CODEC_TOLERANCE_SECONDS.get(codec, TIMESTAMP_TOLERANCE_SECONDS)
         self.until = until
-        self.rate = 0
+        self.sample_rate = 0
         self.start = 0.0
-        self.samples = 0  # joined so far, counted from `origin`
+        self.samples = 0  # returned so far, counted from `origin`
         self.origin = 0.0  # where the first block begins, which may be before zero
         self.pending: deque[tuple[float, Mono]] = deque()
 
     @property
     def end(self) -> float:
-        """Where the joined audio ends, in seconds."""
-        return self.origin + self.samples / max(self.rate, 1)
+        """Where the concatenated audio ends, in seconds."""
+        return self.origin + self.samples / max(self.sample_rate, 1)
 
-    def join(self, frame: av.AudioFrame, begins: float) -> Iterator[Mono]:
-        """The samples that are final, given the next frame, which begins at `begins` seconds.
+    def add_frame(self, frame: av.AudioFrame, start_seconds: float) -> Iterator[Mono]:
+        """The samples that are final, given the next frame, which begins at `start_seconds` seconds.
 
         Raises:
             MediaError: unreadable, for a sample rate that is implausible or changes.
         """
-        if not self.rate:
-            self.rate = check_sample_rate(self.path, frame.sample_rate)
-            self.start = max(begins, 0.0)
-            self.origin = min(begins, 0.0) if self.from_zero else begins
+        if not self.sample_rate:
+            self.sample_rate = check_sample_rate(self.path, frame.sample_rate)
+            self.start = max(start_seconds, 0.0)
+            self.origin = min(start_seconds, 0.0) if self.from_zero else start_seconds
             if self.from_zero:
-                yield from self._silence(round(self.start * self.rate))
-        if frame.sample_rate != self.rate:
-            detail = f"audio of {frame.sample_rate} samples a second, {self.rate} at its beginning"
+                yield from self._emit_silence(round(self.start * self.sample_rate))
+        if frame.sample_rate != self.sample_rate:
+            detail = f"audio of {frame.sample_rate} Hz, {self.sample_rate} Hz at its beginning"
             raise MediaError(self.path, RefusalReason.UNREADABLE, detail)
-        self.pending.append((begins, mix_to_mono(self.path, frame)))
-        yield from self._settle(last=False)
+        self.pending.append((start_seconds, mix_to_mono(self.path, frame)))
+        yield from self._emit_final_blocks(last=False)
 
     def finish(self) -> Iterator[Mono]:
         """The remaining samples."""
-        yield from self._settle(last=True)
+        yield from self._emit_final_blocks(last=True)
 
-    def _settle(self, last: bool) -> Iterator[Mono]:
+    def _emit_final_blocks(self, last: bool) -> Iterator[Mono]:
         while self.pending:
-            begins, block = self.pending[0]
-            if abs(begins - self.end) > self.tolerance:
+            start_seconds, block = self.pending[0]
+            if abs(start_seconds - self.end) > self.tolerance:
                 held = sum(len(later) for _, later in self.pending)
-                if not last and held < AGREEING_SECONDS * self.rate and len(self.pending) < MAX_PENDING:
+                if not last and held < AGREEING_SECONDS * self.sample_rate and len(self.pending) < MAX_PENDING:
                     return
-                shift = round(self._agreed_deviation() * self.rate)
+                shift = round(self._measure_agreed_shift() * self.sample_rate)
                 if shift > 0:
-                    yield from self._silence(shift)
+                    yield from self._emit_silence(shift)
                 block = block[max(-shift, 0) :]
             self.pending.popleft()
-            yield from self._put(block)
+            yield from self._emit_block(block)
 
-    def _agreed_deviation(self) -> float:
-        """The smallest deviation of the pending blocks from their expected positions, if all have the same sign."""
-        expected, smallest = self.end, 0.0
-        for number, (begins, block) in enumerate(self.pending):
-            deviation = begins - expected
-            if abs(deviation) <= self.tolerance or deviation * smallest < 0:
+    def _measure_agreed_shift(self) -> float:
+        """The smallest shift of the pending blocks from their expected positions, if all have the same sign."""
+        expected, min_shift = self.end, 0.0
+        for index, (start_seconds, block) in enumerate(self.pending):
+            shift = start_seconds - expected
+            if abs(shift) <= self.tolerance or shift * min_shift < 0:
                 return 0.0
-            if number == 0 or abs(deviation) < abs(smallest):
-                smallest = deviation
-            expected += len(block) / self.rate
-        return smallest
+            if index == 0 or abs(shift) < abs(min_shift):
+                min_shift = shift
+            expected += len(block) / self.sample_rate
+        return min_shift
 
-    def _silence(self, samples: int) -> Iterator[Mono]:
+    def _emit_silence(self, samples: int) -> Iterator[Mono]:
         while samples > 0 and self.end < self.until:
-            yield from self._put(np.zeros(min(samples, SILENCE_SAMPLES), np.float32))
+            yield from self._emit_block(np.zeros(min(samples, SILENCE_SAMPLES), np.float32))
             samples -= SILENCE_SAMPLES
         self.samples += max(samples, 0)
 
-    def _put(self, block: Mono) -> Iterator[Mono]:
-        before = round(-self.end * self.rate)  # samples before zero: a clip from the middle begins within a block
-        keep = max(round((self.until - self.end) * self.rate), 0) if self.until < float("inf") else len(block)
+    def _emit_block(self, block: Mono) -> Iterator[Mono]:
+        before = round(
+            -self.end * self.sample_rate
+        )  # samples before zero: a clip from the middle begins within a block
+        keep = max(round((self.until - self.end) * self.sample_rate), 0) if self.until < float("inf") else len(block)
         self.samples += len(block)
         audible = block[max(before, 0) : keep]
         if len(audible):
@@ -124,22 +126,22 @@ class AudioChain:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rate = 0
-        self.source_rate = 0
+        self.sample_rate = 0
+        self.source_sample_rate = 0
         self.resampler: soxr.ResampleStream | None = None
 
-    def join(self, frame: av.AudioFrame, _begins: float) -> Iterator[Mono]:
+    def add_frame(self, frame: av.AudioFrame, _start_seconds: float) -> Iterator[Mono]:
         """The next samples.
 
         Raises:
             MediaError: unreadable, for an implausible sample rate.
         """
-        if frame.sample_rate != self.source_rate:
+        if frame.sample_rate != self.source_sample_rate:
             yield from self.finish()
-            self.source_rate = check_sample_rate(self.path, frame.sample_rate)
-            self.rate = self.rate or self.source_rate
-            if self.source_rate != self.rate:
-                self.resampler = soxr.ResampleStream(self.source_rate, self.rate, 1, dtype="float32")
+            self.source_sample_rate = check_sample_rate(self.path, frame.sample_rate)
+            self.sample_rate = self.sample_rate or self.source_sample_rate
+            if self.source_sample_rate != self.sample_rate:
+                self.resampler = soxr.ResampleStream(self.source_sample_rate, self.sample_rate, 1, dtype="float32")
         block = mix_to_mono(self.path, frame)
         yield block if self.resampler is None else self.resampler.resample_chunk(block)
 
@@ -150,15 +152,15 @@ class AudioChain:
         self.resampler = None
 
 
-def check_sample_rate(path: Path, rate: int) -> int:
+def check_sample_rate(path: Path, sample_rate: int) -> int:
     """Check that a sample rate is plausible.
 
     Raises:
         MediaError: unreadable.
     """
-    if not MIN_SAMPLE_RATE <= rate <= MAX_SAMPLE_RATE:
-        raise MediaError(path, RefusalReason.UNREADABLE, f"audio of {rate} samples a second")
-    return rate
+    if not MIN_SAMPLE_RATE <= sample_rate <= MAX_SAMPLE_RATE:
+        raise MediaError(path, RefusalReason.UNREADABLE, f"audio of {sample_rate} Hz")
+    return sample_rate
 
 
 def mix_to_mono(path: Path, frame: av.AudioFrame) -> Mono:
@@ -193,5 +195,5 @@ def check_audio_level(path: Path, mono: Mono) -> Mono:
         MediaError: unreadable.
     """
     if not (np.abs(mono) <= MAX_AMPLITUDE).all():
-        raise MediaError(path, RefusalReason.UNREADABLE, "samples that are nan, infinite or beyond all measure")
+        raise MediaError(path, RefusalReason.UNREADABLE, "samples that are NaN, infinite or implausibly large")
     return mono

@@ -93,8 +93,10 @@ def choose_streams(container: InputContainer, path: Path) -> tuple[av.VideoStrea
     """
     video = container.streams.best("video")
     if not isinstance(video, av.VideoStream) or video.disposition & Disposition.attached_pic:
-        pictures = (stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic)
-        video = next(pictures, None)
+        video_streams = (
+            stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic
+        )
+        video = next(video_streams, None)
     audio = container.streams.best("audio", related=video)
     if not isinstance(audio, av.AudioStream):
         audio = next(iter(container.streams.audio), None)
@@ -128,12 +130,10 @@ def _check_frame_size(container: InputContainer, path: Path, width: int, height:
     """Refuse frames that are too large. FFmpeg reports size 0 for a size that it refuses itself."""
     if width * height > MAX_FRAME_PIXELS:
         raise MediaError(
-            path, RefusalReason.TOO_LARGE, f"pictures of {width} x {height}, the limit is {MAX_FRAME_PIXELS:,} pixels"
+            path, RefusalReason.TOO_LARGE, f"frames of {width} x {height}, the limit is {MAX_FRAME_PIXELS:,} pixels"
         )
     if width * height == 0 and container.format.name in FORMATS_WITH_HEADER_SIZE:
-        raise MediaError(
-            path, RefusalReason.TOO_LARGE, "no decoder takes the size that its header declares for pictures"
-        )
+        raise MediaError(path, RefusalReason.TOO_LARGE, "no decoder supports the frame size in its header")
 
 
 def make_tracks(path: Path, *streams: av.VideoStream | av.AudioStream | None) -> list[Track]:
@@ -142,13 +142,13 @@ def make_tracks(path: Path, *streams: av.VideoStream | av.AudioStream | None) ->
     Where audio begins up to one frame before the video, which is mostly the delay of its encoder, zero is the first
     frame.
     """
-    there = [stream for stream in streams if stream is not None]
-    is_mp4 = bool(there) and there[0].container.format.name == MP4_FORMAT
+    present = [stream for stream in streams if stream is not None]
+    is_mp4 = bool(present) and present[0].container.format.name == MP4_FORMAT
     fragmented = read_fragmented_tracks(path) if is_mp4 else {}
-    late = {stream.id: _find_delay(path, stream, fragmented.get(stream.id)) for stream in there}
+    late = {stream.id: _find_delay(path, stream, fragmented.get(stream.id)) for stream in present}
     starts = {
         stream.type: ticks_to_seconds(stream, stream.start_time) - late[stream.id]
-        for stream in there
+        for stream in present
         if stream.start_time is not None
     }
     zero, ends = min(starts.values(), default=0.0), {}
@@ -157,7 +157,7 @@ def make_tracks(path: Path, *streams: av.VideoStream | av.AudioStream | None) ->
     if is_mp4:
         zero, ends = max(zero, 0.0), read_edit_ends(path) or {}  # what lies before the edits has negative times
     tracks = []
-    for stream in there:
+    for stream in present:
         delay = late[stream.id]
         track = Track(path, stream, zero + delay, last=ends.get(stream.id, float("inf")) + delay)
         if stream.id in fragmented and not stream.frames:
@@ -173,7 +173,9 @@ def _find_delay(path: Path, stream: av.VideoStream | av.AudioStream, track: Frag
         MediaError: unreadable, if it is not the same in the whole file, or the times of the fragments start again.
     """
     if track is not None and track.restarts:
-        raise MediaError(path, RefusalReason.UNREADABLE, "the times of its fragments start again, as in joined files")
+        raise MediaError(
+            path, RefusalReason.UNREADABLE, "the times of its fragments start again, as in concatenated files"
+        )
     if track is None or stream.start_time is None:
         return 0.0
     late = ticks_to_seconds(stream, stream.start_time) - track.first_seconds()
@@ -181,7 +183,7 @@ def _find_delay(path: Path, stream: av.VideoStream | av.AudioStream, track: Frag
     if not any(track.delays) or (abs(late) < tick and track.delays[0]):
         return 0.0
     if not track.has_constant_delay() or abs(late - track.delay_seconds()) >= tick:
-        detail = "the composition offsets of its fragments differ; write it again without fragments"
+        detail = "the composition offsets of its fragments differ; remux it without fragments"
         raise MediaError(path, RefusalReason.UNREADABLE, detail)
     return track.delay_seconds()
 
@@ -196,9 +198,9 @@ def seek_container(container: InputContainer, tracks: Sequence[Track], start_sec
         MediaError: too short, if a stream ends before that according to its header.
     """
     for track in tracks:
-        promised = track.promised_end
-        if promised is not None and promised <= start_seconds:
-            detail = f"its {track.kind} ends at {promised:.2f} s, before {start_seconds:g} s where the clip begins"
+        declared_end = track.declared_end
+        if declared_end is not None and declared_end <= start_seconds:
+            detail = f"its {track.kind} ends at {declared_end:.2f} s, before {start_seconds:g} s where the clip begins"
             raise MediaError(track.path, RefusalReason.TOO_SHORT, detail)
         track.zero += start_seconds
     if container.format.name in FORMATS_WITHOUT_ZERO:
@@ -209,22 +211,22 @@ def seek_container(container: InputContainer, tracks: Sequence[Track], start_sec
 
 
 def decode_frames(
-    container: InputContainer, tracks: Sequence[Track], wanted: Sequence[Track] | None = None
+    container: InputContainer, tracks: Sequence[Track], decoded_tracks: Sequence[Track] | None = None
 ) -> Iterator[tuple[Track, av.VideoFrame | av.AudioFrame]]:
     """Decoded frames in one pass through the file, until the file ends or all wanted tracks are `done`.
 
     Args:
         container: the open file.
         tracks: all tracks on the clock, including those that are not decoded.
-        wanted: the tracks to decode; by default all.
+        decoded_tracks: the tracks to decode; by default all.
 
     Raises:
         MediaError: unreadable, if the timestamps of only one track restart, or tracks appear in the middle.
     """
-    by_index = {track.stream.index: track for track in (tracks if wanted is None else wanted)}
+    by_index = {track.stream.index: track for track in (tracks if decoded_tracks is None else decoded_tracks)}
     timeline, packets = _iterate_packets(container, tracks)
     is_avi = container.format.name == "avi"
-    orders = {index: PresentationOrder() for index, track in by_index.items() if is_avi and track.kind == "picture"}
+    orders = {index: PresentationOrder() for index, track in by_index.items() if is_avi and track.kind == "video"}
     idle = 0
     for packet in packets:
         track = by_index.get(packet.stream.index)
@@ -254,7 +256,7 @@ def read_shared_end(container: InputContainer, track: Track) -> float | None:
 def _sort_frames(
     order: PresentationOrder | None, frames: list[av.VideoFrame] | list[av.AudioFrame], packet: av.Packet
 ) -> Iterable[av.VideoFrame | av.AudioFrame]:
-    """The frames with the times of their presentation; the packet that they are from says whether they are the last."""
+    """The frames with the times of their presentation; their packet determines whether they are the last."""
     if order is None:
         return frames
     is_last = packet.size == 0 and packet.dts is None
@@ -262,13 +264,13 @@ def _sort_frames(
 
 
 def measure_seconds(container: InputContainer, tracks: Sequence[Track]) -> float:
-    """Where the last track ends, on their clock: by the header, or by all packets where the header does not say it.
+    """Where the last track ends, on their clock: by the header, or by all packets where the header does not declare it.
 
     Raises:
         MediaError: as `decode_frames`.
     """
     if container.format.name in FORMATS_WITH_LENGTH:
-        ends = [track.promised_end for track in tracks] + [read_shared_end(container, tracks[0])]
+        ends = [track.declared_end for track in tracks] + [read_shared_end(container, tracks[0])]
         known = [end for end in ends if end is not None]
         if known:
             return max(known)
@@ -299,7 +301,7 @@ def _demux_packets(container: InputContainer, tracks: Sequence[Track]) -> Iterat
             read = max(read, (packet.pos or 0) + packet.size)
             yield packet
     except IndexError:  # PyAV's
-        detail = "a stream appears in the middle of the file, as where files of different programs are joined"
+        detail = "a stream appears in the middle of the file, as where files of different programs are concatenated"
         raise MediaError(tracks[0].path, RefusalReason.UNREADABLE, detail) from None
     except av.FFmpegError as error:
         for track in tracks:
@@ -312,15 +314,15 @@ def _demux_packets(container: InputContainer, tracks: Sequence[Track]) -> Iterat
 def _check_fully_read(container: InputContainer, tracks: Sequence[Track], read: int) -> None:
     """Refuse a video of which FFmpeg reads only the first part, as it does for concatenated files of some formats."""
     unread, start = container.size - read, CONCATENABLE_FORMATS.get(container.format.name)
-    if start is None or not read or unread <= 0 or all(track.kind != "picture" for track in tracks):
+    if start is None or not read or unread <= 0 or all(track.kind != "video" for track in tracks):
         return
-    joined = unread > max(MAX_UNREAD_BYTES, container.size * MAX_UNREAD)
-    if start and not joined:
+    is_concatenated = unread > max(MAX_UNREAD_BYTES, container.size * MAX_UNREAD)
+    if start and not is_concatenated:
         with open_media(tracks[0].path) as file:
             file.seek(read)
-            joined = start in file.read(unread)
-    if joined:
-        detail = f"the last {unread:,} of its {container.size:,} bytes cannot be read, as where files were joined"
+            is_concatenated = start in file.read(unread)
+    if is_concatenated:
+        detail = f"the last {unread:,} of its {container.size:,} bytes cannot be read, as in concatenated files"
         raise MediaError(tracks[0].path, RefusalReason.UNREADABLE, detail)
 
 
@@ -328,7 +330,7 @@ def _decode_packet(track: Track, packet: av.Packet) -> list[av.VideoFrame] | lis
     try:
         return packet.decode()
     except av.FFmpegError as error:
-        track.lose(packet, _describe_ffmpeg_error(error))
+        track.record_loss(packet, _describe_ffmpeg_error(error))
         return []
 
 

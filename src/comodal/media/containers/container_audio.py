@@ -1,7 +1,7 @@
 """The audio of a container, block by block, with a warning for missing parts.
 
 An audio-only file in a format without a timeline (mp3, wav, flac, ogg, ...) is read as its samples in order, whatever
-its header says. In a video, and in mp4 and Matroska, audio is placed by its timestamps.
+its header declares. In a video, and in mp4 and Matroska, audio is positioned by its timestamps.
 """
 
 import struct
@@ -40,14 +40,14 @@ FORMATS_WITH_DURATION = TIMESTAMPED_FORMATS - {"mpegts"} | {
 }
 UNKNOWN_WAV_SIZES = (0, 0xFFFFFFFF)  # of the data of a WAV file that went through a pipe, or is longer than 4 GB
 XING_BYTES = 1 << 12
-XING_TAGS = (b"Xing", b"Info", b"VBRI")  # the frame of an mp3 file that says how many there are
+XING_TAGS = (b"Xing", b"Info", b"VBRI")  # the frame of an mp3 file with the number of frames
 
 
 def read_audio_blocks(path: Path) -> Iterator[tuple[int, Mono]]:
     """The audio of a container, block by block with its sample rate, from zero on the clock of its video and audio.
 
     Warns:
-        MediaWarning: the file ends before its header says, or a part of it cannot be decoded.
+        MediaWarning: the file is shorter than its header declares, or a part of it cannot be decoded.
 
     Raises:
         MediaError: the file cannot be opened, or has no audio.
@@ -55,40 +55,40 @@ def read_audio_blocks(path: Path) -> Iterator[tuple[int, Mono]]:
     with open_container(path) as container:
         video, audio = choose_streams(container, path)
         if audio is None:
-            raise MediaError(path, RefusalReason.NO_SOUND, "no audio stream in the file")
+            raise MediaError(path, RefusalReason.NO_AUDIO_STREAM, "no audio stream in the file")
         tracks = make_tracks(path, audio, video)
-        sound = tracks[0]
-        sound.strict = False
+        audio_track = tracks[0]
+        audio_track.strict = False
         timed = video is not None or container.format.name in TIMESTAMPED_FORMATS
         codec = audio.codec_context.name
         joiner = AudioJoiner(path, codec, from_zero=True) if timed else AudioChain(path)
-        for _, frame in decode_frames(container, tracks, [sound]):
+        for _, frame in decode_frames(container, tracks, [audio_track]):
             assert isinstance(frame, av.AudioFrame)
-            for block in joiner.join(frame, sound.take(frame)):
-                yield joiner.rate, block
+            for block in joiner.add_frame(frame, audio_track.record_frame(frame)):
+                yield joiner.sample_rate, block
         for block in joiner.finish():
-            yield joiner.rate, block
-        sound.check_whole(0.0)
-        warn_of_missing_audio(container, sound)
+            yield joiner.sample_rate, block
+        audio_track.check_complete(0.0)
+        warn_of_missing_audio(container, audio_track)
 
 
-def warn_of_missing_audio(container: InputContainer, sound: Track) -> None:
-    """Report what the header promises and the file does not hold."""
-    promised = sound.promised_end if _has_known_duration(container, sound.path) else None
+def warn_of_missing_audio(container: InputContainer, audio_track: Track) -> None:
+    """Warns about audio that the header declares and the file does not have."""
+    declared_end = audio_track.declared_end if _has_exact_duration(container, audio_track.path) else None
     if container.format.name == "wav":  # FFmpeg reports the actual length for these
-        promised = _read_wav_seconds(sound.path)
-    if promised is not None and sound.end < promised - MAX_LOST_SECONDS:
-        detail = f"truncated: its sound ends at {sound.end:.2f} s, its header promises {promised:.2f} s"
-        warnings.warn(MediaWarning(sound.path, detail), stacklevel=2)
-    elif sound.is_cut:
-        detail = f"damaged: its sound cannot be read after {sound.end:.2f} s ({sound.failure})"
-        warnings.warn(MediaWarning(sound.path, detail), stacklevel=2)
-    if sound.losses:
-        detail = f"damaged: {sound.losses} packets of sound cannot be decoded ({sound.failure})"
-        warnings.warn(MediaWarning(sound.path, detail), stacklevel=2)
+        declared_end = _read_wav_seconds(audio_track.path)
+    if declared_end is not None and audio_track.end < declared_end - MAX_LOST_SECONDS:
+        detail = f"truncated: its audio ends at {audio_track.end:.2f} s, its header declares {declared_end:.2f} s"
+        warnings.warn(MediaWarning(audio_track.path, detail), stacklevel=2)
+    elif audio_track.is_cut:
+        detail = f"damaged: its audio cannot be read after {audio_track.end:.2f} s ({audio_track.failure})"
+        warnings.warn(MediaWarning(audio_track.path, detail), stacklevel=2)
+    if audio_track.losses:
+        detail = f"damaged: {audio_track.losses} audio packets cannot be decoded ({audio_track.failure})"
+        warnings.warn(MediaWarning(audio_track.path, detail), stacklevel=2)
 
 
-def _has_known_duration(container: InputContainer, path: Path) -> bool:
+def _has_exact_duration(container: InputContainer, path: Path) -> bool:
     """Whether the header has the duration of the audio, so that it is not an estimate."""
     if container.format.name != "mp3":
         return container.format.name in FORMATS_WITH_DURATION

@@ -26,11 +26,11 @@ def read_edit_ends(path: Path) -> dict[int, float] | None:
     """Track ids with the seconds at which their presentation ends, where it has an end.
 
     Returns None where a track has several edits, or a still one, or the boxes are damaged. FFmpeg then applies the
-    edits, and may place a frame up to one frame too early where an edit begins inside a frame.
+    edits, and may show a frame up to one frame too early where an edit begins inside a frame.
 
     Raises:
         MediaError: unreadable, for an edit at another speed, which FFmpeg ignores, and for several concatenated files,
-            whose fragments cannot be told apart.
+            whose fragments cannot be distinguished.
     """
     ends: dict[int, float] = {}
     scale = track = movies = 0
@@ -40,7 +40,7 @@ def read_edit_ends(path: Path) -> dict[int, float] | None:
                 wide = body[:1] == b"\1"
                 movies += kind == b"moov"
                 if movies > 1:
-                    raise MediaError(path, RefusalReason.UNREADABLE, "it is several mp4 files joined byte by byte")
+                    raise MediaError(path, RefusalReason.UNREADABLE, "it is a concatenation of several mp4 files")
                 if kind == b"mvhd":
                     scale = struct.unpack_from(">I", body, 20 if wide else 12)[0]
                 elif kind == b"tkhd":
@@ -62,12 +62,16 @@ def _parse_edit_end(path: Path, body: bytes, wide: bool, scale: int) -> float | 
     if count > MAX_EDITS:
         return None
     entry = ">Qqi" if wide else ">Iii"
-    edits = [struct.unpack_from(entry, body, 8 + number * struct.calcsize(entry)) for number in range(count)]
+    edits = [struct.unpack_from(entry, body, 8 + index * struct.calcsize(entry)) for index in range(count)]
     empty = edits.pop(0)[0] if edits and edits[0][1] == -1 else 0
-    speeds = [rate / NORMAL_PLAYBACK_RATE for _, _, rate in edits if rate not in (0, NORMAL_PLAYBACK_RATE)]
+    speeds = [
+        playback_rate / NORMAL_PLAYBACK_RATE
+        for _, _, playback_rate in edits
+        if playback_rate not in (0, NORMAL_PLAYBACK_RATE)
+    ]
     if speeds:
         raise MediaError(path, RefusalReason.UNREADABLE, f"its edit list has a part at {speeds[0]:g} times the speed")
-    if len(edits) > 1 or any(start < 0 or rate != NORMAL_PLAYBACK_RATE for _, start, rate in edits):
+    if len(edits) > 1 or any(start < 0 or playback_rate != NORMAL_PLAYBACK_RATE for _, start, playback_rate in edits):
         return None
     return (empty + edits[0][0]) / scale if edits and edits[0][0] else 0.0
 

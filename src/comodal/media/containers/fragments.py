@@ -22,7 +22,7 @@ SAMPLE_FIELDS = (0x100, 0x200, 0x400, 0x800)  # duration, size, flags, compositi
 
 @dataclass
 class FragmentedTrack:
-    """What the fragments of a track say, in ticks: where its first sample is presented, without edits, by how much
+    """The fragments of a track, in ticks: where its first sample is presented, without edits, by how much
     FFmpeg is late in each fragment, and whether their decoding times start again.
     """
 

@@ -1,7 +1,7 @@
 """One clock for the streams of a container whose timestamps restart, or jump, in the middle of the file.
 
-Segments of MPEG-TS that were joined byte by byte are the usual case: each has timestamps of its own. All streams of a
-segment share one offset, which places the segment after the previous one. So video and audio stay in sync, and
+Segments of MPEG-TS that were concatenated are the usual case: each has timestamps of its own. All streams of a
+segment share one offset, which moves the segment behind the previous one. So video and audio stay in sync, and
 nothing is lost.
 
 - A decoding timestamp that is smaller than the one before it in its stream starts a new segment, in every format.
@@ -9,8 +9,8 @@ nothing is lost.
 - Elsewhere a forward jump is a pause in the stream, and is kept.
 
 A jump counts where all streams have it. If only one stream jumps forward, it has a pause: a frame that is shown for
-long, or missing audio. The pause is doubted where video and audio end together without it, and not with it. Then only
-the timestamps of one stream have jumped, and the file is refused. It is refused as well if only one stream jumps back:
+long, or missing audio. If video and audio end at the same time only without the pause, it is no pause: only the
+timestamps of one stream have jumped, and the file is refused. It is refused as well if only one stream jumps back:
 video and audio cannot be put on one clock.
 """
 
@@ -30,6 +30,7 @@ MAX_BACKWARD_SECONDS = 0.1  # muxers repeat timestamps by less
 MAX_FORWARD_SECONDS = 10.0
 MIN_PAUSE_SECONDS = 0.5  # a longer step from packet to packet is a pause
 MAX_END_SECONDS = 0.1  # by which the ends of video and audio differ in files that end with both
+MAX_END_FRACTION = 0.1  # or by this fraction of the jump, in files whose audio or video ends a little earlier
 MAX_WAIT_SECONDS = 3.0  # streams of one segment are interleaved more closely than this
 MAX_HELD_PACKETS = 2_000
 MAX_HELD_BYTES = 1 << 26
@@ -55,33 +56,35 @@ class _Course:
         base = self.stream.time_base or Fraction(0)
         self.ratio = base.numerator, base.denominator  # the same values as with Fraction, in a tenth of the time
 
-    def seconds(self, ticks: int) -> float:
+    def to_seconds(self, ticks: int) -> float:
         numerator, denominator = self.ratio
         return ticks * numerator / denominator
 
-    def follow(self, packet: av.Packet) -> None:
+    def record_packet(self, packet: av.Packet) -> None:
         """Record a packet that continues the segment."""
         if packet.dts is None:
             return
-        begins = self.seconds(packet.dts)
-        step = 0.0 if self.last is None else max(begins - self.last, 0.0)
-        length = self.seconds(packet.duration) if packet.duration else step if step <= MIN_PAUSE_SECONDS else 0.0
+        start_seconds = self.to_seconds(packet.dts)
+        step = 0.0 if self.last is None else max(start_seconds - self.last, 0.0)
+        length = self.to_seconds(packet.duration) if packet.duration else step if step <= MIN_PAUSE_SECONDS else 0.0
         self.advance += step
         self.may_pause = False
         is_pause = step > MIN_PAUSE_SECONDS and self.steps[0] > 1  # after the first packet, it is a late start
         for sums in [self.steps] + [self.pauses] * is_pause:
             sums[0] += 1
             sums[1] += step
-        self.end = max(self.end if self.last is not None else begins, self._shown(packet) + length)
-        self.last, self.due = begins, begins + length
+        self.end = max(
+            self.end if self.last is not None else start_seconds, self._get_presentation_time(packet) + length
+        )
+        self.last, self.due = start_seconds, start_seconds + length
 
-    def first_shown(self) -> float:
+    def get_held_start(self) -> float:
         """When the held packets begin to be presented."""
-        return self._shown(self.held[0])
+        return self._get_presentation_time(self.held[0])
 
     def leaps_forward(self) -> bool:
         """Whether the held packets come later than the last one, which they follow in the file."""
-        return self.held[0].dts is not None and self.seconds(self.held[0].dts) > (self.last or 0.0)
+        return self.held[0].dts is not None and self.to_seconds(self.held[0].dts) > (self.last or 0.0)
 
     def paused_seconds(self) -> float:
         """By how much the pauses are longer than other steps. There are none in a slide show, of long steps alone."""
@@ -92,13 +95,13 @@ class _Course:
             else self.pauses[1] - self.pauses[0] * (self.steps[1] - self.pauses[1]) / usual
         )
 
-    def restart(self, segment: int) -> None:
+    def start_segment(self, segment: int) -> None:
         self.segment, self.last, self.held = segment, None, []
         self.steps, self.pauses = [0, 0.0], [0, 0.0]
 
-    def _shown(self, packet: av.Packet) -> float:
+    def _get_presentation_time(self, packet: av.Packet) -> float:
         ticks = packet.dts if packet.pts is None else packet.pts
-        return self.due if ticks is None else self.seconds(ticks)
+        return self.due if ticks is None else self.to_seconds(ticks)
 
 
 class Timeline:
@@ -111,7 +114,7 @@ class Timeline:
     def __init__(self, path: Path, streams: Sequence[Stream], format_name: str, can_restart: bool = True) -> None:
         self.path = path
         self.can_restart = can_restart
-        self.leaps_forward = format_name in FORMATS_WITHOUT_ZERO
+        self.detects_forward_jumps = format_name in FORMATS_WITHOUT_ZERO
         self.courses = {stream.index: _Course(stream) for stream in streams}
         self.segment = 0
         self.offset = 0.0
@@ -126,73 +129,77 @@ class Timeline:
         """
         for packet in packets:
             if packet.size == 0 and packet.dts is None:  # the file has ended
-                yield from self._meet()
+                yield from self._start_segment()
                 self._check_ends()
                 yield packet
             else:
-                yield from self._place(packet)
+                yield from self._route_packet(packet)
 
-    def _place(self, packet: av.Packet) -> Iterator[av.Packet]:
+    def _route_packet(self, packet: av.Packet) -> Iterator[av.Packet]:
         course = self.courses[packet.stream_index]
-        if course.held or self._leaps(course, packet):
+        if course.held or self._is_jump(course, packet):
             if not course.held and course.segment < self.segment:  # the other streams have reached it
-                course.restart(self.segment)
+                course.start_segment(self.segment)
             else:
-                yield from self._hold(course, packet)
+                yield from self._hold_packet(course, packet)
                 return
-        course.follow(packet)
-        yield self._shifted(packet)
+        course.record_packet(packet)
+        yield self._shift_timestamps(packet)
         if self.held and course.advance > MAX_WAIT_SECONDS:
-            yield from self._stay()
+            yield from self._resume_segment()
 
-    def _leaps(self, course: _Course, packet: av.Packet) -> bool:
+    def _is_jump(self, course: _Course, packet: av.Packet) -> bool:
         if course.last is None or packet.dts is None or course.may_pause or not self.can_restart:
             return False
-        begins = course.seconds(packet.dts)
-        return begins < course.last - MAX_BACKWARD_SECONDS or (
-            self.leaps_forward and begins > course.due + MAX_FORWARD_SECONDS
+        start_seconds = course.to_seconds(packet.dts)
+        return start_seconds < course.last - MAX_BACKWARD_SECONDS or (
+            self.detects_forward_jumps and start_seconds > course.due + MAX_FORWARD_SECONDS
         )
 
-    def _hold(self, course: _Course, packet: av.Packet) -> Iterator[av.Packet]:
+    def _hold_packet(self, course: _Course, packet: av.Packet) -> Iterator[av.Packet]:
         if not self.held:
-            for other in self.courses.values():
-                other.advance = 0.0
+            for other_course in self.courses.values():
+                other_course.advance = 0.0
         course.held.append(packet)
         self.held.append(packet)
         self.held_bytes += packet.size
-        waiting = [other for other in self.courses.values() if other.last is not None and not other.held]
+        waiting = [
+            other_course
+            for other_course in self.courses.values()
+            if other_course.last is not None and not other_course.held
+        ]
         if not waiting or len(self.held) > MAX_HELD_PACKETS or self.held_bytes > MAX_HELD_BYTES:
-            yield from self._meet()
+            yield from self._start_segment()
 
-    def _meet(self) -> Iterator[av.Packet]:
-        """All streams have reached the new segment, or have ended: place it after the previous one."""
-        leapt = [course for course in self.courses.values() if course.held]
-        if not leapt:
+    def _start_segment(self) -> Iterator[av.Packet]:
+        """All streams have reached the new segment, or have ended: move it behind the previous one."""
+        jumped = [course for course in self.courses.values() if course.held]
+        if not jumped:
             return
         is_alone = any(course.last is not None and not course.held for course in self.courses.values())
-        if is_alone and all(course.leaps_forward() for course in leapt):
-            yield from self._stay()
+        if is_alone and all(course.leaps_forward() for course in jumped):
+            yield from self._resume_segment()
             return
         self._check_ends()
-        rises = {course.stream.type: course.end - course.first_shown() for course in leapt}
-        rise = max(rises.values())
-        if rise - min(rises.values()) <= MAX_SEAM_SECONDS:
-            rise = rises.get("video", rise)
-        self.offset += rise
+        shifts = {course.stream.type: course.end - course.get_held_start() for course in jumped}
+        shift = max(shifts.values())
+        if shift - min(shifts.values()) <= MAX_SEAM_SECONDS:
+            shift = shifts.get("video", shift)
+        self.offset += shift
         self.segment += 1
-        for course in leapt:
-            course.restart(self.segment)
-        yield from self._release()
+        for course in jumped:
+            course.start_segment(self.segment)
+        yield from self._release_packets()
 
-    def _stay(self) -> Iterator[av.Packet]:
+    def _resume_segment(self) -> Iterator[av.Packet]:
         """One stream has jumped and another one continues: the jump is a pause."""
         for course in self.courses.values():
             if course.held and not course.leaps_forward():
-                kind = "picture" if course.stream.type == "video" else "sound"
-                detail = f"the timestamps of its {kind} start again at {course.end + self.offset:.2f} s, no others do"
+                kind = "video" if course.stream.type == "video" else "audio"
+                detail = f"the timestamps of its {kind} restart at {course.end + self.offset:.2f} s, others do not"
                 raise MediaError(self.path, RefusalReason.UNREADABLE, detail)
             course.may_pause, course.held = bool(course.held), []
-        yield from self._release()
+        yield from self._release_packets()
 
     def has_doubtful_pause(self) -> bool:
         """Whether only one stream has paused, so that it depends on the end of the file if it is believed."""
@@ -200,23 +207,24 @@ class Timeline:
         return max(paused) - min(paused) > MIN_PAUSE_SECONDS
 
     def _check_ends(self) -> None:
-        """Refuse a file whose streams end together if their pauses are left out, and otherwise do not."""
+        """Refuse a file whose streams end at the same time only if their pauses are left out."""
         courses = [course for course in self.courses.values() if course.last is not None]
         if len(courses) < 2 or len({course.segment for course in courses}) > 1 or not self.has_doubtful_pause():
             return
         ends = [course.end - course.paused_seconds() for course in courses]
-        if max(ends) - min(ends) <= MAX_END_SECONDS:
+        paused = [course.paused_seconds() for course in courses]
+        if max(ends) - min(ends) <= max(MAX_END_SECONDS, MAX_END_FRACTION * (max(paused) - min(paused))):
             course = max(courses, key=_Course.paused_seconds)
-            kind = "picture" if course.stream.type == "video" else "sound"
+            kind = "video" if course.stream.type == "video" else "audio"
             detail = f"the timestamps of its {kind} jump by {course.paused_seconds():.2f} s, no others do"
-            raise MediaError(self.path, RefusalReason.UNREADABLE, f"{detail}; write it again with one clock")
+            raise MediaError(self.path, RefusalReason.UNREADABLE, f"{detail}; remux it with one clock")
 
-    def _release(self) -> Iterator[av.Packet]:
+    def _release_packets(self) -> Iterator[av.Packet]:
         held, self.held, self.held_bytes = self.held, [], 0
         for packet in held:
-            yield from self._place(packet)
+            yield from self._route_packet(packet)
 
-    def _shifted(self, packet: av.Packet) -> av.Packet:
+    def _shift_timestamps(self, packet: av.Packet) -> av.Packet:
         if self.offset and packet.time_base:
             ticks = round(self.offset / packet.time_base)
             packet.pts = None if packet.pts is None else packet.pts + ticks

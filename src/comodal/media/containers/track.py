@@ -1,4 +1,4 @@
-"""One stream of a container while it is read: where it begins and ends, what is lost, and what its header says."""
+"""One stream of a container while it is read: where it begins and ends, what is lost, and what its header declares."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ class Track:
     file begin on it, which an edit may cut off. `start` is None until a frame was decoded; `end` is where the last
     decoded frame ends. `lost_since` is the time of the first packet that could not be decoded, until a later one is
     decoded (decoders return earlier frames late). `losses` counts such packets; without `strict` any number is allowed.
-    `is_cut` says that the container cannot be read further. `latest` is when the last frame begins, and `disordered`
+    `is_cut` means that the container cannot be read further. `latest` is when the last frame begins, and `disordered`
     counts the frames that are not later than the one before. The caller sets `done` when nothing more is needed.
     """
 
@@ -49,11 +49,11 @@ class Track:
     @property
     def kind(self) -> str:
         """The kind of stream, as error messages name it."""
-        return "picture" if self.stream.type == "video" else "sound"
+        return "video" if self.stream.type == "video" else "audio"
 
     @property
-    def promised_end(self) -> float | None:
-        """Where the stream ends according to its header, if the header says so."""
+    def declared_end(self) -> float | None:
+        """Where the stream ends according to its header, if the header declares it."""
         stream = self.stream
         format_name = stream.container.format.name
         if format_name in FORMATS_WITHOUT_ZERO:  # no header; FFmpeg's estimate ignores that timestamps restart
@@ -69,78 +69,82 @@ class Track:
         tagged = _parse_clock_seconds(stream.metadata.get("DURATION", ""))
         return None if tagged is None else tagged - self.zero
 
-    def take(self, frame: av.VideoFrame | av.AudioFrame) -> float:
+    def record_frame(self, frame: av.VideoFrame | av.AudioFrame) -> float:
         """Record a decoded frame and return its start time.
 
         Raises:
-            MediaError: truncated, if too much was lost before it; too large, for too many frames; unreadable, if it
-                is hours from the one before it, or many are not later than the one before them.
+            MediaError: truncated, if too much was lost before it; too large, for too many frames; unreadable, if it is
+                hours after the previous one, or if many frames are not later than the previous one.
         """
-        begins = self.end if frame.time is None else float(frame.time) - self.zero
-        if begins - self.end > MAX_GAP_SECONDS:
-            detail = f"the timestamps of its {self.kind} leap from {self.end:.2f} s to {begins:.2f} s"
+        start_seconds = self.end if frame.time is None else float(frame.time) - self.zero
+        if start_seconds - self.end > MAX_GAP_SECONDS:
+            detail = f"the timestamps of its {self.kind} jump from {self.end:.2f} s to {start_seconds:.2f} s"
             raise MediaError(self.path, RefusalReason.UNREADABLE, detail)
-        if self.lost_since is not None and begins >= self.lost_since:
-            if self.strict and begins - self.end > MAX_LOST_SECONDS:
-                detail = f"{self.kind} cannot be decoded from {self.end:.2f} s to {begins:.2f} s ({self.failure})"
+        if self.lost_since is not None and start_seconds >= self.lost_since:
+            if self.strict and start_seconds - self.end > MAX_LOST_SECONDS:
+                detail = (
+                    f"{self.kind} cannot be decoded from {self.end:.2f} s to {start_seconds:.2f} s ({self.failure})"
+                )
                 raise MediaError(self.path, RefusalReason.TRUNCATED, detail)
             self.lost_since = None
         self.frames += 1
         if self.start is None:
-            self.start = begins
+            self.start = start_seconds
         if self.frames > MAX_FRAMES_PER_SECOND * (max(self.end - min(self.start, 0.0), 0.0) + 10.0):
             detail = f"{self.frames} frames of {self.kind} in {self.end:.2f} s"
             raise MediaError(self.path, RefusalReason.TOO_LARGE, detail)
-        self.disordered += begins <= self.latest and self.kind == "picture"
-        self.latest = begins
+        self.disordered += start_seconds <= self.latest and self.kind == "video"
+        self.latest = start_seconds
         if self.disordered > max(MIN_DISORDERED, self.frames * MAX_DISORDERED):
-            detail = f"{self.disordered} of its first {self.frames} pictures are not later than the one before"
+            detail = f"{self.disordered} of its first {self.frames} video frames are not later than the one before"
             raise MediaError(self.path, RefusalReason.UNREADABLE, detail)
-        self.end = max(self.end, begins + self._length(frame, begins))
-        return begins
+        self.end = max(self.end, start_seconds + self._compute_duration(frame, start_seconds))
+        return start_seconds
 
-    def _length(self, frame: av.VideoFrame | av.AudioFrame, begins: float) -> float:
+    def _compute_duration(self, frame: av.VideoFrame | av.AudioFrame, start_seconds: float) -> float:
         if isinstance(frame, av.AudioFrame):
             return frame.samples / max(frame.sample_rate, 1)
         if frame.duration:
             length = ticks_to_seconds(frame, frame.duration)
             if length > MAX_GAP_SECONDS:
-                detail = f"its frame at {begins:.2f} s lasts {length:.0f} s, the limit is {MAX_GAP_SECONDS:.0f} s"
+                detail = (
+                    f"its frame at {start_seconds:.2f} s lasts {length:.0f} s, the limit is {MAX_GAP_SECONDS:.0f} s"
+                )
                 raise MediaError(self.path, RefusalReason.UNREADABLE, detail)
             return length
-        rate = self.stream.average_rate or self.stream.guessed_rate
-        return float(1 / rate) if rate else max(begins - self.end, 0.0)
+        frame_rate = self.stream.average_rate or self.stream.guessed_rate
+        return float(1 / frame_rate) if frame_rate else max(start_seconds - self.end, 0.0)
 
-    def lose(self, packet: av.Packet, failure: str) -> None:
+    def record_loss(self, packet: av.Packet, failure: str) -> None:
         """Record that a packet could not be decoded. Before the first frame that is a late start, not a loss."""
         self.failure = failure
         if self.start is not None:
             self.losses += 1
-            begins = self.end if packet.pts is None else ticks_to_seconds(self.stream, packet.pts) - self.zero
-            self.lost_since = begins if self.lost_since is None else min(begins, self.lost_since)
+            start_seconds = self.end if packet.pts is None else ticks_to_seconds(self.stream, packet.pts) - self.zero
+            self.lost_since = start_seconds if self.lost_since is None else min(start_seconds, self.lost_since)
 
-    def check_whole(self, seconds: float) -> None:
+    def check_complete(self, seconds: float) -> None:
         """Raise a MediaError unless the stream was decoded to its promised end, or to `seconds` if that is earlier."""
         if self.start is None:
-            raise self.nothing_decoded()
-        promised = self.promised_end
-        if promised is not None and self.end < min(promised, seconds) - MAX_LOST_SECONDS:
-            detail = f"{self.kind} ends at {self.end:.2f} s, its header promises {promised:.2f} s"
+            raise self.make_no_frames_error()
+        declared_end = self.declared_end
+        if declared_end is not None and self.end < min(declared_end, seconds) - MAX_LOST_SECONDS:
+            detail = f"{self.kind} ends at {self.end:.2f} s, its header declares {declared_end:.2f} s"
             raise MediaError(self.path, RefusalReason.TRUNCATED, detail)
-        if promised is None and self.is_cut and self.end < seconds - MAX_LOST_SECONDS:
+        if declared_end is None and self.is_cut and self.end < seconds - MAX_LOST_SECONDS:
             detail = f"{self.kind} cannot be read after {self.end:.2f} s ({self.failure})"
             raise MediaError(self.path, RefusalReason.TRUNCATED, detail)
 
-    def nothing_decoded(self) -> MediaError:
+    def make_no_frames_error(self) -> MediaError:
         """Why the stream is refused when no frame could be decoded."""
         if self.failure:
             return MediaError(self.path, RefusalReason.UNREADABLE, f"no {self.kind} can be decoded ({self.failure})")
-        if self.promised_end:
-            detail = f"no {self.kind} in the file, its header promises {self.promised_end:.2f} s"
+        if self.declared_end:
+            detail = f"no {self.kind} in the file, its header declares {self.declared_end:.2f} s"
             return MediaError(self.path, RefusalReason.TRUNCATED, detail)
-        if self.kind == "picture":
-            return MediaError(self.path, RefusalReason.NO_PICTURE, "not one picture in the stream")
-        return MediaError(self.path, RefusalReason.NO_SOUND, "not one sample of sound in the stream")
+        if self.kind == "video":
+            return MediaError(self.path, RefusalReason.NO_VIDEO_STREAM, "no frame in the video stream")
+        return MediaError(self.path, RefusalReason.NO_AUDIO_STREAM, "no sample in the audio stream")
 
 
 def ticks_to_seconds(timed: Stream | av.VideoFrame, ticks: int | None) -> float:

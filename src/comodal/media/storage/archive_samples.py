@@ -60,13 +60,13 @@ class Archive(Protocol):
 
     def __init__(self, path: Path) -> None: ...
 
-    def examples(self) -> Iterator[ArchiveSample]:
+    def iterate_examples(self) -> Iterator[ArchiveSample]:
         """All examples in the order of the file. Damage is reported as an example with a fault."""
 
     def find(self, name: str) -> MemberLocation:
         """The location of a member; raises KeyError if there is none of that name."""
 
-    def open(self, place: MemberLocation) -> OpenFile:
+    def open_member(self, location: MemberLocation) -> OpenFile:
         """The bytes of a member."""
 
 

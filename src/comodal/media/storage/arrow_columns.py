@@ -43,11 +43,12 @@ class ParquetColumns:
 
     def read(self, group: int, names: Sequence[str]) -> Any:
         about = self.file.metadata.row_group(group)
-        columns = (about.column(number) for number in range(about.num_columns))
-        asked = sum(one.total_uncompressed_size for one in columns if is_part_of_column(one.path_in_schema, names))
-        if asked > MAX_GROUP_BYTES:
+        columns = (about.column(index) for index in range(about.num_columns))
+        num_bytes = sum(one.total_uncompressed_size for one in columns if is_part_of_column(one.path_in_schema, names))
+        if num_bytes > MAX_GROUP_BYTES:
             raise DataError(
-                f"{self.path}: {asked:,} bytes in one group of rows, the limit is {MAX_GROUP_BYTES:,}; write smaller "
+                f"{self.path}: {num_bytes:,} bytes in one group of rows, the limit is {MAX_GROUP_BYTES:,}; write "
+                f"smaller "
                 "row groups"
             )
         return self.file.read_row_group(group, columns=list(names), use_threads=False)

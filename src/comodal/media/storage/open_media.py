@@ -17,7 +17,7 @@ from comodal.media.storage.tar_shard import TarShard
 
 CONTAINER_TYPES: dict[str, Callable[[Path], Archive]] = {".tar": TarShard, ".parquet": TableFile, ".arrow": TableFile}
 MAX_OPEN_CONTAINERS = 4  # containers that a process keeps, with the names of their members
-_known_locations: ContextVar[dict[Path, MemberLocation]] = ContextVar("_known", default={})  # noqa: B039 (never changed in place)
+_remembered_locations: ContextVar[dict[Path, MemberLocation]] = ContextVar("_remembered_locations", default={})  # noqa: B039 (never changed in place)
 
 
 def open_media(path: Path) -> OpenFile:
@@ -34,9 +34,9 @@ def open_media(path: Path) -> OpenFile:
         if container is None:
             raise
     try:
-        opened = open_container_file(container)
-        place = _known_locations.get().get(path) or opened.find(path.relative_to(container).as_posix())
-        return opened.open(place)
+        archive = open_container_file(container)
+        location = _remembered_locations.get().get(path) or archive.find(path.relative_to(container).as_posix())
+        return archive.open_member(location)
     except KeyError:
         raise MediaError(path, "missing", f"{container.name} has no such member") from None
     except DataError as error:
@@ -44,13 +44,13 @@ def open_media(path: Path) -> OpenFile:
 
 
 @contextmanager
-def remember_locations(places: dict[Path, MemberLocation]) -> Iterator[None]:
+def remember_locations(locations: dict[Path, MemberLocation]) -> Iterator[None]:
     """Register members whose location is known, so that they need not be searched."""
-    token = _known_locations.set(places)
+    token = _remembered_locations.set(locations)
     try:
         yield
     finally:
-        _known_locations.reset(token)
+        _remembered_locations.reset(token)
 
 
 def find_container(path: Path) -> Path | None:

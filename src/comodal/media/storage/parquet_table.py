@@ -47,13 +47,15 @@ class TableFile:
             self.metadata = [field.name for field in self.columns.schema if is_metadata_type(field.type)]
         self._last: tuple[tuple[int, int], list[Any]] | None = None
 
-    def examples(self) -> Iterator[ArchiveSample]:
+    def iterate_examples(self) -> Iterator[ArchiveSample]:
         """The rows in their order, without the bytes of their media."""
         for row, values in enumerate(read_rows(self.path, self.columns, self.metadata)):
-            told = {name: self._named(name, value) for name, value in values.items() if value is not None}
-            example = ArchiveSample(self._keys[row], metadata=told)
+            metadata = {
+                name: self._resolve_class_name(name, value) for name, value in values.items() if value is not None
+            }
+            example = ArchiveSample(self._keys[row], metadata=metadata)
             for kind, column in self.media.items():
-                example.members[kind] = (self._name(row, kind), MemberLocation(row, column))
+                example.members[kind] = (self._make_member_name(row, kind), MemberLocation(row, column))
             yield example
 
     def find(self, name: str) -> MemberLocation:
@@ -65,13 +67,13 @@ class TableFile:
             raise KeyError(name)
         return MemberLocation(self._rows[path.with_suffix("").name], self.media[kind])
 
-    def open(self, place: MemberLocation) -> OpenFile:
+    def open_member(self, location: MemberLocation) -> OpenFile:
         """The bytes of a member.
 
         Raises:
             DataError: The row has none, or the file is damaged.
         """
-        row, column = place
+        row, column = location
         group = 0
         while row >= self.columns.groups[group]:
             row -= self.columns.groups[group]
@@ -83,23 +85,23 @@ class TableFile:
             value = self._last[1][row].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         if data is None:
-            where = value.get("path") if isinstance(value, dict) else None
-            detail = f"no bytes but the path {where!r}; embed the files (datasets: `embed_table_storage`)"
-            raise DataError(f"{self.path}, row {place.start}: {detail if where else 'no value'}")
+            stored_path = value.get("path") if isinstance(value, dict) else None
+            detail = f"no bytes but the path {stored_path!r}; embed the files (datasets: `embed_table_storage`)"
+            raise DataError(f"{self.path}, row {location.start}: {detail if stored_path else 'no value'}")
         return io.BytesIO(data)
 
     @cached_property
     def _paths(self) -> dict[Kind, list[str]]:
         """The names of the media files of each row, "" where there is none."""
-        found: dict[Kind, list[str]] = {}
+        paths_by_kind: dict[Kind, list[str]] = {}
         for kind, column in self.media.items():
             field = self.columns.schema.field(column)
             if is_media_struct_type(field.type):
                 rows = read_rows(self.path, self.columns, [f"{field.name}.path"])
-                found[kind] = [
+                paths_by_kind[kind] = [
                     sanitize_member_name((row[field.name] or {}).get("path") or "").rpartition("/")[2] for row in rows
                 ]
-        return found
+        return paths_by_kind
 
     @cached_property
     def _keys(self) -> list[str]:
@@ -114,12 +116,12 @@ class TableFile:
     def _rows(self) -> dict[str, int]:
         return {key: row for row, key in enumerate(self._keys)}
 
-    def _name(self, row: int, kind: Kind) -> str:
+    def _make_member_name(self, row: int, kind: Kind) -> str:
         """The key with the suffix of the row's file if that suffix shows the kind, else with the kind."""
         path = self._paths[kind][row] if kind in self._paths else ""
         return f"{self._keys[row]}{PurePosixPath(path).suffix if detect_media_kind(path) == kind else f'.{kind}'}"
 
-    def _named(self, column: str, value: Any) -> Any:
+    def _resolve_class_name(self, column: str, value: Any) -> Any:
         """The class name for a value that is an id of a ClassLabel of `datasets`."""
         names = self.features.get(column, {}).get("names")
         if isinstance(names, list) and isinstance(value, int) and 0 <= value < len(names):
@@ -138,14 +140,14 @@ def read_datasets_features(schema: Any) -> dict[str, dict[str, Any]]:
 
 def find_media_columns(schema: Any, features: dict[str, dict[str, Any]]) -> dict[Kind, int]:
     """The column of each kind of media: the first with that `datasets` feature, or with a matching name and type."""
-    found: dict[Kind, int] = {}
-    for number, field in enumerate(schema):
-        named = MEDIA_FEATURES.get(str(features.get(field.name, {}).get("_type"))) or MEDIA_COLUMN_NAMES.get(
+    columns_by_kind: dict[Kind, int] = {}
+    for column_index, field in enumerate(schema):
+        kind = MEDIA_FEATURES.get(str(features.get(field.name, {}).get("_type"))) or MEDIA_COLUMN_NAMES.get(
             field.name.lower()
         )
-        if named and (is_media_struct_type(field.type) or is_binary_type(field.type)):
-            found.setdefault(named, number)
-    return found
+        if kind and (is_media_struct_type(field.type) or is_binary_type(field.type)):
+            columns_by_kind.setdefault(kind, column_index)
+    return columns_by_kind
 
 
 def is_binary_type(kind: Any) -> bool:

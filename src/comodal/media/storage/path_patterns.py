@@ -1,4 +1,4 @@
-"""The files that a folder, a file or a pattern stands for: `cc3m/{00000..00331}.tar`, `train-*.parquet`.
+"""The files of a folder, a file or a pattern: `cc3m/{00000..00331}.tar`, `train-*.parquet`.
 
 Braces work as in the shell and in webdataset: a range of numbers with its zero padding, or a list.
 """
@@ -41,8 +41,8 @@ def expand_pattern(pattern: Path) -> MatchedPaths:
         fixed.append(part)
     root = Path(*fixed)
     names: dict[str, None] = {}
-    for number, one in enumerate(expand_braces(str(pattern.relative_to(root)))):
-        if number >= MAX_MATCHED_FILES:
+    for count, one in enumerate(expand_braces(str(pattern.relative_to(root)))):
+        if count >= MAX_MATCHED_FILES:
             raise DataError(f"{pattern} names more than {MAX_MATCHED_FILES:,} files")
         wild = WILDCARD_PATTERN.search(one) is not None
         names |= dict.fromkeys(sorted(path.relative_to(root).as_posix() for path in root.glob(one)) if wild else [one])
@@ -53,16 +53,16 @@ def expand_pattern(pattern: Path) -> MatchedPaths:
 
 def expand_braces(text: str) -> Iterator[str]:
     """All texts that the braces stand for, in order."""
-    found = BRACES_PATTERN.search(text)
-    if found is None:
+    match = BRACES_PATTERN.search(text)
+    if match is None:
         yield text
         return
-    numbers = RANGE_PATTERN.fullmatch(found[1])
-    if numbers:
-        first, last = numbers.groups()
+    range_match = RANGE_PATTERN.fullmatch(match[1])
+    if range_match:
+        first, last = range_match.groups()
         width = len(first) if first.startswith("0") or len(first) == len(last) else 0
-        choices: Iterator[str] = (f"{number:0{width}d}" for number in range(int(first), int(last) + 1))
+        choices: Iterator[str] = (f"{value:0{width}d}" for value in range(int(first), int(last) + 1))
     else:
-        choices = iter(found[1].split(","))
+        choices = iter(match[1].split(","))
     for choice in choices:
-        yield from expand_braces(text[: found.start()] + choice + text[found.end() :])
+        yield from expand_braces(text[: match.start()] + choice + text[match.end() :])

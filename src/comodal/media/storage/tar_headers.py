@@ -28,12 +28,12 @@ class TarHeader(NamedTuple):
     name: str
     start: int
     size: int
-    problem: str = ""
+    error_message: str = ""
     truncated: bool = False
 
 
 class TarDamage(NamedTuple):
-    """Bytes that belong to no member, or an invalid end of the archive."""
+    """Bytes that are part of no member, or an invalid end of the archive."""
 
     reason: str
     detail: str
@@ -80,17 +80,15 @@ class TarReader:
             self.ahead, self.ahead_at, first = os.pread(self.descriptor, max(size, READ_AHEAD_BYTES), at), at, 0
         return self.ahead[first : first + size]
 
-    def members(self) -> Iterator[TarHeader | TarDamage]:
+    def iterate_members(self) -> Iterator[TarHeader | TarDamage]:
         """The members that are files or links, in the order of the archive, and the damage between them."""
         packed = next(
             (name for magic, name in COMPRESSION_SIGNATURES.items() if self.read(0, 8).startswith(magic)), None
         )
         if packed:
-            yield TarDamage(
-                "compressed", f"it is packed with {packed}; unpack it first, members are read where they lie"
-            )
+            yield TarDamage("compressed", f"it is compressed with {packed}; decompress it first")
             return
-        found = False
+        has_members = False
         while self.at + TAR_BLOCK_BYTES <= self.end:
             block = self.read(self.at, TAR_BLOCK_BYTES)
             if block == ZERO_BLOCK:
@@ -102,14 +100,14 @@ class TarReader:
                 self.lost_from = self.at if self.lost_from is None else self.lost_from
                 self.at += TAR_BLOCK_BYTES
                 continue
-            yield from self.lost(self.at)
-            found, self.ended = True, False
-            yield from self.member(header)
-        yield from self.lost(self.end)
-        if not found:
-            yield TarDamage("no members", "it is empty, or no tar archive")
+            yield from self.report_lost_bytes(self.at)
+            has_members, self.ended = True, False
+            yield from self.read_member(header)
+        yield from self.report_lost_bytes(self.end)
+        if not has_members:
+            yield TarDamage("no members", "it is empty, or not a tar archive")
         elif not self.ended and self.at == self.end:
-            yield TarDamage("truncated", "it ends without the mark that ends a tar archive: members may be missing")
+            yield TarDamage("truncated", "it has no end-of-archive marker: members may be missing")
         elif not self.ended and self.at < self.end:
             yield TarDamage("truncated", f"it ends at byte {self.end:,}, inside a header: members are missing")
 
@@ -123,25 +121,25 @@ class TarReader:
                 return
         self.at = self.end
 
-    def lost(self, until: int) -> Iterator[TarDamage]:
+    def report_lost_bytes(self, until: int) -> Iterator[TarDamage]:
         """The bytes that were skipped because they are not a header."""
         if self.lost_from is not None and (self.lost_from or until < self.end):
-            yield TarDamage("damaged", f"bytes {self.lost_from:,} to {until:,} hold no header: members there are lost")
+            yield TarDamage("damaged", f"bytes {self.lost_from:,} to {until:,} have no header: members there are lost")
             self.ended = True
         self.lost_from = None
 
-    def member(self, header: HeaderFields) -> Iterator[TarHeader | TarDamage]:
+    def read_member(self, header: HeaderFields) -> Iterator[TarHeader | TarDamage]:
         """Read one header with its extended headers, and move past the member."""
-        kind, start, size = header.kind, self.at + TAR_BLOCK_BYTES, self.size_of(header)
+        kind, start, size = header.kind, self.at + TAR_BLOCK_BYTES, self.get_member_size(header)
         self.at = start if kind in WITHOUT_DATA else start + -(-size // TAR_BLOCK_BYTES) * TAR_BLOCK_BYTES
         if kind in (LONG_NAME, LONG_LINK, PAX_OF_ALL, *PAX):
-            yield from self.extend(kind, start, size)
+            yield from self.read_extended_header(kind, start, size)
             return
         name = self.extended.get("path", header.name)
         sparse = kind == SPARSE or any(one.startswith("GNU.sparse") for one in self.extended)
         self.extended = {}
         if sparse:
-            yield TarHeader(name, start, size, "a sparse file, whose bytes do not lie together")
+            yield TarHeader(name, start, size, "a sparse file, whose bytes are not contiguous")
         elif kind in LINKS:
             yield TarHeader(name, start, 0, "a link, not a file")
         elif kind in FILES and start + size > self.end:
@@ -151,13 +149,13 @@ class TarReader:
         elif kind in FILES:
             yield TarHeader(name, start, size)
 
-    def size_of(self, header: HeaderFields) -> int:
+    def get_member_size(self, header: HeaderFields) -> int:
         """The size of a member; a pax header's size takes precedence where the number is too large for the header."""
         text = self.extended.get("size", "")
         return int(text) if text.isdecimal() and len(text) < 20 else header.size
 
-    def extend(self, kind: bytes, start: int, size: int) -> Iterator[TarDamage]:
-        """Read what an extended header says about the next member."""
+    def read_extended_header(self, kind: bytes, start: int, size: int) -> Iterator[TarDamage]:
+        """Read the fields of an extended header for the next member."""
         if size > MAX_EXTENDED_BYTES or start + size > self.end:
             self.at = start  # the size is not valid
             yield TarDamage("damaged", f"an extended header of {size:,} bytes at byte {start:,}")
@@ -170,14 +168,14 @@ class TarReader:
 
 
 def parse_header(block: bytes) -> HeaderFields | None:
-    """The header in a block, or None if its checksum or a number in it is wrong (POSIX.1-2017, ustar)."""
-    checksum = decode_header_number(block[148:156])
+    """The header in a block, or None if its checksum or an integer in it is invalid (POSIX.1-2017, ustar)."""
+    checksum = decode_header_integer(block[148:156])
     if checksum is None:
         return None
     total = sum(block) - sum(block[148:156]) + 8 * ord(" ")
     if checksum != total and checksum != total - 256 * sum(byte > 127 for byte in block):  # old ones sum signed bytes
         return None
-    size = decode_header_number(block[124:136])
+    size = decode_header_integer(block[124:136])
     if size is None:
         return None
     name, kind = decode_header_text(block[:100]), block[156:157]
@@ -191,8 +189,8 @@ def decode_header_text(field: bytes) -> str:
     return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
-def decode_header_number(field: bytes) -> int | None:
-    """Octal digits, or GNU's binary numbers; None if it is neither, or negative."""
+def decode_header_integer(field: bytes) -> int | None:
+    """Octal digits, or GNU's binary integers; None if it is neither, or negative."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.partition(b"\0")[0].strip()
@@ -201,14 +199,14 @@ def decode_header_number(field: bytes) -> int | None:
 
 def parse_pax(data: bytes) -> dict[str, str]:
     """The records `LENGTH NAME=VALUE` of a pax header, up to the first that is damaged."""
-    found: dict[str, str] = {}
+    records: dict[str, str] = {}
     at = 0
     while at < len(data):
         length, _, _ = data[at : at + 20].partition(b" ")
         if not length.isdigit() or not len(length) + 1 < int(length) <= len(data) - at:
-            return found
+            return records
         record = data[at + len(length) + 1 : at + int(length) - 1]
         name, _, value = record.partition(b"=")
-        found[name.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        records[name.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
         at += int(length)
-    return found
+    return records

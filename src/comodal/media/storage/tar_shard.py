@@ -31,44 +31,44 @@ class TarShard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._places: dict[str, MemberLocation] | None = None
+        self._locations: dict[str, MemberLocation] | None = None
 
-    def examples(self) -> Iterator[ArchiveSample]:
+    def iterate_examples(self) -> Iterator[ArchiveSample]:
         """Examples in the order of their first members; damage is reported where it is found."""
         samples: dict[str, dict[str, TarHeader]] = {}
-        found: list[ArchiveSample] = []
+        faults: list[ArchiveSample] = []
         with open_tar(self.path) as tar:
-            for member in tar.members():
+            for member in tar.iterate_members():
                 if isinstance(member, TarDamage):
-                    found.append(ArchiveSample("", fault=SampleFault(member.reason, member.detail)))
+                    faults.append(ArchiveSample("", fault=SampleFault(member.reason, member.detail)))
                     continue
                 name = sanitize_member_name(member.name)
                 key, ending = split_member_name(name)
                 sample = samples.setdefault(key, {})
                 if ending in sample:
-                    detail = f"{name} stands in the archive more than once; the first is taken"
-                    found.append(ArchiveSample(name, fault=SampleFault("key twice", detail)))
+                    detail = f"{name} occurs in the archive more than once; the first one is used"
+                    faults.append(ArchiveSample(name, fault=SampleFault("key twice", detail)))
                 sample.setdefault(ending, member._replace(name=name))
             for key, members in samples.items():
-                if any(map(is_wanted_ending, members)):
+                if any(map(is_read_suffix, members)):
                     yield build_archive_sample(tar, key, members)
-        yield from found
+        yield from faults
 
     def find(self, name: str) -> MemberLocation:
         """The location of a member; the first one if several have that name."""
-        if self._places is None:
-            self._places = {}
+        if self._locations is None:
+            self._locations = {}
             with open_tar(self.path) as tar:
-                for member in tar.members():
-                    if isinstance(member, TarHeader) and not member.problem:
-                        self._places.setdefault(
+                for member in tar.iterate_members():
+                    if isinstance(member, TarHeader) and not member.error_message:
+                        self._locations.setdefault(
                             sanitize_member_name(member.name), MemberLocation(member.start, member.size)
                         )
-        return self._places[name]
+        return self._locations[name]
 
-    def open(self, place: MemberLocation) -> OpenFile:
+    def open_member(self, location: MemberLocation) -> OpenFile:
         """The bytes of a member, read from the archive on demand."""
-        return open_file_window(self.path, place.start, place.size)
+        return open_file_window(self.path, location.start, location.size)
 
 
 def build_archive_sample(tar: TarReader, key: str, members: dict[str, TarHeader]) -> ArchiveSample:
@@ -79,7 +79,7 @@ def build_archive_sample(tar: TarReader, key: str, members: dict[str, TarHeader]
         if kind is not None:
             example.members.setdefault(kind, (member.name, MemberLocation(member.start, member.size)))
     for ending, member in members.items():
-        if is_wanted_ending(ending) and example.fault is None:
+        if is_read_suffix(ending) and example.fault is None:
             example.fault = find_member_fault(member, ending) or (
                 None if detect_media_kind(ending) else add_sample_text(tar, example, ending, member)
             )
@@ -88,8 +88,8 @@ def build_archive_sample(tar: TarReader, key: str, members: dict[str, TarHeader]
 
 def find_member_fault(member: TarHeader, ending: str) -> SampleFault | None:
     """Why a member cannot be read."""
-    if member.problem:
-        return SampleFault("truncated" if member.truncated else "not a file", f"{member.name}: {member.problem}")
+    if member.error_message:
+        return SampleFault("truncated" if member.truncated else "not a file", f"{member.name}: {member.error_message}")
     if member.size > (MAX_MEMBER_BYTES if detect_media_kind(ending) else MAX_TEXT_BYTES):
         return SampleFault("too large", f"{member.name} has {member.size:,} bytes")
     return None
@@ -106,12 +106,12 @@ def add_sample_text(tar: TarReader, example: ArchiveSample, ending: str, member:
     except (UnicodeDecodeError, DataError) as error:
         return SampleFault("damaged", f"{member.name}: {error}")
     if not isinstance(value, dict):
-        return SampleFault("damaged", f"{member.name} is no JSON object")
+        return SampleFault("damaged", f"{member.name} is not a JSON object")
     example.metadata = value
     return None
 
 
-def is_wanted_ending(ending: str) -> bool:
+def is_read_suffix(ending: str) -> bool:
     """Whether members of that suffix are read."""
     return ending == "json" or ending in TEXT_ENDINGS or detect_media_kind(ending) is not None
 

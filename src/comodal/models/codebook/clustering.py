@@ -47,7 +47,7 @@ class FittedCodebook(NamedTuple):
 class ClusterTree(NamedTuple):
     """Nodes level by level: centers, children of each, number of nodes on the first level, inertia by level."""
 
-    centres: Float32[np.ndarray, "nodes projection"]
+    centers: Float32[np.ndarray, "nodes projection"]
     children: list[list[int]]
     roots: int
     inertia: tuple[float, ...]
@@ -56,7 +56,7 @@ class ClusterTree(NamedTuple):
 def choose_tree_shape(tokens: int, depth: int | None = None) -> tuple[int, int]:
     """Branching factor and depth for a number of tokens.
 
-    Without a depth: plain k-means up to 2,000 tokens, and above it the tree whose branching factor is nearest to 12.
+    Without a depth: flat k-means up to 2,000 tokens, and above it the tree whose branching factor is nearest to 12.
     """
     if tokens < 2 or (depth is not None and depth < 1):
         raise ValueError(f"tokens ({tokens}) must be at least 2 and depth ({depth}) at least 1")
@@ -68,9 +68,12 @@ def choose_tree_shape(tokens: int, depth: int | None = None) -> tuple[int, int]:
     if shapes:
         return min(shapes, key=lambda shape: abs(math.log(shape[0] / DEFAULT_BRANCHING)))
     levels = depth or max(2, round(math.log(tokens, DEFAULT_BRANCHING)))
-    below = max(2, int(tokens ** (1 / levels)))
-    near = f"{below**levels:,} ({below}^{levels}) or {(below + 1) ** levels:,} ({below + 1}^{levels})"
-    raise ValueError(f"a tree of {levels} levels cannot have {tokens:,} tokens; take {near}, or depth 1")
+    lower_branching = max(2, int(tokens ** (1 / levels)))
+    alternatives = (
+        f"{lower_branching**levels:,} ({lower_branching}^{levels}) or {(lower_branching + 1) ** levels:,} "
+        f"({lower_branching + 1}^{levels})"
+    )
+    raise ValueError(f"a tree of {levels} levels cannot have {tokens:,} tokens; use {alternatives}, or depth 1")
 
 
 def fit_codebook(
@@ -95,7 +98,7 @@ def fit_codebook(
     mean, axes = compute_principal_axes(blocks(), projection, whitening)
     points = np.concatenate([project_features(block, mean, axes).numpy() for block in blocks()])
     if len(points) < tokens:
-        raise ValueError(f"{len(points):,} regions cannot give {tokens:,} tokens")
+        raise ValueError(f"{len(points):,} regions are too few for {tokens:,} tokens")
     tree = grow_cluster_tree(points, branching, levels, seed)
     return FittedCodebook(build_codebook(tree, mean, axes), tree.inertia)
 
@@ -113,10 +116,10 @@ def compute_principal_axes(
     mean = total / count
     variances, axes = torch.linalg.eigh(products / count - torch.outer(mean, mean))
     variances, axes = variances.flip(0)[:projection], axes.flip(1)[:, :projection]
-    kept = variances > MIN_VARIANCE
-    if not kept.any():
+    has_variance = variances > MIN_VARIANCE
+    if not has_variance.any():
         raise ValueError("all region features are the same; there is nothing to cluster")
-    variances, axes = variances[kept], axes[:, kept]
+    variances, axes = variances[has_variance], axes[:, has_variance]
     signs = axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()  # LAPACK leaves the signs open
     return mean.float(), (axes * signs * variances ** (-whitening / 2)).float()
 
@@ -125,31 +128,31 @@ def grow_cluster_tree(
     points: Float32[np.ndarray, "regions projection"], branching: int, depth: int, seed: int
 ) -> ClusterTree:
     """Splits nodes level by level; a node with too few members, or with one distinct feature, stays a leaf."""
-    centres: list[np.ndarray] = []
+    centers: list[np.ndarray] = []
     children: list[list[int]] = []
     inertia: list[float] = []
     roots, squared = 0, np.zeros(len(points), np.float32)
     frontier = [(-1, np.arange(len(points)))]
     for level in range(depth):
-        following = []
+        next_frontier = []
         for parent, members in frontier:
             if level and len(members) < MIN_MEMBERS_PER_CHILD * branching:
                 continue
             inside = points[members] if level else points
-            found, nearest, distances = run_kmeans(inside, branching, seed)
-            if level and len(found) < 2:
+            child_centers, nearest, distances = run_kmeans(inside, branching, seed)
+            if level and len(child_centers) < 2:
                 continue
             squared[members] = distances
-            for place, centre in enumerate(found):
+            for index, center in enumerate(child_centers):
                 if level:
-                    children[parent].append(len(centres))
-                following.append((len(centres), members[nearest == place]))
-                centres.append(centre)
+                    children[parent].append(len(centers))
+                next_frontier.append((len(centers), members[nearest == index]))
+                centers.append(center)
                 children.append([])
-        frontier = following
-        roots = roots or len(centres)
+        frontier = next_frontier
+        roots = roots or len(centers)
         inertia.append(float(squared.mean(dtype=np.float64)))
-    return ClusterTree(np.stack(centres), children, roots, tuple(inertia))
+    return ClusterTree(np.stack(centers), children, roots, tuple(inertia))
 
 
 def run_kmeans(
@@ -172,10 +175,10 @@ def run_kmeans(
         )
     with threadpool_limits(1, "openmp"), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct points than clusters: the table reports it
-        centres = fit.fit(points).cluster_centers_.astype(np.float32)
-        nearest, squared = pairwise_distances_argmin_min(points, centres, metric="sqeuclidean")
+        centers = fit.fit(points).cluster_centers_.astype(np.float32)
+        nearest, squared = pairwise_distances_argmin_min(points, centers, metric="sqeuclidean")
     used, nearest = np.unique(nearest, return_inverse=True)
-    return centres[used], nearest, squared
+    return centers[used], nearest, squared
 
 
 def build_codebook(tree: ClusterTree, mean: Float[Tensor, " dim"], axes: Float[Tensor, "dim projection"]) -> Codebook:
@@ -196,8 +199,8 @@ def build_codebook(tree: ClusterTree, mean: Float[Tensor, " dim"], axes: Float[T
     codebook = Codebook(config)
     codebook.mean.copy_(mean)
     codebook.axes.copy_(axes)
-    codebook.centres.copy_(torch.from_numpy(tree.centres))
+    codebook.centers.copy_(torch.from_numpy(tree.centers))
     for node, inside in enumerate(tree.children):
-        codebook.below[node, : len(inside)] = torch.tensor(inside, dtype=torch.long)
-    codebook.token[torch.tensor(leaves)] = torch.arange(len(leaves))
+        codebook.child_nodes[node, : len(inside)] = torch.tensor(inside, dtype=torch.long)
+    codebook.token_of_node[torch.tensor(leaves)] = torch.arange(len(leaves))
     return codebook.eval()

@@ -3,7 +3,7 @@ and rejects it).
 
 Tokens are used as targets for masked regions, as an alternative input, and in place of class probabilities for regions
 without a classifier. Hierarchical k-means is VideoBERT's (Sun et al., 2019, section 4.2: branching 12, depth 4): a
-feature is compared with 4 x 12 centers instead of 20,736. Depth 1 is plain k-means. `models/codebook/clustering.py`
+feature is compared with 4 x 12 centers instead of 20,736. Depth 1 is flat k-means. `models/codebook/clustering.py`
 fits a codebook.
 """
 
@@ -46,13 +46,13 @@ class CodebookConfig:
 
 
 class Codebook(PretrainedModel, nn.Module):
-    """Nodes are ordered by level; token ids number the leaves in that order, without gaps."""
+    """Nodes are ordered by level; token ids are the indices of the leaves in that order."""
 
     mean: Tensor
     axes: Tensor
-    centres: Tensor
-    below: Tensor
-    token: Tensor
+    centers: Tensor
+    child_nodes: Tensor
+    token_of_node: Tensor
 
     def __init__(self, config: CodebookConfig) -> None:
         super().__init__()
@@ -61,52 +61,52 @@ class Codebook(PretrainedModel, nn.Module):
         self.config = config
         self.register_buffer("mean", torch.zeros(config.dim))
         self.register_buffer("axes", torch.zeros(config.dim, config.projection))
-        self.register_buffer("centres", torch.zeros(config.nodes, config.projection))
-        self.register_buffer("below", torch.full((config.nodes, config.branching), -1))  # children; -1: none
-        self.register_buffer("token", torch.full((config.nodes,), -1))  # -1: not a leaf
+        self.register_buffer("centers", torch.zeros(config.nodes, config.projection))
+        self.register_buffer("child_nodes", torch.full((config.nodes, config.branching), -1))  # children; -1: none
+        self.register_buffer("token_of_node", torch.full((config.nodes,), -1))  # -1: not a leaf
 
     def forward(self, features: Float[Tensor, "regions dim"]) -> Int64[Tensor, " regions"]:
         """The token of each region: the leaf reached by choosing the nearest child at every node."""
-        return self.descend(self.projected(features))
+        return self.assign_tokens(self.project(features))
 
-    def projected(self, features: Float[Tensor, "regions dim"]) -> Float[Tensor, "regions projection"]:
+    def project(self, features: Float[Tensor, "regions dim"]) -> Float[Tensor, "regions projection"]:
         """Projects features: to length 1, centered, to the principal axes, to length 1 again."""
         if features.shape[1] != self.config.dim:
-            raise ValueError(f"features of {features.shape[1]} numbers; this codebook takes {self.config.dim}")
+            raise ValueError(f"features of length {features.shape[1]}; this codebook takes {self.config.dim}")
         return project_features(features, self.mean, self.axes)
 
-    def descend(self, points: Float[Tensor, "regions projection"]) -> Int64[Tensor, " regions"]:
+    def assign_tokens(self, points: Float[Tensor, "regions projection"]) -> Int64[Tensor, " regions"]:
         """The tokens of projected features."""
-        return torch.cat([self.token[self.leaf(part)] for part in points.split(MAX_ROWS_AT_ONCE)])
+        return torch.cat([self.token_of_node[self.find_leaf(part)] for part in points.split(MAX_ROWS_AT_ONCE)])
 
-    def leaf(self, points: Float[Tensor, "regions projection"]) -> Int64[Tensor, " regions"]:
+    def find_leaf(self, points: Float[Tensor, "regions projection"]) -> Int64[Tensor, " regions"]:
         """The leaf node of each projected feature."""
-        node = torch.cdist(points, self.centres[: self.config.roots]).argmin(1)
+        node = torch.cdist(points, self.centers[: self.config.roots]).argmin(1)
         for _ in range(self.config.depth - 1):
-            children = self.below[node]  # (regions, branching)
-            distances = torch.cdist(points.unsqueeze(1), self.centres[children]).squeeze(1)
+            children = self.child_nodes[node]  # (regions, branching)
+            distances = torch.cdist(points.unsqueeze(1), self.centers[children]).squeeze(1)
             nearest = distances.masked_fill(children < 0, torch.inf).argmin(1, keepdim=True)
             node = torch.where(children[:, 0] < 0, node, children.gather(1, nearest).squeeze(1))
         return node
 
-    def leaf_centres(self) -> Float[Tensor, "tokens projection"]:
+    def get_leaf_centers(self) -> Float[Tensor, "tokens projection"]:
         """The center of each token, in projected features."""
-        return self.centres[self.token >= 0]
+        return self.centers[self.token_of_node >= 0]
 
-    def distances(self, features: Float[Tensor, "regions dim"]) -> Float[Tensor, "regions tokens"]:
+    def compute_distances(self, features: Float[Tensor, "regions dim"]) -> Float[Tensor, "regions tokens"]:
         """Euclidean distance of each region to each token's center, both projected.
 
         The nearest token is not always that of `forward`, since the tree search is greedy.
         """
-        return torch.cdist(self.projected(features), self.leaf_centres())
+        return torch.cdist(self.project(features), self.get_leaf_centers())
 
-    def probabilities(
+    def compute_probabilities(
         self, features: Float[Tensor, "regions dim"], nearest: int = 8, temperature: float = 0.1
     ) -> Float[Tensor, "regions tokens"]:
         """Soft assignment: exp(-distance / temperature) over the nearest tokens, 0 for all others; sums to 1."""
         if nearest < 1 or temperature <= 0:
             raise ValueError(f"nearest ({nearest}) must be at least 1 and temperature ({temperature}) positive")
-        distances = self.distances(features)
+        distances = self.compute_distances(features)
         closest, tokens = distances.topk(min(nearest, self.config.tokens), largest=False)
         return torch.zeros_like(distances).scatter_(1, tokens, torch.softmax(-closest / temperature, 1))
 

@@ -27,7 +27,7 @@ MAX_CAFFE_LAYERS, MAX_CAFFE_FIELDS, MAX_TENSOR_AXES = 10_000, 200_000, 32
 class ProtobufField(NamedTuple):
     """One field of a message: its number, wire type, and value (integer or bytes)."""
 
-    number: int
+    field_number: int
     kind: int
     value: int | memoryview
 
@@ -46,7 +46,7 @@ def read_caffemodel(path: Path) -> dict[str, list[Tensor]]:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror or error}") from error
     except (ValueError, IndexError) as error:
-        raise CheckpointError(f"{path}: not a whole .caffemodel: {error}") from error
+        raise CheckpointError(f"{path}: an incomplete or damaged .caffemodel: {error}") from error
     if not layers:
         raise CheckpointError(f"{path}: not a .caffemodel with weights")
     return layers
@@ -55,12 +55,12 @@ def read_caffemodel(path: Path) -> dict[str, list[Tensor]]:
 def parse_layers(data: bytes) -> dict[str, list[Tensor]]:
     """Parses layers with weights."""
     layers: dict[str, list[Tensor]] = {}
-    allowed = iter(range(MAX_CAFFE_FIELDS))  # limit for the whole file, since each takes a hundred bytes and some time
-    for field in iterate_fields(memoryview(data), allowed):
-        if field.number == LAYER_FIELD:
-            inside = list(iterate_fields(get_field_bytes(field), allowed))
-            name = next((str(get_field_bytes(part), "utf-8") for part in inside if part.number == NAME), "")
-            blobs = [parse_blob(get_field_bytes(part), allowed) for part in inside if part.number == BLOBS]
+    budget = iter(range(MAX_CAFFE_FIELDS))  # limit for the whole file, since each takes a hundred bytes and some time
+    for field in iterate_fields(memoryview(data), budget):
+        if field.field_number == LAYER_FIELD:
+            inside = list(iterate_fields(get_field_bytes(field), budget))
+            name = next((str(get_field_bytes(part), "utf-8") for part in inside if part.field_number == NAME), "")
+            blobs = [parse_blob(get_field_bytes(part), budget) for part in inside if part.field_number == BLOBS]
             if name in layers:
                 raise ValueError(f"two layers are called {name}")
             if blobs:
@@ -70,74 +70,74 @@ def parse_layers(data: bytes) -> dict[str, list[Tensor]]:
     return layers
 
 
-def iterate_fields(data: memoryview, allowed: Iterator[int]) -> Iterator[ProtobufField]:
+def iterate_fields(data: memoryview, budget: Iterator[int]) -> Iterator[ProtobufField]:
     """Iterates over the fields of a message, up to a limit."""
-    place = 0
-    while place < len(data):
-        if next(allowed, None) is None:
+    offset = 0
+    while offset < len(data):
+        if next(budget, None) is None:
             raise ValueError(f"more than {MAX_CAFFE_FIELDS:,} fields")
-        key, place = parse_varint(data, place)
-        number, kind = key >> 3, key & 7
+        key, offset = parse_varint(data, offset)
+        field_number, kind = key >> 3, key & 7
         if kind == VARINT:
-            value, place = parse_varint(data, place)
-            yield ProtobufField(number, kind, value)
+            value, offset = parse_varint(data, offset)
+            yield ProtobufField(field_number, kind, value)
             continue
         if kind == BYTES:
-            length, place = parse_varint(data, place)
+            length, offset = parse_varint(data, offset)
         elif kind in (EIGHT, FOUR):
             length = 8 if kind == EIGHT else 4
         else:
-            raise ValueError(f"a field of kind {kind} at byte {place:,}")
-        if place + length > len(data):
+            raise ValueError(f"a field of kind {kind} at byte {offset:,}")
+        if offset + length > len(data):
             raise ValueError("it ends in the middle of its weights")
-        yield ProtobufField(number, kind, data[place : place + length])
-        place += length
+        yield ProtobufField(field_number, kind, data[offset : offset + length])
+        offset += length
 
 
-def parse_varint(data: memoryview, place: int) -> tuple[int, int]:
+def parse_varint(data: memoryview, offset: int) -> tuple[int, int]:
     """Parses a varint (7 bits per byte); returns it and the next offset."""
-    number = 0
+    value = 0
     for shift in range(0, 70, 7):
-        byte = data[place]
-        place += 1
-        number |= (byte & 127) << shift
+        byte = data[offset]
+        offset += 1
+        value |= (byte & 127) << shift
         if byte < 128:
-            return number, place
-    raise ValueError(f"a number without an end before byte {place:,}")
+            return value, offset
+    raise ValueError(f"an unterminated varint before byte {offset:,}")
 
 
 def get_field_bytes(field: ProtobufField) -> memoryview:
     """The bytes of a length-delimited field."""
     if isinstance(field.value, int):
-        raise ValueError(f"field {field.number} is a number")
+        raise ValueError(f"field {field.field_number} is an integer, not bytes")
     return field.value
 
 
-def parse_blob(data: memoryview, allowed: Iterator[int]) -> Tensor:
+def parse_blob(data: memoryview, budget: Iterator[int]) -> Tensor:
     """Parses one tensor."""
-    found: dict[int, list[ProtobufField]] = {}
-    for field in iterate_fields(data, allowed):
-        found.setdefault(field.number, []).append(field)
-    kept, code = (FLOATS_FIELD, "<f4") if FLOATS_FIELD in found else (DOUBLES, "<f8")
-    numbers = np.frombuffer(b"".join(get_field_bytes(field) for field in found.get(kept, [])), code)
-    if SHAPE in found:
+    fields: dict[int, list[ProtobufField]] = {}
+    for field in iterate_fields(data, budget):
+        fields.setdefault(field.field_number, []).append(field)
+    data_field, code = (FLOATS_FIELD, "<f4") if FLOATS_FIELD in fields else (DOUBLES, "<f8")
+    values = np.frombuffer(b"".join(get_field_bytes(field) for field in fields.get(data_field, [])), code)
+    if SHAPE in fields:
         dims = [
             field
-            for part in iterate_fields(get_field_bytes(found[SHAPE][0]), allowed)
+            for part in iterate_fields(get_field_bytes(fields[SHAPE][0]), budget)
             for field in parse_dimensions(part)
         ]
     else:
         dims = [
             int(field.value)
-            for number in LEGACY_SHAPE_FIELDS
-            for field in found.get(number, [])
+            for field_number in LEGACY_SHAPE_FIELDS
+            for field in fields.get(field_number, [])
             if field.kind == VARINT
         ]
     if len(dims) > MAX_TENSOR_AXES or max(dims, default=0) > MAX_CAFFEMODEL_BYTES:
         raise ValueError(f"{len(dims):,} axes, the longest of {max(dims):,}")
-    if math.prod(dims) != len(numbers):
-        raise ValueError(f"{len(numbers):,} numbers for the shape {tuple(dims)}")
-    return torch.from_numpy(numbers.astype(np.float32)).reshape(dims)
+    if math.prod(dims) != len(values):
+        raise ValueError(f"{len(values):,} values for the shape {tuple(dims)}")
+    return torch.from_numpy(values.astype(np.float32)).reshape(dims)
 
 
 def parse_dimensions(field: ProtobufField) -> list[int]:
@@ -146,8 +146,8 @@ def parse_dimensions(field: ProtobufField) -> list[int]:
         return [field.value]
     if len(field.value) > 10 * MAX_TENSOR_AXES:  # a varint has at most ten bytes
         raise ValueError(f"a shape of {len(field.value):,} bytes")
-    place, found = 0, []
-    while place < len(field.value):
-        number, place = parse_varint(field.value, place)
-        found.append(number)
-    return found
+    offset, dimensions = 0, []
+    while offset < len(field.value):
+        dimension, offset = parse_varint(field.value, offset)
+        dimensions.append(dimension)
+    return dimensions

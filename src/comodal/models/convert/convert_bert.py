@@ -23,7 +23,7 @@ from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig
 from comodal.text_files import read_json_object
 
-TEXT_PREFIXES = ("text_embeddings.", "text_layers.", "word_scores.")
+TEXT_PREFIXES = ("text_embeddings.", "text_layers.", "token_head.")
 BERT_WEIGHT_FILES = (*WEIGHT_FILE_NAMES, *(f"{name}{INDEX_SUFFIX}" for name in WEIGHT_FILE_NAMES))
 ROBERTA_RENAMES = {
     "roberta.": "bert.",
@@ -31,7 +31,7 @@ ROBERTA_RENAMES = {
     "lm_head.layer_norm.": "cls.predictions.transform.LayerNorm.",
     "lm_head.bias": "cls.predictions.bias",
     "lm_head.decoder.": "cls.predictions.decoder.",
-    "embeddings.": "bert.embeddings.",  # a model without heads has no prefix
+    "embeddings.": "bert.embeddings.",  # a model without heads has no name prefix
     "encoder.": "bert.encoder.",
     "pooler.": "bert.pooler.",
 }
@@ -44,12 +44,12 @@ BERT_CONFIG_DEFAULTS: dict[str, object] = {
 ROBERTA_TYPES = ("roberta", "xlm-roberta", "camembert")  # their positions start after the padding token
 
 
-def derive_config_from_bert(bert: Path, like: ViLBERTConfig) -> ViLBERTConfig:
+def derive_config_from_bert(bert: Path, template: ViLBERTConfig) -> ViLBERTConfig:
     """Returns a configuration whose text stream has the sizes of a BERT.
 
     Args:
         bert: The folder of a Hugging Face checkpoint, or a file in it.
-        like: Configuration of everything else. Its co-attention layers keep their positions in the vision stream, and
+        template: Configuration of everything else. Its co-attention layers keep their indices in the vision stream, and
             are inserted before the last layers of the BERT.
 
     Raises:
@@ -63,24 +63,26 @@ def derive_config_from_bert(bert: Path, like: ViLBERTConfig) -> ViLBERTConfig:
         raise CheckpointError(f"{path}: not the configuration of a BERT, it lacks {missing}")
     kind, positions = values["model_type"], values["position_embedding_type"]
     if kind not in ("bert", *ROBERTA_TYPES) or positions != "absolute":
-        raise CheckpointError(f"{path}: a {kind} with {positions} positions; this reads BERT and RoBERTa")
+        raise CheckpointError(f"{path}: a {kind} with {positions} positions; only BERT and RoBERTa are supported")
     text = parse_config_value(
-        StreamConfig, {ours: values[theirs] for ours, theirs in BERT_STREAM_KEYS.items()}, str(path)
+        StreamConfig, {field: values[bert_key] for field, bert_key in BERT_STREAM_KEYS.items()}, str(path)
     )
     padding = values.get("pad_token_id", 1) if kind in ROBERTA_TYPES else -1
     sizes = {
         "vocabulary": values["vocab_size"],
         "positions": values["max_position_embeddings"],
-        "segments": values.get("type_vocab_size", 2),
+        "num_token_types": values.get("type_vocab_size", 2),
         "first_position": padding + 1 if isinstance(padding, int) else padding,
     }
     checked = {name: parse_config_value(int, value, f"{path}: {name}") for name, value in sizes.items()}
-    first = text.layers - len(like.schedule)
+    first = text.layers - len(template.co_attention_layers)
     if first < 0:
-        raise CheckpointError(f"{path}: {text.layers} layers cannot hold {len(like.schedule)} co-attention layers")
-    schedule = tuple((vision, first + i) for i, (vision, _) in enumerate(like.schedule))
+        raise CheckpointError(
+            f"{path}: {text.layers} layers cannot hold {len(template.co_attention_layers)} co-attention layers"
+        )
+    schedule = tuple((vision, first + i) for i, (vision, _) in enumerate(template.co_attention_layers))
     try:
-        config = replace(like, text=text, schedule=schedule, **checked)
+        config = replace(template, text=text, co_attention_layers=schedule, **checked)
     except ValueError as error:
         raise CheckpointError(f"{path}: no model has this configuration: {error}") from error
     if not bert.is_dir() or any((bert / name).is_file() for name in BERT_WEIGHT_FILES):
@@ -114,12 +116,16 @@ def load_bert_weights(model: nn.Module, path: Path, allow_missing: bool = False)
 
 def map_names_to_bert(model: nn.Module) -> dict[str, str]:
     """Our name -> BERT's, for the text stream and the token head."""
-    return {ours: theirs for ours, theirs in map_names_to_original(model).items() if ours.startswith(TEXT_PREFIXES)}
+    return {
+        comodal_name: bert_name
+        for comodal_name, bert_name in map_names_to_original(model).items()
+        if comodal_name.startswith(TEXT_PREFIXES)
+    }
 
 
 def normalize_bert_name(name: str) -> str:
     """Normalizes a name to that of BERT with its heads."""
-    for theirs, usual in ROBERTA_RENAMES.items():
-        if name.startswith(theirs):
-            return usual + name.removeprefix(theirs)
+    for prefix, replacement in ROBERTA_RENAMES.items():
+        if name.startswith(prefix):
+            return replacement + name.removeprefix(prefix)
     return name

@@ -106,11 +106,14 @@ def rename_from_detectron2(state: Mapping[str, Tensor]) -> C4StateDict:
             continue
         module, _, last = name.rpartition(".")
         bare = module.removesuffix(".norm")
-        ours = next((re.sub(theirs, our, bare) for theirs, our in C4_RENAMES if re.fullmatch(theirs, bare)), None)
-        if ours is None or last == "num_batches_tracked":
+        comodal_name = next(
+            (re.sub(pattern, replacement, bare) for pattern, replacement in C4_RENAMES if re.fullmatch(pattern, bare)),
+            None,
+        )
+        if comodal_name is None or last == "num_batches_tracked":
             unused.append(name)
         else:
-            tensors[f"{ours}{module[len(bare) :]}.{last}"] = tensor.float()
+            tensors[f"{comodal_name}{module[len(bare) :]}.{last}"] = tensor.float()
     return C4StateDict(tensors, tuple(name for name in unused if not IGNORED_NAMES_PATTERN.fullmatch(name)))
 
 
@@ -123,20 +126,22 @@ def rename_from_caffe(layers: Mapping[str, list[Tensor]], path: Path, scales: tu
     tensors, unused = {"cell_anchors": make_cell_anchors(C4_STRIDE, scales)}, []
     for name, blobs in layers.items():
         kind, module = parse_caffe_layer_name(name)
-        wanted = {"bn": ("mean", "variance", "factor"), "scale": ("weight", "bias")}.get(kind, ("weight", "bias"))
+        parameter_names = {"bn": ("mean", "variance", "factor"), "scale": ("weight", "bias")}.get(
+            kind, ("weight", "bias")
+        )
         if module is None:
             unused.append(name)
             continue
-        if len(blobs) > len(wanted) or (kind and len(blobs) != len(wanted)):
-            raise CheckpointError(f"{path}: layer {name} has {len(blobs)} tensors, not {len(wanted)}")
+        if len(blobs) > len(parameter_names) or (kind and len(blobs) != len(parameter_names)):
+            raise CheckpointError(f"{path}: layer {name} has {len(blobs)} tensors, not {len(parameter_names)}")
         if kind == "bn":
             factor = blobs[2].item() if blobs[2].numel() == 1 else 0.0
-            share = 1 / factor if factor else 0.0  # as Caffe's BatchNormLayer does
-            tensors[f"{module}.norm.running_mean"] = blobs[0].flatten() * share
-            tensors[f"{module}.norm.running_var"] = blobs[1].flatten() * share
+            inverse_factor = 1 / factor if factor else 0.0  # as Caffe's BatchNormLayer does
+            tensors[f"{module}.norm.running_mean"] = blobs[0].flatten() * inverse_factor
+            tensors[f"{module}.norm.running_var"] = blobs[1].flatten() * inverse_factor
         else:
             norm = ".norm" if kind == "scale" else ""
-            for last, tensor in zip(wanted, blobs, strict=False):
+            for last, tensor in zip(parameter_names, blobs, strict=False):
                 flat = tensor.flatten() if last == "bias" or norm else squeeze_dense_weight(tensor, module)
                 tensors[f"{module}{norm}.{last}"] = flat
     return C4StateDict(tensors, tuple(unused))
@@ -147,17 +152,17 @@ def parse_caffe_layer_name(name: str) -> tuple[str, str | None]:
     for kind in ("bn", "scale"):
         if name == f"{kind}_conv1":
             return kind, "stem"
-        if (found := CAFFE_BLOCK_PATTERN.fullmatch(name.removeprefix(kind))) and name.startswith(kind):
-            return kind, parse_caffe_block(found)
-    if name.startswith("res") and (found := CAFFE_BLOCK_PATTERN.fullmatch(name.removeprefix("res"))):
-        return "", parse_caffe_block(found)
+        if (match := CAFFE_BLOCK_PATTERN.fullmatch(name.removeprefix(kind))) and name.startswith(kind):
+            return kind, parse_caffe_block(match)
+    if name.startswith("res") and (match := CAFFE_BLOCK_PATTERN.fullmatch(name.removeprefix("res"))):
+        return "", parse_caffe_block(match)
     return "", CAFFE_LAYERS.get(name)
 
 
-def parse_caffe_block(found: re.Match[str]) -> str:
+def parse_caffe_block(match: re.Match[str]) -> str:
     """`4b22_branch2a` is the first convolution of the 23rd block of res4: a, b1, b2, ..., or a, b, c."""
-    stage, letter, number, branch = found.groups()
-    block = int(number) if number else ord(letter) - ord("a")
+    stage, letter, digits, branch = match.groups()
+    block = int(digits) if digits else ord(letter) - ord("a")
     return f"res{stage}.{block}.{CAFFE_BRANCHES[branch]}"
 
 
@@ -170,11 +175,11 @@ def squeeze_dense_weight(weight: Tensor, module: str) -> Tensor:
 def build_c4_network(parts: C4StateDict, path: Path) -> tuple[C4, LoadReport]:
     """Builds the network from the shapes of a file, with its weights."""
     tensors = move_background_first(merge_objectness_scores(parts.tensors, path), path)
-    folded_in = fold_batch_norms(tensors, path)
+    folded = fold_batch_norms(tensors, path)
     with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
-        model = C4(infer_c4_config(folded_in, path)).eval()
+        model = C4(infer_c4_config(folded, path)).eval()
     names = {name: name for name in model.state_dict()}
-    report = copy_matching_weights(model, folded_in, names, path)
+    report = copy_matching_weights(model, folded, names, path)
     if report.new:
         raise CheckpointError(f"{path}: a tensor is missing: {report.new[0]} ({len(report.new)} in all)")
     return model, LoadReport(report.filled, (), (*parts.unused, *exclude_names(report.unused, names)))
@@ -219,19 +224,21 @@ def move_background_first(tensors: Mapping[str, Tensor], path: Path) -> dict[str
 
 def fold_batch_norms(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Folds batch normalization into the convolutions, in double precision."""
-    kept = {name: tensor for name, tensor in tensors.items() if ".norm." not in name}
+    folded = {name: tensor for name, tensor in tensors.items() if ".norm." not in name}
     modules = {name.partition(".norm.")[0] for name in tensors if ".norm." in name}
-    for module in modules | {name.removesuffix(".weight") for name in kept if re.match(r"stem\.|res\d", name)}:
+    for module in modules | {name.removesuffix(".weight") for name in folded if re.match(r"stem\.|res\d", name)}:
         weight, bias, mean, variance = (
             get_required_c4_tensor(tensors, f"{module}.norm.{last}", path).double() for last in C4_NORM_PARAMETERS
         )
         kernel = get_required_c4_tensor(tensors, f"{module}.weight", path)
         if not weight.shape == bias.shape == mean.shape == variance.shape == kernel.shape[:1]:
-            raise CheckpointError(f"{path}: the norm of {module} has not the {len(kernel)} channels of its convolution")
+            raise CheckpointError(
+                f"{path}: the norm of {module} does not have the {len(kernel)} channels of its convolution"
+            )
         scale = weight / (variance + C4_NORM_EPS).sqrt()
-        kept[f"{module}.weight"] = (kernel.double() * scale[:, None, None, None]).float()
-        kept[f"{module}.bias"] = (bias - mean * scale).float()
-    return kept
+        folded[f"{module}.weight"] = (kernel.double() * scale[:, None, None, None]).float()
+        folded[f"{module}.bias"] = (bias - mean * scale).float()
+    return folded
 
 
 def infer_c4_config(tensors: Mapping[str, Tensor], path: Path) -> C4Config:

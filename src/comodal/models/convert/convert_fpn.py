@@ -2,7 +2,7 @@
 
 Supports any widths, depths and groups, inferred from the shapes. Loading is strict: every tensor of the network,
 including the anchors, must come from the file, and unused tensors are reported. The original's loader matches suffixes
-of names and leaves random weights where nothing matches.
+of names and leaves parameters randomly initialized where no name matches.
 """
 
 import re
@@ -52,8 +52,14 @@ def build_fpn(state: Mapping[str, Tensor], path: Path) -> tuple[FPN, LoadReport]
     Raises:
         CheckpointError: It is another network, or a tensor is missing or of another shape.
     """
-    named = {theirs: ours for theirs in state if (ours := rename_fpn_tensor(theirs)) is not None}
-    tensors = merge_anchors({ours: state[theirs].float() for theirs, ours in named.items()}, path)
+    renames = {
+        source_name: comodal_name
+        for source_name in state
+        if (comodal_name := rename_fpn_tensor(source_name)) is not None
+    }
+    tensors = merge_anchors(
+        {comodal_name: state[source_name].float() for source_name, comodal_name in renames.items()}, path
+    )
     config = infer_fpn_config(tensors, path)
     with torch.random.fork_rng(devices=[]):  # the initial weights are overwritten
         model = FPN(config).eval()
@@ -61,26 +67,26 @@ def build_fpn(state: Mapping[str, Tensor], path: Path) -> tuple[FPN, LoadReport]
     report = copy_matching_weights(model, tensors, names, path)
     if report.new:
         raise CheckpointError(f"{path}: a tensor is missing: {report.new[0]} ({len(report.new)} in all)")
-    return model, LoadReport(report.filled, (), (*exclude_names(state, named), *report.unused))
+    return model, LoadReport(report.filled, (), (*exclude_names(state, renames), *report.unused))
 
 
-def rename_fpn_tensor(theirs: str) -> str | None:
+def rename_fpn_tensor(source_name: str) -> str | None:
     """The name of the original's tensor in our network (a norm follows its convolution), or None."""
-    for pattern, ours, larger in FPN_RENAMES:
-        if found := re.fullmatch(pattern, theirs):
-            first, *rest = found.groups()
-            return ours.format(int(first) + larger if larger else first, *rest)
+    for pattern, template, index_offset in FPN_RENAMES:
+        if match := re.fullmatch(pattern, source_name):
+            first, *rest = match.groups()
+            return template.format(int(first) + index_offset if index_offset else first, *rest)
     return None
 
 
 def merge_anchors(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Merges the anchors of the five maps."""
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("cell_anchors.")}
+    remaining = {name: tensor for name, tensor in tensors.items() if not name.startswith("cell_anchors.")}
     anchors = [get_required_c4_tensor(tensors, f"cell_anchors.{level}", path) for level in range(len(FPN_STRIDES))]
     shapes = {tuple(one.shape) for one in anchors}
     if len(shapes) > 1:
         raise CheckpointError(f"{path}: the maps have anchors of several shapes, {sorted(shapes)}")
-    return kept | {"cell_anchors": torch.stack(anchors)}
+    return remaining | {"cell_anchors": torch.stack(anchors)}
 
 
 def infer_fpn_config(tensors: Mapping[str, Tensor], path: Path) -> FPNConfig:

@@ -1,9 +1,9 @@
 """Converts weights of OpenL3, torchopenl3 and l3embedding to an L3-Net, by order and kind of the tensors, not by layer
 name.
 
-Keras numbers its layers by session (`conv2d_8`, `batch_normalization_10`), nests models and puts the trainable weights
-of a nested model first. Only the last part of a name and the order among tensors of one kind are stable: the k-th
-kernel belongs to the k-th convolution, the k-th gamma to the k-th norm.
+Keras counts its layers by session (`conv2d_8`, `batch_normalization_10`), nests models and puts the trainable weights
+of a nested model first. Only the last part of a name and the order among tensors of one kind are stable. The k-th
+kernel is that of the k-th convolution, and the k-th gamma that of the k-th norm.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from comodal.models.l3net.l3net import make_openl3_config as openl3_config
 from comodal.models.l3net.spectrogram import Frontend, Representation
 from comodal.models.l3net.vgg import VGG_LAYER_NAMES
 
-TowerModality = Literal["image", "sound"]
+TowerModality = Literal["image", "audio"]
 
 # The last part of a name, Keras' or PyTorch's, and what it is; a PyTorch weight of one dimension is a gamma.
 TENSOR_KINDS = {
@@ -32,7 +32,7 @@ TENSOR_KINDS = {
 }  # fmt: skip
 SPECTROGRAM_CONSTANTS = ("spectrogram", "speclayer", "stft", "real_kernels", "imag_kernels", "freq2mel", "Variable")
 NORM_PARAMETERS = {"gamma": "weight", "beta": "bias", "mean": "running_mean", "variance": "running_var"}
-MODALITY_OF_CHANNELS = {3: "image", 1: "sound"}
+MODALITY_OF_CHANNELS = {3: "image", 1: "audio"}
 OPENL3_FFT_BINS = 1025  # of a window of 2048
 NamedTensor = tuple[str, Tensor]
 
@@ -48,7 +48,7 @@ class TensorsByKind:
         default_factory=lambda: {kind: [] for kind in NORM_PARAMETERS}
     )
     constants: list[NamedTensor] = dataclasses.field(default_factory=list)
-    other: list[str] = dataclasses.field(default_factory=list)
+    unknown: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class OpenL3Weights:
         tensors: Our name -> its name and the tensor.
         towers: Towers that the file has weights of.
         input_norm: Towers with batch normalization of their input; l3embedding's first models have none.
-        whole: Whether the file also has the fusion network.
+        has_fusion_layers: Whether the file also has the fusion network.
         representation: Spectrogram according to the file's frontend constants, None if it has none.
         unused: The file's tensors that have no counterpart.
     """
@@ -67,7 +67,7 @@ class OpenL3Weights:
     tensors: dict[str, NamedTensor]
     towers: tuple[TowerModality, ...]
     input_norm: tuple[TowerModality, ...]
-    whole: bool
+    has_fusion_layers: bool
     representation: Representation | None
     unused: tuple[str, ...]
 
@@ -86,25 +86,30 @@ def match_openl3_weights(state: Mapping[str, Tensor], path: Path) -> OpenL3Weigh
     tensors: dict[str, NamedTensor] = {}
     towers: list[TowerModality] = []
     with_input_norm: list[TowerModality] = []
-    place, norm = 0, 0
-    while place < len(kinds.kernels):
-        channels = kinds.kernels[place][1].shape[1]
-        modality: TowerModality = "image" if channels == 3 else "sound"
+    kernel_index, norm_index = 0, 0
+    while kernel_index < len(kinds.kernels):
+        channels = kinds.kernels[kernel_index][1].shape[1]
+        modality: TowerModality = "image" if channels == 3 else "audio"
         if channels not in MODALITY_OF_CHANNELS or modality in towers:
             raise make_foreign_file_error(path, kinds)
-        place = assign_convolutions(kinds, place, modality, tensors, path)
-        before = norm
-        norm = assign_norms(kinds, norm, modality, tensors, path)
+        kernel_index = assign_convolutions(kinds, kernel_index, modality, tensors, path)
+        first_norm_index = norm_index
+        norm_index = assign_norms(kinds, norm_index, modality, tensors, path)
         towers.append(modality)
         if f"{modality}_tower.input_norm.weight" in tensors:
             with_input_norm.append(modality)
-        assert norm > before
-    if not towers or norm != len(kinds.norms["gamma"]):
+        assert norm_index > first_norm_index
+    if not towers or norm_index != len(kinds.norms["gamma"]):
         raise make_foreign_file_error(path, kinds)
-    whole = assign_fusion_layers(kinds, len(towers), tensors, path)
-    unused = (*kinds.other, *(name for name, _ in kinds.constants))
+    has_fusion_layers = assign_fusion_layers(kinds, len(towers), tensors, path)
+    unused = (*kinds.unknown, *(name for name, _ in kinds.constants))
     return OpenL3Weights(
-        tensors, tuple(towers), tuple(with_input_norm), whole, infer_representation(kinds.constants), tuple(unused)
+        tensors,
+        tuple(towers),
+        tuple(with_input_norm),
+        has_fusion_layers,
+        infer_representation(kinds.constants),
+        tuple(unused),
     )
 
 
@@ -116,7 +121,7 @@ def sort_tensors_by_kind(state: Mapping[str, Tensor]) -> TensorsByKind:
         kind = TENSOR_KINDS.get(last, "")
         if kind == "kernel" and tensor.ndim == 1:
             kind = "gamma"
-        if any(word in name for word in SPECTROGRAM_CONSTANTS):
+        if any(part in name for part in SPECTROGRAM_CONSTANTS):
             kinds.constants.append((name, tensor))
         elif kind == "kernel" and tensor.ndim == 4:
             kinds.kernels.append((name, tensor))
@@ -127,42 +132,42 @@ def sort_tensors_by_kind(state: Mapping[str, Tensor]) -> TensorsByKind:
         elif kind == "bias" and tensor.ndim == 1:
             kinds.biases.append((name, tensor))
         else:
-            kinds.other.append(name)
+            kinds.unknown.append(name)
     return separate_norm_betas(kinds)
 
 
 def separate_norm_betas(kinds: TensorsByKind) -> TensorsByKind:
     """Separates betas, which PyTorch calls biases as well: without betas they are the tensors after a gamma."""
     gammas = {name.rsplit(".", 1)[0] for name, _ in kinds.norms["gamma"]}
-    for named in list(kinds.biases):
-        if named[0].rsplit(".", 1)[0] in gammas:
-            kinds.norms["beta"].append(named)
-    kinds.biases = [named for named in kinds.biases if named[0].rsplit(".", 1)[0] not in gammas]
+    for named_bias in list(kinds.biases):
+        if named_bias[0].rsplit(".", 1)[0] in gammas:
+            kinds.norms["beta"].append(named_bias)
+    kinds.biases = [named_bias for named_bias in kinds.biases if named_bias[0].rsplit(".", 1)[0] not in gammas]
     return kinds
 
 
 def assign_convolutions(
-    kinds: TensorsByKind, place: int, modality: TowerModality, tensors: dict[str, NamedTensor], path: Path
+    kinds: TensorsByKind, start: int, modality: TowerModality, tensors: dict[str, NamedTensor], path: Path
 ) -> int:
     """Assigns the eight convolutions of a tower from an index on; returns the next index."""
-    channels = kinds.kernels[place][1].shape[1]
-    width = kinds.kernels[place][1].shape[0]
+    channels = kinds.kernels[start][1].shape[1]
+    width = kinds.kernels[start][1].shape[0]
     for index, layer in enumerate(VGG_LAYER_NAMES):
         filters = width * 2 ** (index // 2)
-        wanted = (filters, channels, 3, 3)
-        if place + index >= len(kinds.kernels) or place + index >= len(kinds.biases):
+        expected_shape = (filters, channels, 3, 3)
+        if start + index >= len(kinds.kernels) or start + index >= len(kinds.biases):
             raise CheckpointError(f"{path}: a tensor is missing: the {modality}'s {layer} has no kernel or no bias")
-        name, kernel = kinds.kernels[place + index]
-        if tuple(kernel.shape) != wanted:
+        name, kernel = kinds.kernels[start + index]
+        if tuple(kernel.shape) != expected_shape:
             if index == 0:
                 raise make_foreign_file_error(path, kinds)
-            shapes = f"{tuple(kernel.shape)}, and {layer} of OpenL3 {wanted} (outputs, inputs, rows, columns)"
+            shapes = f"{tuple(kernel.shape)}, and {layer} of OpenL3 {expected_shape} (outputs, inputs, rows, columns)"
             raise CheckpointError(f"{path}: {name} has the shape {shapes}")
         tensors[f"{modality}_tower.layers.{layer}.convolution.weight"] = (name, kernel)
-        check_vector_size(kinds.biases[place + index], filters, layer, path)
-        tensors[f"{modality}_tower.layers.{layer}.convolution.bias"] = kinds.biases[place + index]
+        check_vector_size(kinds.biases[start + index], filters, layer, path)
+        tensors[f"{modality}_tower.layers.{layer}.convolution.bias"] = kinds.biases[start + index]
         channels = filters
-    return place + len(VGG_LAYER_NAMES)
+    return start + len(VGG_LAYER_NAMES)
 
 
 def assign_norms(
@@ -173,12 +178,14 @@ def assign_norms(
     channels = 3 if modality == "image" else 1
     sizes = [len(tensor) for _, tensor in kinds.norms["gamma"]]
     names = [f"{modality}_tower.layers.{layer}.norm" for layer in VGG_LAYER_NAMES]
-    wanted = [tensors[f"{modality}_tower.layers.{layer}.convolution.bias"][1].shape[0] for layer in VGG_LAYER_NAMES]
+    expected_sizes = [
+        tensors[f"{modality}_tower.layers.{layer}.convolution.bias"][1].shape[0] for layer in VGG_LAYER_NAMES
+    ]
     if norm < len(sizes) and sizes[norm] == channels:
-        names, wanted = [f"{modality}_tower.input_norm", *names], [channels, *wanted]
-    if norm + len(names) > len(sizes) or sizes[norm + len(names) - 1] != wanted[-1]:
-        names, wanted = names[:-1], wanted[:-1]
-    for name, size in zip(names, wanted, strict=True):
+        names, expected_sizes = [f"{modality}_tower.input_norm", *names], [channels, *expected_sizes]
+    if norm + len(names) > len(sizes) or sizes[norm + len(names) - 1] != expected_sizes[-1]:
+        names, expected_sizes = names[:-1], expected_sizes[:-1]
+    for name, size in zip(names, expected_sizes, strict=True):
         for kind, last in NORM_PARAMETERS.items():
             if norm >= len(kinds.norms[kind]):
                 raise CheckpointError(f"{path}: a tensor is missing: the {kind} of norm {norm + 1} ({name})")
@@ -201,19 +208,21 @@ def assign_fusion_layers(kinds: TensorsByKind, towers: int, tensors: dict[str, N
     return True
 
 
-def check_vector_size(named: NamedTensor, size: int, where: str, path: Path) -> None:
+def check_vector_size(named_tensor: NamedTensor, size: int, layer: str, path: Path) -> None:
     """Raises an error for a vector of the wrong length."""
-    if tuple(named[1].shape) != (size,):
-        raise CheckpointError(f"{path}: {named[0]} has the shape {tuple(named[1].shape)}, and {where} ({size},)")
+    if tuple(named_tensor[1].shape) != (size,):
+        raise CheckpointError(
+            f"{path}: {named_tensor[0]} has the shape {tuple(named_tensor[1].shape)}, and {layer} ({size},)"
+        )
 
 
 def make_foreign_file_error(path: Path, kinds: TensorsByKind) -> CheckpointError:
     """An error that describes the file's content."""
     shapes = [tuple(kernel.shape) for _, kernel in kinds.kernels]
-    held = f"{len(shapes)} convolutions, the first {shapes[0]}" if shapes else "no convolution"
-    held += f", and {len(kinds.norms['gamma'])} norms"
+    contents = f"{len(shapes)} convolutions, the first {shapes[0]}" if shapes else "no convolution"
+    contents += f", and {len(kinds.norms['gamma'])} norms"
     return CheckpointError(
-        f"{path}: not the weights of OpenL3 or l3embedding; it holds {held}, and each of their towers has 8 of 3 x 3"
+        f"{path}: not the weights of OpenL3 or l3embedding; it has {contents}, and each of their towers has 8 of 3 x 3"
     )
 
 
@@ -226,16 +235,16 @@ def infer_representation(constants: list[NamedTensor]) -> Representation | None:
     return "linear" if any(512 in tensor.shape and 257 in tensor.shape for _, tensor in constants) else None
 
 
-def infer_openl3_config(parts: list[OpenL3Weights], representation: Representation, front_end: Frontend) -> L3NetConfig:
+def infer_openl3_config(parts: list[OpenL3Weights], representation: Representation, frontend: Frontend) -> L3NetConfig:
     """Infers the configuration; l3embedding's `cnn_L3_orig` is linear without input norms."""
-    config = openl3_config(representation, front_end)
+    config = openl3_config(representation, frontend)
     if not any(weights.input_norm for weights in parts):
         config = dataclasses.replace(config, input_norm=False)
         if representation == "linear":
             config = dataclasses.replace(config, spectrogram=front_ends.L3EMBEDDING_SPECTROGRAM_CONFIG)
     for weights in parts:
         first = weights.tensors[f"{weights.towers[0]}_tower.layers.conv1_1.convolution.bias"][1]
-        fusion = weights.tensors["fc1.bias"][1].shape[0] if weights.whole else config.fusion
+        fusion = weights.tensors["fc1.bias"][1].shape[0] if weights.has_fusion_layers else config.fusion
         config = dataclasses.replace(config, width=first.shape[0], fusion=fusion)
     return config
 
@@ -254,13 +263,13 @@ def build_openl3(parts: list[tuple[OpenL3Weights, Path]], config: L3NetConfig) -
     for tensor in own.values():
         tensor.zero_()
     for weights, path in parts:
-        for name, (theirs, tensor) in weights.tensors.items():
+        for name, (source_name, tensor) in weights.tensors.items():
             if name in filled:
-                raise CheckpointError(f"{path}: {theirs} is {name}, which the other file has as well")
+                raise CheckpointError(f"{path}: {source_name} is {name}, which the other file has as well")
             if own[name].shape != tensor.shape:
                 shapes = f"{tuple(tensor.shape)}, and our {name} {tuple(own[name].shape)}"
-                raise CheckpointError(f"{path}: {theirs} has the shape {shapes}")
-            check_weight_tensor(theirs, tensor, path)
+                raise CheckpointError(f"{path}: {source_name} has the shape {shapes}")
+            check_weight_tensor(source_name, tensor, path)
             own[name].copy_(tensor)
             filled.append(name)
         if config.input_norm:

@@ -1,6 +1,6 @@
 """Converts configurations and weights of facebookresearch/vilbert-multi-task, in both directions.
 
-The conversion is defined by the tables of names below. In the original, vision is number 1 and text number 2, so that
+The conversion is defined by the tables of names below. In the original, index 1 is vision and index 2 is text, so that
 `key1` holds the keys which the text attends to.
 """
 
@@ -57,19 +57,19 @@ LAYER_STACKS = {
     "co_layers": ("bert.encoder.c_layer", CO_ATTENTION_NAMES),
 }
 SINGLE_MODULE_NAMES = {
-    "text_embeddings.words": "bert.embeddings.word_embeddings",
+    "text_embeddings.tokens": "bert.embeddings.word_embeddings",
     "text_embeddings.positions": "bert.embeddings.position_embeddings",
-    "text_embeddings.segments": "bert.embeddings.token_type_embeddings",
+    "text_embeddings.token_types": "bert.embeddings.token_type_embeddings",
     "text_embeddings.tasks": "bert.embeddings.task_embeddings",
     "text_embeddings.norm": "bert.embeddings.LayerNorm",
     "region_embeddings.features": "bert.v_embeddings.image_embeddings",
-    "region_embeddings.locations": "bert.v_embeddings.image_location_embeddings",
+    "region_embeddings.spatials": "bert.v_embeddings.image_location_embeddings",
     "region_embeddings.norm": "bert.v_embeddings.LayerNorm",
     "text_pooler.0": "bert.t_pooler.dense",
     "vision_pooler.0": "bert.v_pooler.dense",
-    "word_scores.transform.0": "cls.predictions.transform.dense",
-    "word_scores.transform.2": "cls.predictions.transform.LayerNorm",
-    "word_scores": "cls.predictions",
+    "token_head.transform.0": "cls.predictions.transform.dense",
+    "token_head.transform.2": "cls.predictions.transform.LayerNorm",
+    "token_head": "cls.predictions",
     "region_head.transform.0": "cls.imagePredictions.transform.dense",
     "region_head.transform.2": "cls.imagePredictions.transform.LayerNorm",
     "region_head.decoder": "cls.imagePredictions.decoder",
@@ -82,7 +82,7 @@ TASK_HEAD_NAMES = {
     "score": "vil_logit",
     "entailment": "vil_tri_prediction",
     "regions": "vision_logit",
-    "words": "linguisic_logit",
+    "tokens": "linguisic_logit",
 }
 TIED_WEIGHTS = {  # tied copy -> its source
     "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
@@ -93,37 +93,41 @@ UNUSED_LAYERS = {"q_dense1": "dense1", "q_dense2": "dense2"}  # in biOutput; sha
 
 def map_names_to_original(model: torch.nn.Module) -> dict[str, str]:
     """Our name -> the original's, for each parameter of a model with ViLBERT's parts."""
-    return {ours: theirs for ours in model.state_dict() if (theirs := get_original_name(ours))}
+    return {
+        comodal_name: original_name
+        for comodal_name in model.state_dict()
+        if (original_name := get_original_name(comodal_name))
+    }
 
 
-def get_original_name(ours: str) -> str:
+def get_original_name(comodal_name: str) -> str:
     """The original's name of a parameter, or None if it has none."""
-    module, leaf = ours.rsplit(".", 1)
+    module, leaf = comodal_name.rsplit(".", 1)
     if stacked := re.fullmatch(r"(\w+)\.(\d+)\.(.+)", module):
-        stack, number, part = stacked.groups()
+        stack, layer_index, part = stacked.groups()
         if stack in LAYER_STACKS:
-            theirs, parts = LAYER_STACKS[stack]
-            return f"{theirs}.{number}.{parts[part]}.{leaf}"
+            original_stack, parts = LAYER_STACKS[stack]
+            return f"{original_stack}.{layer_index}.{parts[part]}.{leaf}"
     return f"{SINGLE_MODULE_NAMES[module]}.{leaf}" if module in SINGLE_MODULE_NAMES else ""
 
 
 def map_task_heads_to_original(heads: TaskHeads) -> dict[str, str]:
     """Our name -> the original's, for the heads of 12-in-1."""
-    parts = {ours: ours.split(".", 1) for ours in heads.state_dict()}
-    return {ours: f"{TASK_HEAD_NAMES[head]}.{rest}" for ours, (head, rest) in parts.items()}
+    parts = {comodal_name: comodal_name.split(".", 1) for comodal_name in heads.state_dict()}
+    return {comodal_name: f"{TASK_HEAD_NAMES[head]}.{rest}" for comodal_name, (head, rest) in parts.items()}
 
 
 def find_task_heads(state: Mapping[str, Tensor]) -> tuple[Head, ...]:
     """The heads of 12-in-1 whose weights a state dict holds, with their sizes."""
-    found = []
+    heads = []
     for head in make_twelve_in_one_heads(1):
         last = f"{TASK_HEAD_NAMES[head.name]}.3.weight" if head.hidden else f"{TASK_HEAD_NAMES[head.name]}.weight"
         if last in state:
             outputs, inputs = state[last].shape
-            plain = head.hidden and f"{TASK_HEAD_NAMES[head.name]}.2.weight" not in state
+            has_no_norm = head.hidden and f"{TASK_HEAD_NAMES[head.name]}.2.weight" not in state
             sized = replace(head, outputs=outputs, hidden=inputs if head.hidden else 0)
-            found.append(replace(sized, activation="relu") if plain else sized)
-    return tuple(found)
+            heads.append(replace(sized, activation="relu") if has_no_norm else sized)
+    return tuple(heads)
 
 
 VILBERT_BETA_HEAD = "vil_prediction.main"  # vilbert_beta's: linear, relu, dropout, linear, weights normalized
@@ -139,19 +143,19 @@ def rename_to_multi_task(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     vilbert_beta normalizes the weights of its answer head: each matrix is `weight_v` times `weight_g` over its norm.
     """
-    named = dict(state)
-    for theirs in list(named):
-        module, _, leaf = theirs.rpartition(".")
+    renamed = dict(state)
+    for original_name in list(renamed):
+        module, _, leaf = original_name.rpartition(".")
         if module in MMF_HEAD_NAMES:
-            named[f"{MMF_HEAD_NAMES[module]}.{leaf}"] = named.pop(theirs)
+            renamed[f"{MMF_HEAD_NAMES[module]}.{leaf}"] = renamed.pop(original_name)
         elif module.startswith(VILBERT_BETA_HEAD):
-            later = module.replace(VILBERT_BETA_HEAD, TASK_HEAD_NAMES["vqa"])
+            multi_task_module = module.replace(VILBERT_BETA_HEAD, TASK_HEAD_NAMES["vqa"])
             if leaf == "weight_v":
-                direction = named.pop(theirs)
-                named[f"{later}.weight"] = direction * (named[f"{module}.weight_g"] / direction.norm())
+                direction = renamed.pop(original_name)
+                renamed[f"{multi_task_module}.weight"] = direction * (renamed[f"{module}.weight_g"] / direction.norm())
             elif leaf == "bias":
-                named[f"{later}.bias"] = named.pop(theirs)
-    return {name: tensor for name, tensor in named.items() if not name.startswith(VILBERT_BETA_HEAD)}
+                renamed[f"{multi_task_module}.bias"] = renamed.pop(original_name)
+    return {name: tensor for name, tensor in renamed.items() if not name.startswith(VILBERT_BETA_HEAD)}
 
 
 def load_original_weights(
@@ -190,11 +194,11 @@ def load_original_weights(
 
 def drop_tied_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Drops tied copies, such as the token head's copy of the embeddings; a copy that differs is kept."""
-    once = dict(state)
-    for again, name in TIED_WEIGHTS.items():
-        if again in once and (name not in once or torch.equal(once[again], once[name])):
-            once[name] = once.pop(again)
-    return once
+    untied = dict(state)
+    for tied_name, name in TIED_WEIGHTS.items():
+        if tied_name in untied and (name not in untied or torch.equal(untied[tied_name], untied[name])):
+            untied[name] = untied.pop(tied_name)
+    return untied
 
 
 def export_original_state(
@@ -209,18 +213,23 @@ def export_original_state(
             the original never uses are zeros.
     """
     own = model.state_dict()
-    state = {theirs: own[ours] for ours, theirs in map_names_to_original(model).items()}
+    state = {original_name: own[comodal_name] for comodal_name, original_name in map_names_to_original(model).items()}
     if heads is not None:
         tasks = heads.state_dict()
-        state |= {theirs: tasks[ours] for ours, theirs in map_task_heads_to_original(heads).items()}
+        state |= {
+            original_name: tasks[comodal_name]
+            for comodal_name, original_name in map_task_heads_to_original(heads).items()
+        }
     for name in list(state):
-        for unused, beside in UNUSED_LAYERS.items():
-            if f".biOutput.{beside}." in name:
-                state[name.replace(f".{beside}.", f".{unused}.")] = torch.zeros_like(state[name])
-    again = "cls.predictions.decoder.weight"
-    state[again] = state[TIED_WEIGHTS[again]]
-    kept = {name: tensor for name, tensor in (source or {}).items() if name not in state or is_unused_parameter(name)}
-    return {name: tensor.detach().clone() for name, tensor in (state | kept).items()}
+        for unused, sibling in UNUSED_LAYERS.items():
+            if f".biOutput.{sibling}." in name:
+                state[name.replace(f".{sibling}.", f".{unused}.")] = torch.zeros_like(state[name])
+    tied_name = "cls.predictions.decoder.weight"
+    state[tied_name] = state[TIED_WEIGHTS[tied_name]]
+    carried_over = {
+        name: tensor for name, tensor in (source or {}).items() if name not in state or is_unused_parameter(name)
+    }
+    return {name: tensor.detach().clone() for name, tensor in (state | carried_over).items()}
 
 
 def is_unused_parameter(name: str) -> bool:
@@ -247,10 +256,10 @@ ORIGINAL_STREAM_KEYS = {
 MODEL_CONFIG_KEYS = {
     "vocabulary": "vocab_size",
     "positions": "max_position_embeddings",
-    "segments": "type_vocab_size",
+    "num_token_types": "type_vocab_size",
     "joint_dim": "bi_hidden_size",
     "joint_heads": "bi_num_attention_heads",
-    "region_features": "v_feature_size",
+    "region_feature_dim": "v_feature_size",
     "region_targets": "v_target_size",
     "fusion": "fusion_method",
     "dynamic_attention": "dynamic_attention",
@@ -292,38 +301,40 @@ def read_original_config(path: Path) -> OriginalConfig:
     return parse_original_config(read_json_object(path, CheckpointError), path)
 
 
-def parse_original_config(written: Mapping[str, object], path: Path) -> OriginalConfig:
+def parse_original_config(content: Mapping[str, object], path: Path) -> OriginalConfig:
     """Parses the content of the original's JSON configuration.
 
     Raises:
         CheckpointError: A key is missing, or the sizes are inconsistent.
     """
-    values = ORIGINAL_CONFIG_DEFAULTS | dict(written)
-    needed = {
+    values = ORIGINAL_CONFIG_DEFAULTS | dict(content)
+    required_keys = {
         *MODEL_CONFIG_KEYS.values(),
         *ORIGINAL_STREAM_KEYS.values(),
         *(f"v_{key}" for key in ORIGINAL_STREAM_KEYS.values()),
         *CO_ATTENTION_SCHEDULE_KEYS,
         TASK_TOKENS_KEY,
     }
-    if missing := sorted(needed - values.keys()):
+    if missing := sorted(required_keys - values.keys()):
         raise CheckpointError(f"{path}: not a configuration of ViLBERT, it lacks {missing}")
     vision_layers, text_layers = (values[key] for key in CO_ATTENTION_SCHEDULE_KEYS)
     if not (isinstance(vision_layers, list) and isinstance(text_layers, list)):
         raise CheckpointError(f"{path}: {' and '.join(CO_ATTENTION_SCHEDULE_KEYS)} must be lists")
     if len(vision_layers) != len(text_layers):
         raise CheckpointError(f"{path}: {' and '.join(CO_ATTENTION_SCHEDULE_KEYS)} must have one length")
-    described = {ours: values[theirs] for ours, theirs in MODEL_CONFIG_KEYS.items()} | {
-        "text": {ours: values[theirs] for ours, theirs in ORIGINAL_STREAM_KEYS.items()} | {"norm_eps": 1e-12},
-        "vision": {ours: values[f"v_{theirs}"] for ours, theirs in ORIGINAL_STREAM_KEYS.items()} | {"norm_eps": 1e-12},
-        "schedule": [list(pair) for pair in zip(vision_layers, text_layers, strict=True)],
+    described = {field: values[original_key] for field, original_key in MODEL_CONFIG_KEYS.items()} | {
+        "text": {field: values[original_key] for field, original_key in ORIGINAL_STREAM_KEYS.items()}
+        | {"norm_eps": 1e-12},
+        "vision": {field: values[f"v_{original_key}"] for field, original_key in ORIGINAL_STREAM_KEYS.items()}
+        | {"norm_eps": 1e-12},
+        "co_attention_layers": [list(pair) for pair in zip(vision_layers, text_layers, strict=True)],
         "task_tokens": NUM_TASK_TOKENS if values[TASK_TOKENS_KEY] else 0,
         "first_position": 0,
-        "region_tokens": 0,
+        "num_visual_tokens": 0,
         "contrastive_dim": 0,
     }
     config = parse_config_value(ViLBERTConfig, described, str(path))
-    return OriginalConfig(config, exclude_names(values, needed | IGNORED_CONFIG_KEYS))
+    return OriginalConfig(config, exclude_names(values, required_keys | IGNORED_CONFIG_KEYS))
 
 
 def to_original_config(config: ViLBERTConfig) -> dict[str, object]:
@@ -332,12 +343,18 @@ def to_original_config(config: ViLBERTConfig) -> dict[str, object]:
     Raises:
         ValueError: The original has no such model.
     """
-    if config.region_tokens or config.first_position or config.task_tokens not in (0, NUM_TASK_TOKENS):
+    if config.num_visual_tokens or config.first_position or config.task_tokens not in (0, NUM_TASK_TOKENS):
         raise ValueError("the original has no visual tokens as input, no RoBERTa positions, and 20 task tokens or none")
     if config.contrastive_dim:
         raise ValueError("the original has no contrastive head (--contrastive-weight)")
-    values: dict[str, object] = {theirs: getattr(config, ours) for ours, theirs in MODEL_CONFIG_KEYS.items()}
-    values |= {theirs: getattr(config.text, ours) for ours, theirs in ORIGINAL_STREAM_KEYS.items()}
-    values |= {f"v_{theirs}": getattr(config.vision, ours) for ours, theirs in ORIGINAL_STREAM_KEYS.items()}
-    values |= {key: [pair[side] for pair in config.schedule] for side, key in enumerate(CO_ATTENTION_SCHEDULE_KEYS)}
+    values: dict[str, object] = {
+        original_key: getattr(config, field) for field, original_key in MODEL_CONFIG_KEYS.items()
+    }
+    values |= {original_key: getattr(config.text, field) for field, original_key in ORIGINAL_STREAM_KEYS.items()}
+    values |= {
+        f"v_{original_key}": getattr(config.vision, field) for field, original_key in ORIGINAL_STREAM_KEYS.items()
+    }
+    values |= {
+        key: [pair[side] for pair in config.co_attention_layers] for side, key in enumerate(CO_ATTENTION_SCHEDULE_KEYS)
+    }
     return values | {TASK_TOKENS_KEY: config.task_tokens > 0}

@@ -6,7 +6,7 @@ of a stream; attention between text and regions is a co-attention layer. In a su
 `v_`.
 
 Departs from VOLTA where co-attention is narrower than the pooled streams (its controlled setup: 12 heads of 64, and
-1,024 units), which the original's configuration cannot express: co-attention is padded with heads of zeros. They add
+1,024 units). The original's configuration cannot express this, so co-attention is padded with heads of zeros. They add
 nothing to any output, and receive no gradient.
 """
 
@@ -92,14 +92,14 @@ def convert_volta_to_vilbert(
     """
     check_volta_architecture(values, path)
     check_config_types(values, path)
-    places = parse_sublayer_indices(values, path)
-    width, heads = infer_co_attention_size(values, places, path)
+    sublayers = parse_sublayer_indices(values, path)
+    width, heads = infer_co_attention_size(values, sublayers, path)
     joint, head = int(values["pooler_size"]), width // heads
     if width % heads or width > joint or joint % head:
         raise CheckpointError(
-            f"{path}: co-attention of {heads} heads and {width} units beside pooled streams of {joint}"
+            f"{path}: co-attention of {heads} heads and {width} units does not match pooled streams of {joint}"
         )
-    known = {
+    known_keys = {
         *ATTENTION_SUBLAYER_KEYS,
         *FEED_FORWARD_SUBLAYER_KEYS,
         WIDTHS,
@@ -108,20 +108,20 @@ def convert_volta_to_vilbert(
         *VILBERT_CONFIG_VALUES,
         *IGNORED_VOLTA_KEYS,
     }
-    described = {name: value for name, value in values.items() if name not in known} | {
-        "num_hidden_layers": len(places.text),
-        "v_num_hidden_layers": len(places.vision),
+    described = {name: value for name, value in values.items() if name not in known_keys} | {
+        "num_hidden_layers": len(sublayers.text),
+        "v_num_hidden_layers": len(sublayers.vision),
         "bi_hidden_size": joint,
         "bi_num_attention_heads": joint // head,
-        "v_biattention_id": [vision for vision, _ in places.schedule],
-        "t_biattention_id": [text for _, text in places.schedule],
+        "v_biattention_id": [vision for vision, _ in sublayers.schedule],
+        "t_biattention_id": [text for _, text in sublayers.schedule],
         "v_target_size": 1601,  # where there is a decoder, its own number counts
     }
-    names = dict(iterate_module_names(places)) | map_volta_head_names(state)
+    names = dict(iterate_module_names(sublayers)) | map_volta_head_names(state)
     renamed = {}
-    for theirs, tensor in state.items():
-        module, _, leaf = theirs.rpartition(".")
-        name = names.get(theirs) or (f"{names[module]}.{leaf}" if module in names else theirs)
+    for volta_name, tensor in state.items():
+        module, _, leaf = volta_name.rpartition(".")
+        name = names.get(volta_name) or (f"{names[module]}.{leaf}" if module in names else volta_name)
         renamed[name] = pad_co_attention_heads(name, tensor, joint - width)
     return described, renamed
 
@@ -137,20 +137,20 @@ def check_config_types(values: Mapping[str, Any], path: Path) -> None:
         WIDTHS,
         CO_ATTENTION_HEADS_KEY,
     ):
-        found, least = values.get(name, {}), 0
+        value, minimum = values.get(name, {}), 0
         if name in (WIDTHS, CO_ATTENTION_HEADS_KEY):
-            numbers, least = [*found.values()] if isinstance(found, dict) else [None], 1
+            sizes, minimum = [*value.values()] if isinstance(value, dict) else [None], 1
         elif name in (*ATTENTION_SUBLAYER_KEYS, *FEED_FORWARD_SUBLAYER_KEYS):
-            numbers = found if isinstance(found, list) else [None]
+            sizes = value if isinstance(value, list) else [None]
         else:
-            numbers, least = [found], 1
-        if not all(type(number) is int and number >= least for number in numbers):
-            raise CheckpointError(f"{path}: {name} is {found!r}: VOLTA has whole numbers there")
+            sizes, minimum = [value], 1
+        if not all(type(size) is int and size >= minimum for size in sizes):
+            raise CheckpointError(f"{path}: {name} is {value!r}, not an integer (or integers)")
 
 
 def check_volta_architecture(values: Mapping[str, Any], path: Path) -> None:
     """Raises an error for VOLTA's other models (LXMERT, UNITER, VisualBERT, VL-BERT, multilingual ones)."""
-    needed = {
+    required_keys = {
         *ATTENTION_SUBLAYER_KEYS,
         *FEED_FORWARD_SUBLAYER_KEYS,
         "pooler_size",
@@ -158,13 +158,13 @@ def check_volta_architecture(values: Mapping[str, Any], path: Path) -> None:
         "num_attention_heads",
         *VILBERT_CONFIG_VALUES,
     } - OPTIONAL_CONFIG_KEYS
-    if missing := sorted(needed - values.keys()):
-        raise CheckpointError(f"{path}: not a whole configuration of VOLTA, it lacks {missing}")
-    for name, wanted in VILBERT_CONFIG_VALUES.items():
-        if values.get(name, wanted) != wanted:
-            raise CheckpointError(f"{path}: {name} is {values[name]!r}, and {wanted!r} in VOLTA's ViLBERT")
+    if missing := sorted(required_keys - values.keys()):
+        raise CheckpointError(f"{path}: an incomplete VOLTA configuration, it lacks {missing}")
+    for name, expected in VILBERT_CONFIG_VALUES.items():
+        if values.get(name, expected) != expected:
+            raise CheckpointError(f"{path}: {name} is {values[name]!r}, and {expected!r} in VOLTA's ViLBERT")
     if "roberta" in str(values.get("bert_model")):
-        raise CheckpointError(f"{path}: bert_model is {values['bert_model']!r}; VOLTA's ViLBERT begins with a BERT")
+        raise CheckpointError(f"{path}: bert_model is {values['bert_model']!r}; VOLTA's ViLBERT starts from a BERT")
 
 
 def parse_sublayer_indices(values: Mapping[str, Any], path: Path) -> AttentionIndices:
@@ -176,79 +176,92 @@ def parse_sublayer_indices(values: Mapping[str, Any], path: Path) -> AttentionIn
     vision: list[int] = []
     joint: list[int] = []
     schedule: list[tuple[int, int]] = []
-    feed_forward = {number - 1 for name in FEED_FORWARD_SUBLAYER_KEYS for number in lists[name]}
-    for number in sorted(feed_forward.union(*(lists[name] for name in ATTENTION_SUBLAYER_KEYS))):
-        words, regions, to_regions, to_words = (number in lists[name] for name in ATTENTION_SUBLAYER_KEYS)
-        after = [number + 1 in lists[name] for name in FEED_FORWARD_SUBLAYER_KEYS]
-        if to_regions and to_words and not words and not regions and after == [True, True]:
-            joint.append(number)
+    feed_forward = {sublayer - 1 for name in FEED_FORWARD_SUBLAYER_KEYS for sublayer in lists[name]}
+    for sublayer in sorted(feed_forward.union(*(lists[name] for name in ATTENTION_SUBLAYER_KEYS))):
+        has_text_attention, has_vision_attention, has_text_to_vision, has_vision_to_text = (
+            sublayer in lists[name] for name in ATTENTION_SUBLAYER_KEYS
+        )
+        after = [sublayer + 1 in lists[name] for name in FEED_FORWARD_SUBLAYER_KEYS]
+        if (
+            has_text_to_vision
+            and has_vision_to_text
+            and not has_text_attention
+            and not has_vision_attention
+            and after == [True, True]
+        ):
+            joint.append(sublayer)
             schedule.append((len(vision), len(text)))
-        elif not to_regions and not to_words and after == [words, regions] and any(after):
-            text += [number] if words else []
-            vision += [number] if regions else []
+        elif (
+            not has_text_to_vision
+            and not has_vision_to_text
+            and after == [has_text_attention, has_vision_attention]
+            and any(after)
+        ):
+            text += [sublayer] if has_text_attention else []
+            vision += [sublayer] if has_vision_attention else []
         else:
-            raise CheckpointError(f"{path}: sub-layers {number} and {number + 1} are not a layer of ViLBERT")
+            raise CheckpointError(f"{path}: sub-layers {sublayer} and {sublayer + 1} are not a layer of ViLBERT")
     return AttentionIndices(tuple(text), tuple(vision), tuple(joint), tuple(schedule))
 
 
-def infer_co_attention_size(values: Mapping[str, Any], places: AttentionIndices, path: Path) -> tuple[int, int]:
+def infer_co_attention_size(values: Mapping[str, Any], sublayers: AttentionIndices, path: Path) -> tuple[int, int]:
     """Infers width and heads of co-attention, which must be the same in all of its layers."""
-    found = []
+    result = []
     for name, stream in ((WIDTHS, "hidden_size"), (CO_ATTENTION_HEADS_KEY, "num_attention_heads")):
-        others = dict(values.get(name, {}))
-        sizes = {others.pop(str(number), values[stream]) for number in places.joint} or {values[stream]}
-        if others or len(sizes) > 1:
+        own_sizes = dict(values.get(name, {}))
+        sizes = {own_sizes.pop(str(sublayer), values[stream]) for sublayer in sublayers.joint} or {values[stream]}
+        if own_sizes or len(sizes) > 1:
             raise CheckpointError(
                 f"{path}: {name} is {values[name]}; only all layers of co-attention can have their own"
             )
-        found.append(int(sizes.pop()))
-    return found[0], found[1]
+        result.append(int(sizes.pop()))
+    return result[0], result[1]
 
 
-def iterate_module_names(places: AttentionIndices) -> Iterator[tuple[str, str]]:
+def iterate_module_names(sublayers: AttentionIndices) -> Iterator[tuple[str, str]]:
     """VOLTA's modules -> the original's."""
-    for stack, prefix, numbers in (("layer", "", places.text), ("v_layer", "v_", places.vision)):
-        for index, number in enumerate(numbers):
-            first, second = f"bert.encoder.layer.{number}", f"bert.encoder.layer.{number + 1}"
-            ours = f"bert.encoder.{stack}.{index}"
+    for stack, prefix, sublayer_indices in (("layer", "", sublayers.text), ("v_layer", "v_", sublayers.vision)):
+        for index, sublayer in enumerate(sublayer_indices):
+            first, second = f"bert.encoder.layer.{sublayer}", f"bert.encoder.layer.{sublayer + 1}"
+            target = f"bert.encoder.{stack}.{index}"
             for part in ("query", "key", "value"):
-                yield f"{first}.attention_self.{prefix}{part}", f"{ours}.attention.self.{part}"
+                yield f"{first}.attention_self.{prefix}{part}", f"{target}.attention.self.{part}"
             for part in ("dense", "LayerNorm"):
-                yield f"{first}.attention_output.{prefix}{part}", f"{ours}.attention.output.{part}"
-                yield f"{second}.output.{prefix}{part}", f"{ours}.output.{part}"
-            yield f"{second}.intermediate.{prefix}dense", f"{ours}.intermediate.dense"
-    for index, number in enumerate(places.joint):
-        first, second = f"bert.encoder.layer.{number}", f"bert.encoder.layer.{number + 1}"
-        ours = f"bert.encoder.c_layer.{index}"
+                yield f"{first}.attention_output.{prefix}{part}", f"{target}.attention.output.{part}"
+                yield f"{second}.output.{prefix}{part}", f"{target}.output.{part}"
+            yield f"{second}.intermediate.{prefix}dense", f"{target}.intermediate.dense"
+    for index, sublayer in enumerate(sublayers.joint):
+        first, second = f"bert.encoder.layer.{sublayer}", f"bert.encoder.layer.{sublayer + 1}"
+        target = f"bert.encoder.c_layer.{index}"
         for prefix, stream, side in (("v_", "v", 1), ("", "t", 2)):
             for part in ("query", "key", "value"):
-                yield f"{first}.attention_self.{prefix}{part}", f"{ours}.biattention.{part}{side}"
+                yield f"{first}.attention_self.{prefix}{part}", f"{target}.biattention.{part}{side}"
             for part in ("dense", "LayerNorm"):
-                yield f"{first}.attention_output.{prefix}{part}", f"{ours}.biOutput.{part}{side}"
-                yield f"{second}.output.{prefix}{part}", f"{ours}.{stream}_output.{part}"
-            yield f"{second}.intermediate.{prefix}dense", f"{ours}.{stream}_intermediate.dense"
+                yield f"{first}.attention_output.{prefix}{part}", f"{target}.biOutput.{part}{side}"
+                yield f"{second}.output.{prefix}{part}", f"{target}.{stream}_output.{part}"
+            yield f"{second}.intermediate.{prefix}dense", f"{target}.{stream}_intermediate.dense"
 
 
 def map_volta_head_names(state: Mapping[str, Tensor]) -> dict[str, str]:
     """VOLTA's parameters -> the original's, for task heads and the first region decoder."""
     names: dict[str, str] = {}
-    for theirs in sorted(state):
-        ours = ""
-        if found := TASK_HEAD_PATTERN.fullmatch(theirs):
-            ours = next(
-                (f"{head}.{found[2]}" for head, numbers in VOLTA_TASK_HEADS.items() if int(found[1]) in numbers), ""
+    for volta_name in sorted(state):
+        original_name = ""
+        if match := TASK_HEAD_PATTERN.fullmatch(volta_name):
+            original_name = next(
+                (f"{head}.{match[2]}" for head, task_ids in VOLTA_TASK_HEADS.items() if int(match[1]) in task_ids), ""
             )
-        elif found := DECODER_PATTERN.fullmatch(theirs):
-            ours = f"cls.imagePredictions.decoder.{found[1]}"
-        if ours and ours not in names.values():
-            names[theirs] = ours
+        elif match := DECODER_PATTERN.fullmatch(volta_name):
+            original_name = f"cls.imagePredictions.decoder.{match[1]}"
+        if original_name and original_name not in names.values():
+            names[volta_name] = original_name
     return names
 
 
-def pad_co_attention_heads(name: str, tensor: Tensor, more: int) -> Tensor:
+def pad_co_attention_heads(name: str, tensor: Tensor, num_zeros: int) -> Tensor:
     """Pads a co-attention weight with heads of zeros; other weights are returned unchanged."""
-    if more and re.search(r"\.biattention\.\w+\.(weight|bias)", name):
-        return F.pad(tensor, (0, 0) * (tensor.ndim - 1) + (0, more))
-    if more and re.search(r"\.biOutput\.dense\d\.weight", name):
-        return F.pad(tensor, (0, more))
+    if num_zeros and re.search(r"\.biattention\.\w+\.(weight|bias)", name):
+        return F.pad(tensor, (0, 0) * (tensor.ndim - 1) + (0, num_zeros))
+    if num_zeros and re.search(r"\.biOutput\.dense\d\.weight", name):
+        return F.pad(tensor, (0, num_zeros))
     return tensor

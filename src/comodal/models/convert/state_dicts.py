@@ -62,9 +62,9 @@ class LoadReport:
     new: tuple[str, ...]
     unused: tuple[str, ...]
 
-    def lines(self) -> list[str]:
+    def format_lines(self) -> list[str]:
         """A summary line with counts, then a line for each name."""
-        counts = f"{len(self.filled)} filled, {len(self.new)} new, {len(self.unused)} of the file not used"
+        counts = f"{len(self.filled)} loaded, {len(self.new)} new, {len(self.unused)} unused tensors in the file"
         names = {"filled": self.filled, "new": self.new, "not used": self.unused}
         return [counts, *(f"{what}: {name}" for what, group in names.items() for name in group)]
 
@@ -78,10 +78,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     refuse_packed_run(path)
     file = find_weights_file(path)
     state = read_sharded_weights(file) if file.name.endswith(INDEX_SUFFIX) else read_state_file(file)
-    named = {normalize_tensor_name(name): tensor for name, tensor in state.items()}
-    if len(named) < len(state):
-        raise CheckpointError(f"{file}: two of its names mean the same weights")
-    return named
+    renamed = {normalize_tensor_name(name): tensor for name, tensor in state.items()}
+    if len(renamed) < len(state):
+        raise CheckpointError(f"{file}: two of its names denote the same weights")
+    return renamed
 
 
 def read_state_file(file: Path) -> dict[str, Tensor]:
@@ -103,17 +103,20 @@ def read_state_file(file: Path) -> dict[str, Tensor]:
 
 def read_sharded_weights(index: Path) -> dict[str, Tensor]:
     """Reads the tensors of a sharded model, each from the file that the index names."""
-    places = read_json_object(index, CheckpointError, MAX_WEIGHT_INDEX_BYTES).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+    weight_map = read_json_object(index, CheckpointError, MAX_WEIGHT_INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index}: an index has a weight_map of names with files")
     state: dict[str, Tensor] = {}
-    for name in sorted(set(places.values())):
+    for name in sorted(set(weight_map.values())):
         if not name or Path(name).name != name or name.endswith(INDEX_SUFFIX):
-            raise CheckpointError(f"{index}: {name!r} is not the name of a file beside it")
-        inside, wanted = read_state_file(index.parent / name), {key for key, place in places.items() if place == name}
-        if missing := sorted(wanted - inside.keys()):
-            raise CheckpointError(f"{index.parent / name}: {missing[0]} is not there, and {index.name} says that it is")
-        state |= {key: inside[key] for key in wanted}
+            raise CheckpointError(f"{index}: {name!r} is not the name of a file next to it")
+        inside, keys = (
+            read_state_file(index.parent / name),
+            {key for key, file_name in weight_map.items() if file_name == name},
+        )
+        if missing := sorted(keys - inside.keys()):
+            raise CheckpointError(f"{index.parent / name}: {missing[0]} is missing, although {index.name} lists it")
+        state |= {key: inside[key] for key in keys}
     return state
 
 
@@ -131,7 +134,7 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 def check_config_against_shapes(
     build: Callable[[], nn.Module],
-    names_of: Callable[[nn.Module], Mapping[str, str]],
+    map_names: Callable[[nn.Module], Mapping[str, str]],
     shapes: Mapping[str, tuple[int, ...]],
     path: Path,
 ) -> None:
@@ -139,7 +142,7 @@ def check_config_against_shapes(
 
     Args:
         build: Builds the model.
-        names_of: Our name -> theirs, for the parameters of a model.
+        map_names: Our name -> theirs, for the parameters of a model.
         shapes: Shapes of the file's tensors.
         path: Path of the file, for messages.
 
@@ -154,10 +157,10 @@ def check_config_against_shapes(
             f"{path}: no network has the sizes of its configuration: {summarize_load_error(error)}"
         ) from error
     own = model.state_dict()
-    for ours, theirs in names_of(model).items():
-        if theirs in shapes and shapes[theirs] != tuple(own[ours].shape):
-            other = f"{shapes[theirs]}, and the model's {ours} {tuple(own[ours].shape)}"
-            raise CheckpointError(f"{path}: {theirs} has the shape {other}; the configurations differ")
+    for comodal_name, source_name in map_names(model).items():
+        if source_name in shapes and shapes[source_name] != tuple(own[comodal_name].shape):
+            difference = f"{shapes[source_name]}, and the model's {comodal_name} {tuple(own[comodal_name].shape)}"
+            raise CheckpointError(f"{path}: {source_name} has the shape {difference}; the configurations differ")
 
 
 def find_weights_file(path: Path) -> Path:
@@ -167,7 +170,7 @@ def find_weights_file(path: Path) -> Path:
     for name in (*WEIGHT_FILE_NAMES, *(f"{name}{INDEX_SUFFIX}" for name in WEIGHT_FILE_NAMES)):
         if (path / name).is_file():
             return path / name
-    raise CheckpointError(f"{path}: no weights here ({' or '.join(WEIGHT_FILE_NAMES)}, or their {INDEX_SUFFIX[1:]})")
+    raise CheckpointError(f"{path}: no weights found ({' or '.join(WEIGHT_FILE_NAMES)}, or their {INDEX_SUFFIX[1:]})")
 
 
 def normalize_tensor_name(name: str) -> str:
@@ -175,9 +178,9 @@ def normalize_tensor_name(name: str) -> str:
     while wrapper := next((prefix for prefix in WRAPPER_PREFIXES if name.startswith(prefix)), ""):
         name = name.removeprefix(wrapper)
     name = name.replace("._orig_mod.", ".")  # prefix of a submodule that was compiled separately
-    for old, usual in LEGACY_NAME_SUFFIXES.items():
+    for old, replacement in LEGACY_NAME_SUFFIXES.items():
         if name.endswith(old):
-            return name.removesuffix(old) + usual
+            return name.removesuffix(old) + replacement
     return name
 
 
@@ -197,15 +200,17 @@ def copy_matching_weights(
         CheckpointError: A tensor has another shape than the parameter, is quantized, or is not finite.
     """
     own = model.state_dict()
-    found = {ours: theirs for ours, theirs in names.items() if theirs in state}
-    for ours, theirs in found.items():
-        if own[ours].shape != state[theirs].shape:
-            shapes = f"{tuple(state[theirs].shape)}, and the model's {ours} {tuple(own[ours].shape)}"
-            raise CheckpointError(f"{path}: {theirs} has the shape {shapes}; the configurations differ")
-        check_weight_tensor(theirs, state[theirs], path)
-    for ours, theirs in found.items():
-        own[ours].copy_(state[theirs])
-    return LoadReport(tuple(found), exclude_names(own, found), exclude_names(state, found.values()))
+    matches = {comodal_name: source_name for comodal_name, source_name in names.items() if source_name in state}
+    for comodal_name, source_name in matches.items():
+        if own[comodal_name].shape != state[source_name].shape:
+            shapes = (
+                f"{tuple(state[source_name].shape)}, and the model's {comodal_name} {tuple(own[comodal_name].shape)}"
+            )
+            raise CheckpointError(f"{path}: {source_name} has the shape {shapes}; the configurations differ")
+        check_weight_tensor(source_name, state[source_name], path)
+    for comodal_name, source_name in matches.items():
+        own[comodal_name].copy_(state[source_name])
+    return LoadReport(tuple(matches), exclude_names(own, matches), exclude_names(state, matches.values()))
 
 
 def check_weight_tensor(name: str, tensor: Tensor, path: Path) -> None:
@@ -216,17 +221,17 @@ def check_weight_tensor(name: str, tensor: Tensor, path: Path) -> None:
     """
     if tensor.dtype not in FLOAT_DTYPES:
         kind = str(tensor.dtype).removeprefix("torch.")
-        raise CheckpointError(f"{path}: {name} is of {kind}; quantized weights are not read, give float ones")
+        raise CheckpointError(f"{path}: {name} is of {kind}; quantized weights are not supported, use float ones")
     check_finite_weights({name: tensor}, path)
 
 
 def check_encoder_complete(
-    filled: LoadReport, names: Mapping[str, str], path: Path, allow_missing: bool = False
+    report: LoadReport, names: Mapping[str, str], path: Path, allow_missing: bool = False
 ) -> LoadReport:
     """Checks that the file has the whole encoder; poolers, heads, task tokens and all of co-attention may be missing.
 
     Args:
-        filled: Report of the loaded weights.
+        report: Report of the loaded weights.
         names: Our name -> theirs.
         path: Path of the file, for messages.
         allow_missing: Accept missing tensors, which stay randomly initialized.
@@ -234,20 +239,20 @@ def check_encoder_complete(
     Raises:
         CheckpointError: The file lacks a tensor of the encoder.
     """
-    has_co_layers = any(name.startswith(CO_LAYERS) for name in filled.filled)
-    needed = (*ENCODER_PREFIXES, CO_LAYERS) if has_co_layers else ENCODER_PREFIXES
-    absent = [names[name] for name in filled.new
-              if name.startswith(needed) and not name.startswith(TASK_TOKENS) and name in names]  # fmt: skip
+    has_co_layers = any(name.startswith(CO_LAYERS) for name in report.filled)
+    required_prefixes = (*ENCODER_PREFIXES, CO_LAYERS) if has_co_layers else ENCODER_PREFIXES
+    absent = [names[name] for name in report.new
+              if name.startswith(required_prefixes) and not name.startswith(TASK_TOKENS) and name in names]  # fmt: skip
     if absent and not allow_missing:
-        more = f" and {len(absent) - 1} more of the encoder are" if len(absent) > 1 else " of the encoder is"
+        num_more = f" and {len(absent) - 1} more of the encoder are" if len(absent) > 1 else " of the encoder is"
         raise CheckpointError(
-            f"{path}: {absent[0]}{more} not in the file, which the configuration asks for; "
+            f"{path}: {absent[0]}{num_more} not in the file, which the configuration requires; "
             "--allow-missing initializes them at random"
         )
-    return filled
+    return report
 
 
-def exclude_names(names: Iterable[str], known: Iterable[str]) -> tuple[str, ...]:
-    """Names that are not among the known ones, in their order."""
-    excluded = set(known)
+def exclude_names(names: Iterable[str], excluded_names: Iterable[str]) -> tuple[str, ...]:
+    """Names that are not excluded, in their order."""
+    excluded = set(excluded_names)
     return tuple(name for name in names if name not in excluded)

@@ -22,8 +22,8 @@ TORCHVISION_LIBRARIES = ("_C_stable.so", "_C.so")  # names of the library, by ve
 @cache
 def load_torchvision_kernels() -> None:
     """Registers torchvision's kernels with PyTorch."""
-    found = find_spec("torchvision")
-    folders = [] if found is None else found.submodule_search_locations or []
+    spec = find_spec("torchvision")
+    folders = [] if spec is None else spec.submodule_search_locations or []
     paths = [path for folder in folders for name in TORCHVISION_LIBRARIES if (path := Path(folder) / name).is_file()]
     if paths and "torchvision" not in sys.modules:
         try:
@@ -59,6 +59,6 @@ def roi_align(
         aligned: Shift boxes by half a pixel, as Detectron2 does; Caffe2 and Detectron do not.
     """
     load_torchvision_kernels()
-    numbers = [box.new_full((len(box), 1), image) for image, box in enumerate(boxes)]
-    rows = torch.cat([torch.cat(numbers), torch.cat(list(boxes))], 1)
+    batch_indices = [box.new_full((len(box), 1), image) for image, box in enumerate(boxes)]
+    rows = torch.cat([torch.cat(batch_indices), torch.cat(list(boxes))], 1)
     return torch.ops.torchvision.roi_align(feature_maps, rows, scale, cells, cells, samples, aligned)

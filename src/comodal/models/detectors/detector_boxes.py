@@ -33,14 +33,14 @@ def make_cell_anchors(
         scales: Anchor sizes as multiples of that square.
         ratios: Aspect ratios (height to width).
     """
-    centre = (stride - 1) / 2
+    center = (stride - 1) / 2
     anchors = []
     for ratio in ratios:
         width = round(math.sqrt(stride**2 / ratio))
         height = round(width * ratio)
         for scale in scales:
             across, down = (width * scale - 1) / 2, (height * scale - 1) / 2
-            anchors.append([centre - across, centre - down, centre + across, centre + down])
+            anchors.append([center - across, center - down, center + across, center + down])
     return torch.tensor(anchors)
 
 
@@ -77,25 +77,25 @@ def decode_detectron2(
 def decode_deltas(
     boxes: Float[Tensor, "boxes 4"],
     deltas: Float[Tensor, "boxes fours"],
-    counted: float,
-    end: float,
+    inclusive_offset: float,
+    end_offset: float,
     weights: Weights,
-    largest: float,
+    max_log_scale: float,
 ) -> Float[Tensor, "boxes fours"]:
     """Decodes boxes from deltas.
 
     Args:
         boxes: Boxes to transform (anchors or proposals).
         deltas: Shifts of the center in units of the sides, and logarithms of the scales of the sides.
-        counted: 1 if the ends are inclusive: added to the difference of the ends.
-        end: Subtracted from right and bottom.
+        inclusive_offset: 1 if the ends are inclusive: added to the difference of the ends.
+        end_offset: Subtracted from right and bottom.
         weights: Divisors of the deltas.
-        largest: Upper limit of the logarithms.
+        max_log_scale: Upper limit of the logarithms.
     """
-    corner, sides = boxes[:, None, :2], boxes[:, None, 2:] - boxes[:, None, :2] + counted
+    corner, sides = boxes[:, None, :2], boxes[:, None, 2:] - boxes[:, None, :2] + inclusive_offset
     shift, growth = (deltas.unflatten(1, (-1, 4)) / deltas.new_tensor(weights)).split(2, -1)
-    centres, halves = corner + sides / 2 + shift * sides, growth.clamp(max=largest).exp() * sides / 2
-    return torch.cat([centres - halves, centres + halves - end], -1).flatten(1)
+    centers, halves = corner + sides / 2 + shift * sides, growth.clamp(max=max_log_scale).exp() * sides / 2
+    return torch.cat([centers - halves, centers + halves - end_offset], -1).flatten(1)
 
 
 def clip_boxes_to_image(
@@ -119,24 +119,24 @@ def nms_inclusive(
 def select_top_proposals(
     boxes: Float[Tensor, "boxes 4"],
     scores: Float[Tensor, " boxes"],
-    smallest: int | float,
-    before: int,
+    min_side: int | float,
+    pre_nms_top_k: int,
     threshold: float,
-    after: int,
+    post_nms_top_k: int,
 ) -> Int64[Tensor, " kept"]:
     """Selects proposals as Caffe's ProposalLayer does, by descending score.
 
     Args:
         boxes: Decoded and clipped boxes.
         scores: Objectness scores.
-        smallest: Minimum length of both sides, in pixels of the network's input; applied first.
-        before: Number of proposals before NMS,
-        threshold: IoU threshold of NMS,
-        after: Number of proposals after NMS.
+        min_side: Minimum length of both sides, in pixels of the network's input; applied first.
+        pre_nms_top_k: Number of proposals before NMS.
+        threshold: IoU threshold of NMS.
+        post_nms_top_k: Number of proposals after NMS.
     """
-    large = ((boxes[:, 2:] - boxes[:, :2] + 1) >= smallest).all(1).nonzero().flatten()
-    order = large[scores[large].argsort(descending=True, stable=True)[:before]]
-    return order[nms_inclusive(boxes[order], scores[order], threshold)[:after]]
+    large = ((boxes[:, 2:] - boxes[:, :2] + 1) >= min_side).all(1).nonzero().flatten()
+    order = large[scores[large].argsort(descending=True, stable=True)[:pre_nms_top_k]]
+    return order[nms_inclusive(boxes[order], scores[order], threshold)[:post_nms_top_k]]
 
 
 def assign_fpn_levels(boxes: Float[Tensor, "boxes 4"], lowest: int = 2, highest: int = 5) -> Int64[Tensor, " boxes"]:
@@ -151,29 +151,29 @@ def compute_resize_scale(height: int, width: int, size: int, longest: int) -> fl
     return longest / max(height, width) if round(scale * max(height, width)) > longest else scale
 
 
-def to_centered_bgr(picture: UInt8[Tensor, "height width 3"]) -> Float32[Tensor, "3 height width"]:
+def to_centered_bgr(image: UInt8[Tensor, "height width 3"]) -> Float32[Tensor, "3 height width"]:
     """Converts an RGB image to BGR and subtracts the mean, as in the training of the networks."""
-    return picture.flip(2).permute(2, 0, 1).float() - torch.tensor(BGR_MEAN, device=picture.device)[:, None, None]
+    return image.flip(2).permute(2, 0, 1).float() - torch.tensor(BGR_MEAN, device=image.device)[:, None, None]
 
 
 def resize_like_opencv(
-    picture: Float32[Tensor, "channels height width"], scale: float
+    image: Float32[Tensor, "channels height width"], scale: float
 ) -> Float32[Tensor, "channels new_height new_width"]:
     """Resizes an image by a factor as OpenCV's INTER_LINEAR does: bilinear without antialiasing, at positions given by
     the factor and not by the rounded size."""
     for axis in (2, 1):
-        low, high, share = find_interpolation_neighbors(picture.shape[axis], scale)
-        share = share.to(picture).unsqueeze(1 if axis == 1 else 0)
-        low, high = low.to(picture.device), high.to(picture.device)
-        picture = picture.index_select(axis, low) * (1 - share) + picture.index_select(axis, high) * share
-    return picture
+        low, high, weight = find_interpolation_neighbors(image.shape[axis], scale)
+        weight = weight.to(image).unsqueeze(1 if axis == 1 else 0)
+        low, high = low.to(image.device), high.to(image.device)
+        image = image.index_select(axis, low) * (1 - weight) + image.index_select(axis, high) * weight
+    return image
 
 
 def find_interpolation_neighbors(
     length: int, scale: float
 ) -> tuple[Int64[Tensor, " new"], Int64[Tensor, " new"], Float64[Tensor, " new"]]:
     """The two source pixels of each target pixel of a side, and the weight of the second."""
-    places = (torch.arange(max(1, round(length * scale)), dtype=torch.float64) + 0.5) / scale - 0.5
-    places = places.clamp(0, length - 1)
-    low = places.floor().long()
-    return low, (low + 1).clamp(max=length - 1), places - low
+    positions = (torch.arange(max(1, round(length * scale)), dtype=torch.float64) + 0.5) / scale - 0.5
+    positions = positions.clamp(0, length - 1)
+    low = positions.floor().long()
+    return low, (low + 1).clamp(max=length - 1), positions - low

@@ -128,19 +128,21 @@ class C4(PretrainedModel, nn.Module):
         self.attribute_scores = nn.Linear(config.attribute_channels, config.attributes)
         self.register_buffer("cell_anchors", torch.zeros(config.anchors, 4))
 
-    def feature_map(self, pixels: Float[Tensor, "1 3 height width"]) -> Float[Tensor, "1 channels rows columns"]:
+    def compute_feature_map(
+        self, pixels: Float[Tensor, "1 3 height width"]
+    ) -> Float[Tensor, "1 channels rows columns"]:
         """The feature map of an image in the format of `to_centered_bgr`."""
         x = F.relu_(self.stem(pixels))
         x = F.max_pool2d(F.pad(x, (0, 1, 0, 1)), 3, 2)  # rounds up; `ceil_mode` has no dynamic export
         return self.res4(self.res3(self.res2(x)))
 
-    def proposed(self, feature_map: Float[Tensor, "1 channels rows columns"]) -> C4Proposals:
+    def propose(self, feature_map: Float[Tensor, "1 channels rows columns"]) -> C4Proposals:
         """Objectness and box deltas of all anchors."""
         hidden = F.relu_(self.proposal(feature_map))
         scores, deltas = self.proposal_scores(hidden), self.proposal_deltas(hidden)
         return C4Proposals(scores.permute(0, 2, 3, 1).flatten(), deltas.permute(0, 2, 3, 1).reshape(-1, 4))
 
-    def features(
+    def compute_features(
         self, feature_map: Float[Tensor, "1 channels rows columns"], boxes: Float[Tensor, "regions 4"]
     ) -> Float[Tensor, "regions features"]:
         """Features of boxes in pixels of the network's input, in the precision of res5's weights."""
@@ -154,11 +156,11 @@ class C4(PretrainedModel, nn.Module):
             means.append(self.res5(cells).mean((2, 3), dtype=torch.float32))
         return torch.cat(means)
 
-    def told(self, features: Float[Tensor, "regions features"]) -> C4DetectorOutput:
+    def predict(self, features: Float[Tensor, "regions features"]) -> C4DetectorOutput:
         """Predicts classes, boxes and attributes; the attributes depend on the likeliest class."""
         scores = self.class_scores(features)
-        together = torch.cat([features, self.class_embedding(scores.argmax(1))], 1)
-        attributes = self.attribute_scores(F.relu_(self.attribute(together)))
+        conditioned = torch.cat([features, self.class_embedding(scores.argmax(1))], 1)
+        attributes = self.attribute_scores(F.relu_(self.attribute(conditioned)))
         return C4DetectorOutput(scores.softmax(1), self.box_deltas(features), attributes)
 
 

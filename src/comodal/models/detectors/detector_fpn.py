@@ -155,7 +155,9 @@ class FPN(PretrainedModel, nn.Module):
         self.box_deltas = nn.Linear(config.dense, 4 * config.classes)
         self.register_buffer("cell_anchors", torch.zeros(len(FPN_STRIDES), config.anchors, 4))
 
-    def maps(self, pixels: Float[Tensor, "1 3 height width"]) -> list[Float[Tensor, "1 pyramid _rows _columns"]]:
+    def compute_maps(
+        self, pixels: Float[Tensor, "1 3 height width"]
+    ) -> list[Float[Tensor, "1 pyramid _rows _columns"]]:
         """P2 to P6 of an image in the format of `to_centered_bgr`; both sides are multiples of 32."""
         x = F.max_pool2d(F.relu_(self.stem(pixels)), 3, 2, 1)
         bottom_up = []
@@ -163,19 +165,19 @@ class FPN(PretrainedModel, nn.Module):
             x = part(x)
             bottom_up.append(x)
         above = self.across[3](x)
-        found = [self.smooth[3](above)]
+        pyramid_maps = [self.smooth[3](above)]
         for level in (2, 1, 0):
             above = self.across[level](bottom_up[level]) + F.interpolate(above, scale_factor=2.0)
-            found.insert(0, self.smooth[level](above))
-        return [*found, F.max_pool2d(found[-1], 1, 2)]
+            pyramid_maps.insert(0, self.smooth[level](above))
+        return [*pyramid_maps, F.max_pool2d(pyramid_maps[-1], 1, 2)]
 
-    def proposed(self, feature_map: Float[Tensor, "1 pyramid rows columns"]) -> FPNProposals:
+    def propose(self, feature_map: Float[Tensor, "1 pyramid rows columns"]) -> FPNProposals:
         """Objectness and box deltas of all anchors of a map."""
         hidden = F.relu_(self.proposal(feature_map))
         scores, deltas = self.proposal_scores(hidden), self.proposal_deltas(hidden)
         return FPNProposals(scores.permute(0, 2, 3, 1).flatten(), deltas.permute(0, 2, 3, 1).reshape(-1, 4))
 
-    def pooled(
+    def pool(
         self, maps: list[Float[Tensor, "1 pyramid _rows _columns"]], boxes: Float[Tensor, "regions 4"]
     ) -> Float[Tensor, "regions pyramid cells cells"]:
         """Pools boxes in pixels of the network's input, each from the map of its size."""
@@ -188,17 +190,17 @@ class FPN(PretrainedModel, nn.Module):
             )
         return cells
 
-    def named(self, cells: Float[Tensor, "regions pyramid cells cells"]) -> FPNDetectorOutput:
+    def predict_from_cells(self, cells: Float[Tensor, "regions pyramid cells cells"]) -> FPNDetectorOutput:
         """Features and predictions from the pooled cells of regions."""
         fc6 = F.relu(self.fc6(cells.flatten(1)))
         fc7 = F.relu(self.fc7(fc6))
         return FPNDetectorOutput(fc6, fc7, self.class_scores(fc7), self.box_deltas(fc7))
 
-    def told(
+    def predict(
         self, maps: list[Float[Tensor, "1 pyramid _rows _columns"]], boxes: Float[Tensor, "regions 4"]
     ) -> FPNDetectorOutput:
         """Features and predictions of boxes."""
-        some = [self.named(self.pooled(maps, few)) for few in boxes.split(FPN_REGIONS_AT_ONCE)]
+        some = [self.predict_from_cells(self.pool(maps, few)) for few in boxes.split(FPN_REGIONS_AT_ONCE)]
         return FPNDetectorOutput(*(torch.cat(parts) for parts in zip(*some, strict=True)))
 
 

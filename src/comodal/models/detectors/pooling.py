@@ -21,7 +21,7 @@ def pool_boxes(
     """
     rows, columns = feature_maps.shape[2:]
     sides = boxes[0].new_tensor([columns, rows, columns, rows])
-    scaled = [(of_one * sides).to(feature_maps.device, torch.float32) for of_one in boxes]
+    scaled = [(image_boxes * sides).to(feature_maps.device, torch.float32) for image_boxes in boxes]
     pooled = roi_align(feature_maps.float(), scaled, cells)
     return pooled.permute(0, 2, 3, 1).flatten(1)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 class Maxima(NamedTuple):
     """Sparse table: maxima of a map in windows of 1, 2, 4, ... rows and columns from each position on."""
 
-    values: Float[Tensor, "windows_and_places channels"]
+    values: Float[Tensor, "windows_and_positions channels"]
     levels: int
     rows: int
     columns: int
@@ -32,16 +32,16 @@ class Bins(NamedTuple):
 def build_maxima(feature_map: Float[Tensor, "1 channels rows columns"], bins: int) -> Maxima:
     """Builds the table of a map for regions with this number of bins per side."""
     rows, columns = feature_map.shape[2:]
-    largest = max(rows, columns) // bins + 2  # positions in a bin
-    levels = largest.bit_length()
-    places = feature_map[0].permute(1, 2, 0).contiguous()
+    max_positions = max(rows, columns) // bins + 2  # positions in a bin
+    levels = max_positions.bit_length()
+    row_windows = feature_map[0].permute(1, 2, 0).contiguous()
     table = []
     for level in range(levels):
-        windows = places
+        windows = row_windows
         for step in range(levels):
             table.append(windows)
             windows = double_windows(windows, 1, 2**step)
-        places = double_windows(places, 0, 2**level)
+        row_windows = double_windows(row_windows, 0, 2**level)
     return Maxima(torch.stack(table).flatten(0, 2), levels, rows, columns)
 
 
@@ -49,12 +49,16 @@ def double_windows(
     windows: Float[Tensor, "rows columns channels"], axis: int, size: int
 ) -> Float[Tensor, "rows columns channels"]:
     """Doubles the windows on an axis: the maximum of each window and the next one, where there is one."""
-    both = windows.shape[axis] - size
-    if both <= 0:
+    num_pairs = windows.shape[axis] - size
+    if num_pairs <= 0:
         return windows
-    found = windows.clone()
-    torch.maximum(windows.narrow(axis, 0, both), windows.narrow(axis, size, both), out=found.narrow(axis, 0, both))
-    return found
+    doubled = windows.clone()
+    torch.maximum(
+        windows.narrow(axis, 0, num_pairs),
+        windows.narrow(axis, size, num_pairs),
+        out=doubled.narrow(axis, 0, num_pairs),
+    )
+    return doubled
 
 
 def pool_regions(
@@ -74,16 +78,16 @@ def pool_regions(
     window = (tall[:, :, None] * table.levels + wide[:, None, :]) * (table.rows * table.columns)
     tops = (down.firsts, down.firsts + down.counts - 2**tall)
     lefts = (across.firsts, across.firsts + across.counts - 2**wide)
-    found: Tensor | None = None
+    maxima: Tensor | None = None
     for top in tops:
         for left in lefts:
-            place = window + (top * table.columns)[:, :, None] + left[:, None, :]
-            values = table.values.index_select(0, place.clamp(0, len(table.values) - 1).flatten())
-            found = values if found is None else torch.maximum(found, values, out=found)
-    assert found is not None
+            window_index = window + (top * table.columns)[:, :, None] + left[:, None, :]
+            values = table.values.index_select(0, window_index.clamp(0, len(table.values) - 1).flatten())
+            maxima = values if maxima is None else torch.maximum(maxima, values, out=maxima)
+    assert maxima is not None
     empty = (down.counts <= 0)[:, :, None] | (across.counts <= 0)[:, None, :]
-    found[empty.flatten()] = 0
-    return found.view(len(boxes), bins, bins, table.values.shape[1]).permute(0, 3, 1, 2)
+    maxima[empty.flatten()] = 0
+    return maxima.view(len(boxes), bins, bins, table.values.shape[1]).permute(0, 3, 1, 2)
 
 
 def compute_bins(

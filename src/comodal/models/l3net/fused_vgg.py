@@ -41,55 +41,64 @@ def fold_norm_to_affine(norm: nn.BatchNorm2d) -> Affine:
 class FusedLayer:
     """A convolution with its batch normalization folded in, and its ReLU.
 
-    If the ReLU is before the norm, the norm stays a separate operation: the zero padding of the next convolution comes
-    after it, so it cannot be folded into that convolution.
+    If the ReLU is before the norm, the norm remains a separate operation. It cannot be folded into the next
+    convolution, because the zero padding of that convolution follows it.
     """
 
-    def __init__(self, layer: ConvLayer, dtype: torch.dtype, bare: bool) -> None:
+    def __init__(self, layer: ConvLayer, dtype: torch.dtype, convolution_only: bool) -> None:
         weight, bias = layer.convolution.weight.detach(), layer.convolution.bias
         assert bias is not None
         bias, norm = bias.detach(), fold_norm_to_affine(layer.norm)
-        self.relu, self.after = not bare, None
-        if not bare and layer.order == "norm_relu":
+        self.relu, self.output_affine = not convolution_only, None
+        if not convolution_only and layer.order == "norm_relu":
             weight, bias = weight * norm.scale.unsqueeze(1), bias * norm.scale.flatten() + norm.shift.flatten()
-        elif not bare:
-            self.after = Affine(norm.scale.to(dtype), norm.shift.to(dtype))
+        elif not convolution_only:
+            self.output_affine = Affine(norm.scale.to(dtype), norm.shift.to(dtype))
         self.weight, self.bias = weight.to(dtype).contiguous(memory_format=torch.channels_last), bias.to(dtype)
         self.fused = weight.device.type == "cpu" and can_fuse_convolution(dtype)
-        self.packings: dict[torch.Size, Tensor] = {}
+        self.packed_weights: dict[torch.Size, Tensor] = {}
 
-    def packed(self, shape: torch.Size) -> Tensor:
+    def get_packed_weight(self, shape: torch.Size) -> Tensor:
         """The weights packed for inputs of this shape.
 
         oneDNN chooses its kernel when it packs the weights: for another batch size or map, or without a shape, the
         layout may be several times slower.
         """
-        found = self.packings.pop(shape, None)
-        if found is None:
-            found = torch.ops.mkldnn._reorder_convolution_weight(
+        packed = self.packed_weights.pop(shape, None)
+        if packed is None:
+            packed = torch.ops.mkldnn._reorder_convolution_weight(
                 self.weight, UNIT_STRIDE, UNIT_STRIDE, UNIT_STRIDE, 1, list(shape)
             )
-            while len(self.packings) >= MAX_PACKED_SHAPES:
-                self.packings.pop(next(iter(self.packings)), None)
-        self.packings[shape] = found
-        return found
+            while len(self.packed_weights) >= MAX_PACKED_SHAPES:
+                self.packed_weights.pop(next(iter(self.packed_weights)), None)
+        self.packed_weights[shape] = packed
+        return packed
 
     def __call__(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch filters rows columns"]:
         if self.fused:
             attribute = "relu" if self.relu else "none"
             x = torch.ops.mkldnn._convolution_pointwise(
-                x, self.packed(x.shape), self.bias, UNIT_STRIDE, UNIT_STRIDE, UNIT_STRIDE, 1, attribute, [], ""
+                x,
+                self.get_packed_weight(x.shape),
+                self.bias,
+                UNIT_STRIDE,
+                UNIT_STRIDE,
+                UNIT_STRIDE,
+                1,
+                attribute,
+                [],
+                "",
             )
         else:
             x = F.conv2d(x, self.weight, self.bias, padding=1)
             x = F.relu(x) if self.relu else x
-        return x if self.after is None else self.after(x)
+        return x if self.output_affine is None else self.output_affine(x)
 
 
 class FusedTower:
     """A tower up to the layer that embeddings pool (conv4_2 with or without norm and ReLU), or to an earlier layer."""
 
-    def __init__(self, tower: VGGTower, dtype: torch.dtype, bare: bool) -> None:
+    def __init__(self, tower: VGGTower, dtype: torch.dtype, convolution_only: bool) -> None:
         self.dtype = dtype
         self.input_norm = (
             fold_norm_to_affine(tower.input_norm) if isinstance(tower.input_norm, nn.BatchNorm2d) else None
@@ -98,16 +107,18 @@ class FusedTower:
         for name in VGG_LAYER_NAMES:
             layer = tower.layers[name]
             assert isinstance(layer, ConvLayer)
-            self.layers[name] = FusedLayer(layer, dtype, bare=bare and name == VGG_LAYER_NAMES[-1])
+            self.layers[name] = FusedLayer(
+                layer, dtype, convolution_only=convolution_only and name == VGG_LAYER_NAMES[-1]
+            )
 
     def __call__(
-        self, x: Float[Tensor, "batch channels rows columns"], last: str = VGG_LAYER_NAMES[-1]
+        self, x: Float[Tensor, "batch channels rows columns"], last_layer: str = VGG_LAYER_NAMES[-1]
     ) -> Float[Tensor, "batch filters y x"]:
         x = x if self.input_norm is None else self.input_norm(x)
         x = x.to(dtype=self.dtype, memory_format=torch.channels_last)
         for name, layer in self.layers.items():
             x = layer(x)
-            if name == last:
+            if name == last_layer:
                 break
             if name.endswith("_2"):
                 x = F.max_pool2d(x, 2)
@@ -119,9 +130,9 @@ class FastL3Net:
 
     def __init__(self, model: L3Net, dtype: torch.dtype) -> None:
         self.config, self._model = model.config, model
-        bare = model.config.embedding == "convolution"
-        self._image_tower = FusedTower(model.image_tower, dtype, bare)
-        self._sound_tower = FusedTower(model.sound_tower, dtype, bare)
+        convolution_only = model.config.embedding == "convolution"
+        self._image_tower = FusedTower(model.image_tower, dtype, convolution_only)
+        self._audio_tower = FusedTower(model.audio_tower, dtype, convolution_only)
 
     @torch.inference_mode()
     def embed_image(
@@ -130,24 +141,24 @@ class FastL3Net:
         """`L3Net.embed_image`, in float32 whatever the precision inside."""
         parts = image.split(choose_inference_batch_size(image.device))
         return torch.cat(
-            [max_pool_to_grid(self._image_tower(self._model.normalised(part)), grid).float() for part in parts]
+            [max_pool_to_grid(self._image_tower(self._model.normalize_image(part)), grid).float() for part in parts]
         )
 
     @torch.inference_mode()
-    def image_map(
+    def compute_image_map(
         self, image: UInt8[Tensor, "batch 3 height width"], layer: str = VGG_LAYER_NAMES[-1]
     ) -> Float[Tensor, "batch channels rows columns"]:
         """The map of any layer, before the next pooling."""
-        return self._image_tower(self._model.normalised(image), layer)
+        return self._image_tower(self._model.normalize_image(image), layer)
 
     @torch.inference_mode()
-    def embed_sound(
-        self, sound: Float[Tensor, "batch samples"], grid: tuple[int, int] = AUDIO_GRID
+    def embed_audio(
+        self, audio: Float[Tensor, "batch samples"], grid: tuple[int, int] = AUDIO_GRID
     ) -> Float[Tensor, "batch features"]:
-        """`L3Net.embed_sound`, in float32 whatever the precision inside."""
-        parts = self._model.checked(sound).split(choose_inference_batch_size(sound.device))
+        """`L3Net.embed_audio`, in float32 whatever the precision inside."""
+        parts = self._model.check_audio(audio).split(choose_inference_batch_size(audio.device))
         return torch.cat(
-            [max_pool_to_grid(self._sound_tower(self._model.spectrogram(part)), grid).float() for part in parts]
+            [max_pool_to_grid(self._audio_tower(self._model.spectrogram(part)), grid).float() for part in parts]
         )
 
 

@@ -34,7 +34,7 @@ class L3NetConfig:
 
     Args:
         image_size: Height and width of an image in training; other sizes work too.
-        sound_seconds: Duration of the audio.
+        audio_seconds: Duration of the audio.
         spectrogram: Configuration of the spectrogram.
         width: Filters of the first block; the paper's 512 features are 8 x 64.
         fusion: Units of the first fully connected layer.
@@ -46,7 +46,7 @@ class L3NetConfig:
     """
 
     image_size: int = 224
-    sound_seconds: float = 1.0
+    audio_seconds: float = 1.0
     spectrogram: SpectrogramConfig = front_ends.PAPER_SPECTROGRAM_CONFIG
     width: int = 64
     fusion: int = 128
@@ -58,9 +58,11 @@ class L3NetConfig:
 
     def __post_init__(self) -> None:
         if unknown := set(self.relu_before_norm) - set(VGG_LAYER_NAMES):
-            raise ValueError(f"relu_before_norm names {sorted(unknown)}; the layers are {list(VGG_LAYER_NAMES)}")
+            raise ValueError(
+                f"unknown layers in relu_before_norm: {sorted(unknown)}; the layers are {list(VGG_LAYER_NAMES)}"
+            )
         check_number("image_size", self.image_size, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE)
-        check_number("sound_seconds", self.sound_seconds, MIN_SECONDS, MAX_SECONDS)
+        check_number("audio_seconds", self.audio_seconds, MIN_SECONDS, MAX_SECONDS)
         check_number("width", self.width, 1, MAX_WIDTH)
         check_number("fusion", self.fusion, 1, MAX_FUSION)
         check_number("norm_eps", self.norm_eps, 0, 1)
@@ -83,10 +85,10 @@ L3EMBEDDING_L3NET_CONFIG = L3NetConfig(
 )
 
 
-def make_openl3_config(representation: Representation, front_end: Frontend = "kapre014") -> L3NetConfig:
+def make_openl3_config(representation: Representation, frontend: Frontend = "kapre014") -> L3NetConfig:
     """Configurations of OpenL3 and of l3embedding's later models (`cnn_L3_kapredbinputbn`, `melspec1`, `melspec2`)."""
     return L3NetConfig(
-        spectrogram=front_ends.make_openl3_spectrogram_config(representation, front_end),
+        spectrogram=front_ends.make_openl3_spectrogram_config(representation, frontend),
         input_norm=True,
         relu_before_norm=("conv1_2",),
         embedding="convolution",
@@ -104,8 +106,8 @@ class L3NetOutput(NamedTuple):
     """Logits (mismatch, match), and the features of each tower after the last pooling."""
 
     logits: Float[Tensor, "batch 2"]
-    image: Float[Tensor, "batch features"]
-    sound: Float[Tensor, "batch features"]
+    image_features: Float[Tensor, "batch features"]
+    audio_features: Float[Tensor, "batch features"]
 
 
 def max_pool_to_grid(
@@ -126,87 +128,89 @@ class L3Net(PretrainedModel, nn.Module):
         self.spectrogram = Spectrogram(config.spectrogram)
         norm = (config.norm_eps, config.norm_momentum)
         self.image_tower = VGGTower(3, config.width, config.input_norm, config.relu_before_norm, *norm)
-        self.sound_tower = VGGTower(1, config.width, config.input_norm, (), *norm)
+        self.audio_tower = VGGTower(1, config.width, config.input_norm, (), *norm)
         self.fc1 = nn.Linear(2 * 8 * config.width, config.fusion)
         self.fc2 = nn.Linear(config.fusion, 2)
         init_conv_weights(self.fc1)
         init_conv_weights(self.fc2)
 
     def forward(
-        self, image: UInt8[Tensor, "batch 3 height width"], sound: Float[Tensor, "batch samples"]
+        self, image: UInt8[Tensor, "batch 3 height width"], audio: Float[Tensor, "batch samples"]
     ) -> L3NetOutput:
-        image_features, sound_features = self.image_features(image), self.sound_features(sound)
-        hidden = F.relu(self.fc1(torch.cat([image_features, sound_features], 1)))
-        return L3NetOutput(self.fc2(hidden), image_features, sound_features)
+        image_features, audio_features = self.compute_image_features(image), self.compute_audio_features(audio)
+        hidden = F.relu(self.fc1(torch.cat([image_features, audio_features], 1)))
+        return L3NetOutput(self.fc2(hidden), image_features, audio_features)
 
-    def image_features(self, image: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
+    def compute_image_features(self, image: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
         """The features of an image that the fusion network takes."""
-        return self.image_tower(self.normalised(image)).amax((2, 3))
+        return self.image_tower(self.normalize_image(image)).amax((2, 3))
 
-    def sound_features(self, sound: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
+    def compute_audio_features(self, audio: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
         """The features of a second of audio that the fusion network takes."""
-        return self.sound_tower(self.spectrogram(self.checked(sound))).amax((2, 3))
+        return self.audio_tower(self.spectrogram(self.check_audio(audio))).amax((2, 3))
 
-    def fuse_all(
-        self, image: Float[Tensor, "images features"], sound: Float[Tensor, "sounds features"]
-    ) -> Float[Tensor, "images sounds 2"]:
+    def fuse_all_pairs(
+        self, image: Float[Tensor, "images features"], audio: Float[Tensor, "clips features"]
+    ) -> Float[Tensor, "images clips 2"]:
         """The logits of every image with every audio; the first layer is linear, so each modality passes it once."""
-        of_image, of_sound = self.fc1.weight.split([image.shape[1], sound.shape[1]], 1)
-        hidden = F.linear(image, of_image, self.fc1.bias)[:, None] + F.linear(sound, of_sound)
+        image_weight, audio_weight = self.fc1.weight.split([image.shape[1], audio.shape[1]], 1)
+        hidden = F.linear(image, image_weight, self.fc1.bias)[:, None] + F.linear(audio, audio_weight)
         return self.fc2(F.relu(hidden))
 
-    def normalised(self, image: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+    def normalize_image(self, image: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Scales uint8 to [-1, 1] (l3embedding, data/avc/sample.py).
 
         Raises:
             TypeError: The images are not uint8.
         """
         if image.dtype != torch.uint8:
-            raise TypeError(f"images of {image.dtype}: pass bytes (torch.uint8) from 0 to 255, not normalised")
+            raise TypeError(f"images of {image.dtype}: pass bytes (torch.uint8) from 0 to 255, not normalized")
         return image.to(self.fc1.weight.dtype) * (2 / 255) - 1
 
-    def checked(self, sound: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch samples"]:
+    def check_audio(self, audio: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch samples"]:
         """Validates the audio. Sample values are only checked in evaluation mode on a CPU: on a GPU the check would
         synchronize, and in training the loss is checked.
 
         Raises:
             TypeError: The samples are not floating point.
-            ValueError: The audio is longer or shorter than `sound_seconds`, or has samples that are not finite.
+            ValueError: The audio is longer or shorter than `audio_seconds`, or has samples that are not finite.
         """
-        samples = round(self.config.sound_seconds * self.config.sample_rate)
-        if not sound.is_floating_point():
-            raise TypeError(f"audio of {sound.dtype}: pass samples as floating point numbers from -1 to 1")
-        if sound.shape[-1] != samples:
+        samples = round(self.config.audio_seconds * self.config.sample_rate)
+        if not audio.is_floating_point():
+            raise TypeError(f"audio of {audio.dtype}: pass samples as floating point numbers from -1 to 1")
+        if audio.shape[-1] != samples:
             raise ValueError(
-                f"audio of {sound.shape[-1]:,} samples: this model takes {samples:,}, {self.config.sound_seconds:g} s "
+                f"audio of {audio.shape[-1]:,} samples: this model takes {samples:,}, {self.config.audio_seconds:g} s "
                 f"at {self.config.sample_rate:,} Hz"
             )
-        looks = not self.training and sound.device.type == "cpu" and not torch.compiler.is_compiling()
-        if looks and not bool(sound.isfinite().all()):
+        checks_values = not self.training and audio.device.type == "cpu" and not torch.compiler.is_compiling()
+        if checks_values and not bool(audio.isfinite().all()):
             raise ValueError("audio with samples that are not finite numbers")
-        return sound
+        return audio
 
-    def image_map(self, image: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows columns"]:
+    def compute_image_map(
+        self, image: UInt8[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch channels rows columns"]:
         """The map of conv4_2 that image embeddings pool."""
-        tower, x = self.image_tower, self.normalised(image)
-        return tower(x) if self.config.embedding == "relu" else tower.raw(x)
+        tower, x = self.image_tower, self.normalize_image(image)
+        return tower(x) if self.config.embedding == "relu" else tower.compute_last_convolution(x)
 
-    def sound_map(self, sound: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch channels rows columns"]:
+    def compute_audio_map(self, audio: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch channels rows columns"]:
         """The map of conv4_2 that audio embeddings pool; rows are frequencies from low to high, columns are time."""
-        tower, x = self.sound_tower, self.spectrogram(self.checked(sound))
-        return tower(x) if self.config.embedding == "relu" else tower.raw(x)
+        tower, x = self.audio_tower, self.spectrogram(self.check_audio(audio))
+        return tower(x) if self.config.embedding == "relu" else tower.compute_last_convolution(x)
 
     def embed_image(
         self, image: UInt8[Tensor, "batch 3 height width"], grid: tuple[int, int] = IMAGE_GRID
     ) -> Float[Tensor, "batch features"]:
         """Image embeddings: conv4_2 max-pooled to a grid, 8192 features; OpenL3's 512 features use a grid of (1, 1)."""
-        return max_pool_to_grid(self.image_map(image), grid)
+        return max_pool_to_grid(self.compute_image_map(image), grid)
 
-    def embed_sound(
-        self, sound: Float[Tensor, "batch samples"], grid: tuple[int, int] = AUDIO_GRID
+    def embed_audio(
+        self, audio: Float[Tensor, "batch samples"], grid: tuple[int, int] = AUDIO_GRID
     ) -> Float[Tensor, "batch features"]:
         """Audio embeddings: conv4_2 max-pooled to a grid, 6144 features; OpenL3's 512 features use a grid of (1, 1)."""
-        return max_pool_to_grid(self.sound_map(sound), grid)
+        return max_pool_to_grid(self.compute_audio_map(audio), grid)
 
 
 def load_l3net(path: Path) -> L3Net:

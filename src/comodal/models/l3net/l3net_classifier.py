@@ -18,7 +18,7 @@ from comodal.models.l3net import l3net
 from comodal.models.l3net.l3net import L3Net
 from comodal.models.pretrained import PretrainedModel
 
-Modality = Literal["picture", "sound"]
+Modality = Literal["image", "audio"]
 
 
 @dataclass(frozen=True)
@@ -54,33 +54,33 @@ class L3Classifier(PretrainedModel, nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def forward(
-        self, shown: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch samples"]
+        self, inputs: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch samples"]
     ) -> Float[Tensor, "batch classes"]:
-        embed = self.l3net.embed_image if self.config.modality == "picture" else self.l3net.embed_sound
-        return self.classifier(self.dropout(self.norm(embed(shown))))
+        embed = self.l3net.embed_image if self.config.modality == "image" else self.l3net.embed_audio
+        return self.classifier(self.dropout(self.norm(embed(inputs))))
 
-    def trained_tower(self) -> nn.Module:
+    def get_trained_tower(self) -> nn.Module:
         """The tower that the classes depend on."""
-        return self.l3net.image_tower if self.config.modality == "picture" else self.l3net.sound_tower
+        return self.l3net.image_tower if self.config.modality == "image" else self.l3net.audio_tower
 
 
 def build_l3_classifier(model: L3Net, modality: Modality, classes: int, dropout: float) -> L3Classifier:
     """Returns a classifier with a pretrained backbone and a new head of zeros."""
     features = count_pooled_features(model, modality)
     with torch.random.fork_rng(devices=[]):
-        made = L3Classifier(L3ClassifierConfig(model.config, modality, features, classes, dropout))
-    made.l3net.load_state_dict(model.state_dict())
-    return made.train()
+        classifier = L3Classifier(L3ClassifierConfig(model.config, modality, features, classes, dropout))
+    classifier.l3net.load_state_dict(model.state_dict())
+    return classifier.train()
 
 
 def count_pooled_features(model: L3Net, modality: Modality) -> int:
     """Number of features of the pooled map of a training crop, or of a second of audio."""
     config = model.config
     with torch.inference_mode():
-        if modality == "picture":
+        if modality == "image":
             side = config.image_size
             return model.eval().embed_image(torch.zeros(1, 3, side, side, dtype=torch.uint8)).shape[1]
-        return model.eval().embed_sound(torch.zeros(1, round(config.sound_seconds * config.sample_rate))).shape[1]
+        return model.eval().embed_audio(torch.zeros(1, round(config.audio_seconds * config.sample_rate))).shape[1]
 
 
 def load_any_l3net(path: Path) -> L3Net:
@@ -90,10 +90,10 @@ def load_any_l3net(path: Path) -> L3Net:
         CheckpointError: There is no model, it is damaged, or it is another kind of model.
     """
     model = load_model(path)
-    found = model.l3net if isinstance(model, L3Classifier) else model
-    if not isinstance(found, L3Net):
+    backbone = model.l3net if isinstance(model, L3Classifier) else model
+    if not isinstance(backbone, L3Net):
         raise CheckpointError(f"{path}: a {type(model).__name__}; this needs an L3Net")
-    return found
+    return backbone
 
 
 def load_l3_classifier(path: Path, modality: Modality) -> L3Classifier:
@@ -105,9 +105,9 @@ def load_l3_classifier(path: Path, modality: Modality) -> L3Classifier:
     model = load_model(path)
     if not isinstance(model, L3Classifier):
         raise CheckpointError(
-            f"{path}: a {type(model).__name__}, which knows no classes; train it with `comodal train "
-            f"{'image' if modality == 'picture' else 'sound'}_classes`"
+            f"{path}: a {type(model).__name__}, which has no classes; fine-tune it with `comodal train "
+            f"{'image' if modality == 'image' else 'audio'}_classes`"
         )
     if model.config.modality != modality:
-        raise CheckpointError(f"{path}: it tells classes of {model.config.modality}s, not of {modality}s")
+        raise CheckpointError(f"{path}: a classifier of {model.config.modality}, not of {modality}")
     return model

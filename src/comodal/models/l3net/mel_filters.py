@@ -44,6 +44,6 @@ def make_mel_filter_bank(sample_rate: int, n_fft: int, bands: int, scale: MelSca
     ends = hertz_to_mel(torch.tensor([0, sample_rate / 2], dtype=torch.float64, device="cpu"), scale)
     steps = torch.linspace(float(ends[0]), float(ends[1]), bands + 2, dtype=torch.float64, device="cpu")
     corners = mel_to_hertz(steps, scale)
-    low, centre, high = (corners[i : i + bands].unsqueeze(1) for i in range(3))
-    rising, falling = (bins - low) / (centre - low), (high - bins) / (high - centre)
+    low, center, high = (corners[i : i + bands].unsqueeze(1) for i in range(3))
+    rising, falling = (bins - low) / (center - low), (high - bins) / (high - center)
     return (torch.minimum(rising, falling).clamp(min=0) * 2 / (high - low)).float()

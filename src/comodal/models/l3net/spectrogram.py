@@ -56,7 +56,7 @@ SMALL_SPECTROGRAM_CONFIG = SpectrogramConfig(
 )
 
 
-def make_openl3_spectrogram_config(representation: Representation, front_end: Frontend) -> SpectrogramConfig:
+def make_openl3_spectrogram_config(representation: Representation, frontend: Frontend) -> SpectrogramConfig:
     """OpenL3's spectrograms; its published weights were trained with `kapre014`.
 
     The linear spectrogram is the same in all three frontends. The mel spectrograms differ by up to 80 dB in places,
@@ -65,7 +65,7 @@ def make_openl3_spectrogram_config(representation: Representation, front_end: Fr
     """
     if representation == "linear":
         return SpectrogramConfig(window_samples=512, hop_samples=242, scale="decibels")
-    before, after = {"kapre014": (982, 982), "kapre03": (0, 1964), "librosa": (1024, 1024)}[front_end]
+    before, after = {"kapre014": (982, 982), "kapre03": (0, 1964), "librosa": (1024, 1024)}[frontend]
     return SpectrogramConfig(
         window_samples=2048,
         hop_samples=242,
@@ -73,8 +73,8 @@ def make_openl3_spectrogram_config(representation: Representation, front_end: Fr
         zeros_before=before,
         zeros_after=after,
         mel_bands={"mel128": 128, "mel256": 256}[representation],
-        mel_scale="htk" if front_end == "kapre014" else "slaney",
-        mel_of="power" if front_end == "kapre014" else "magnitude",
+        mel_scale="htk" if frontend == "kapre014" else "slaney",
+        mel_of="power" if frontend == "kapre014" else "magnitude",
         scale="decibels",
     )
 
@@ -111,15 +111,15 @@ class Spectrogram(nn.Module):
             filters = make_mel_filter_bank(config.sample_rate, config.n_fft, config.mel_bands, config.mel_scale)
             self.register_buffer("filters", filters, persistent=False)
 
-    def forward(self, sound: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch 1 bands frames"]:
+    def forward(self, audio: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch 1 bands frames"]:
         config = self.config
-        with torch.autocast(sound.device.type, enabled=False):  # a DFT or mel sum in bf16 has errors of whole log units
+        with torch.autocast(audio.device.type, enabled=False):  # a DFT or mel sum in bf16 has errors of whole log units
             if config.zeros_before or config.zeros_after:
-                sound = F.pad(sound, (config.zeros_before, config.zeros_after))
+                audio = F.pad(audio, (config.zeros_before, config.zeros_after))
             frames = (
-                sound.unfold(-1, config.window_samples, config.hop_samples) * self.window
+                audio.unfold(-1, config.window_samples, config.hop_samples) * self.window
             )  # (batch, frames, window)
-            power = self.power(frames)
+            power = self.compute_power(frames)
             if config.mel_bands == 0:
                 magnitude = power.sqrt()
             elif config.mel_of == "power":
@@ -128,7 +128,7 @@ class Spectrogram(nn.Module):
                 magnitude = self.filters @ power.sqrt()
             return self._compress(magnitude).unsqueeze(1)
 
-    def power(self, frames: Float[Tensor, "batch frames samples"]) -> Float[Tensor, "batch bins frames"]:
+    def compute_power(self, frames: Float[Tensor, "batch frames samples"]) -> Float[Tensor, "batch bins frames"]:
         """The squared magnitude of each frame's Fourier transform."""
         spectrum = torch.fft.rfft(frames, n=self.config.n_fft).mT
         return spectrum.real.square() + spectrum.imag.square()  # takes a third of the time of spectrum.abs()

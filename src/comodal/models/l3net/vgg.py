@@ -17,8 +17,8 @@ VGG_LAYER_NAMES = tuple(f"conv{block}_{layer}" for block in range(1, NUM_VGG_BLO
 
 def init_conv_weights(layer: nn.Conv2d | nn.Linear) -> None:
     """Keras' he_normal, as in l3embedding: a normal of variance 2 / fan_in, truncated at 2 std; biases of zero."""
-    deviation = math.sqrt(2 / layer.weight[0].numel())
-    nn.init.trunc_normal_(layer.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+    std = math.sqrt(2 / layer.weight[0].numel())
+    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
 
@@ -75,7 +75,9 @@ class VGGTower(nn.Module):
             self.layers[name] = ConvLayer(channels, filters, order, norm_eps, norm_momentum)
             channels = filters
 
-    def before_last(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch filters y x"]:
+    def compute_last_layer_input(
+        self, x: Float[Tensor, "batch channels rows columns"]
+    ) -> Float[Tensor, "batch filters y x"]:
         """The input of conv4_2."""
         x = self.input_norm(x)
         for name in VGG_LAYER_NAMES[:-1]:
@@ -84,20 +86,24 @@ class VGGTower(nn.Module):
                 x = F.max_pool2d(x, 2)
         return x
 
-    def stages(self, x: Float[Tensor, "batch channels rows columns"]) -> list[Float[Tensor, "batch _filters _y _x"]]:
+    def compute_stage_maps(
+        self, x: Float[Tensor, "batch channels rows columns"]
+    ) -> list[Float[Tensor, "batch _filters _y _x"]]:
         """The maps of conv1_2, conv2_2, conv3_2 and conv4_2, each half the size of the one before."""
-        x, found = self.input_norm(x), list[Tensor]()
+        x, stage_maps = self.input_norm(x), list[Tensor]()
         for name in VGG_LAYER_NAMES:
-            x = self.layers[name](F.max_pool2d(x, 2) if found and name.endswith("_1") else x)
+            x = self.layers[name](F.max_pool2d(x, 2) if stage_maps and name.endswith("_1") else x)
             if name.endswith("_2"):
-                found.append(x)
-        return found
+                stage_maps.append(x)
+        return stage_maps
 
     def forward(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch filters y x"]:
-        return self.layers["conv4_2"](self.before_last(x))
+        return self.layers["conv4_2"](self.compute_last_layer_input(x))
 
-    def raw(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch filters y x"]:
+    def compute_last_convolution(
+        self, x: Float[Tensor, "batch channels rows columns"]
+    ) -> Float[Tensor, "batch filters y x"]:
         """The output of conv4_2 before its norm and ReLU, which OpenL3 uses as the embedding layer."""
         last = self.layers["conv4_2"]
         assert isinstance(last, ConvLayer)
-        return last.convolution(self.before_last(x))
+        return last.convolution(self.compute_last_layer_input(x))

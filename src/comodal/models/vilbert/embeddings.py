@@ -17,16 +17,16 @@ class TextEmbeddings(nn.Module):
         vocabulary: int,
         positions: int,
         first_position: int = 0,
-        segments: int = 2,
+        num_token_types: int = 2,
         task_tokens: int = 0,
         dropout: float = 0.1,
         norm_eps: float = 1e-12,
     ) -> None:
         super().__init__()
         self.first_position = first_position
-        self.words = nn.Embedding(vocabulary, dim, padding_idx=max(first_position - 1, 0))
+        self.tokens = nn.Embedding(vocabulary, dim, padding_idx=max(first_position - 1, 0))
         self.positions = nn.Embedding(positions, dim)
-        self.segments = nn.Embedding(segments, dim)
+        self.token_types = nn.Embedding(num_token_types, dim)
         if task_tokens:
             self.tasks = nn.Embedding(task_tokens, dim)
         self.norm = nn.LayerNorm(dim, norm_eps)
@@ -34,38 +34,40 @@ class TextEmbeddings(nn.Module):
 
     def forward(
         self,
-        words: Int64[Tensor, "batch words"],
-        segments: Int64[Tensor, "batch words"],
-        tasks: Int64[Tensor, "batch"] | None = None,
+        token_ids: Int64[Tensor, "batch length"],
+        token_types: Int64[Tensor, "batch length"],
+        task_ids: Int64[Tensor, "batch"] | None = None,
     ) -> Float[Tensor, "batch tokens dim"]:
-        longest = self.positions.num_embeddings - self.first_position
-        if words.shape[1] > longest:
-            raise ValueError(f"a text of {words.shape[1]} words; this model has positions for {longest}")
-        positions = self.positions.weight[self.first_position : self.first_position + words.shape[1]]
-        x = self.words(words) + positions + self.segments(segments)
-        if tasks is not None:
-            x = torch.cat([x[:, :1], self.tasks(tasks).unsqueeze(1), x[:, 1:]], 1)
+        max_tokens = self.positions.num_embeddings - self.first_position
+        if token_ids.shape[1] > max_tokens:
+            raise ValueError(f"a text of {token_ids.shape[1]} tokens; this model has positions for {max_tokens}")
+        positions = self.positions.weight[self.first_position : self.first_position + token_ids.shape[1]]
+        x = self.tokens(token_ids) + positions + self.token_types(token_types)
+        if task_ids is not None:
+            x = torch.cat([x[:, :1], self.tasks(task_ids).unsqueeze(1), x[:, 1:]], 1)
         return self.dropout(self.norm(x))
 
 
 class RegionEmbeddings(nn.Module):
-    """Sum of the embeddings of a region's feature (or visual token) and of its location in the image."""
+    """Sum of the embeddings of a region's feature (or visual token) and of its spatials (location in the image)."""
 
-    def __init__(self, dim: int, features: int, tokens: int = 0, dropout: float = 0.1, norm_eps: float = 1e-12) -> None:
+    def __init__(
+        self, dim: int, feature_dim: int, num_visual_tokens: int = 0, dropout: float = 0.1, norm_eps: float = 1e-12
+    ) -> None:
         super().__init__()
-        self.reads_tokens = tokens > 0
-        if self.reads_tokens:
-            self.tokens = nn.Embedding(tokens, dim)
+        self.uses_visual_tokens = num_visual_tokens > 0
+        if self.uses_visual_tokens:
+            self.visual_tokens = nn.Embedding(num_visual_tokens, dim)
         else:
-            self.features = nn.Linear(features, dim)
-        self.locations = nn.Linear(5, dim)
+            self.features = nn.Linear(feature_dim, dim)
+        self.spatials = nn.Linear(5, dim)
         self.norm = nn.LayerNorm(dim, norm_eps)
         self.dropout = nn.Dropout(dropout)
 
     def forward(
         self,
-        regions: Float[Tensor, "batch regions features"] | Int64[Tensor, "batch regions"],
-        locations: Float[Tensor, "batch regions 5"],
+        region_features: Float[Tensor, "batch regions features"] | Int64[Tensor, "batch regions"],
+        spatials: Float[Tensor, "batch regions 5"],
     ) -> Float[Tensor, "batch regions dim"]:
-        seen = self.tokens(regions) if self.reads_tokens else self.features(regions)
-        return self.dropout(self.norm(seen + self.locations(locations)))
+        embedded = self.visual_tokens(region_features) if self.uses_visual_tokens else self.features(region_features)
+        return self.dropout(self.norm(embedded + self.spatials(spatials)))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from comodal.models.vilbert.transformer import ACTIVATIONS, MASKED_LOGIT, Activation, init_weights
 
 Fusion = Literal["mul", "sum"]
-TASK_HEAD_DROPOUT = 0.1  # hard-coded in the original, whatever its configuration says
+TASK_HEAD_DROPOUT = 0.1  # hard-coded in the original, regardless of its configuration
 INITIAL_TEMPERATURE = 0.07  # initial temperature of the contrastive head: CLIP's and ALBEF's
 MAX_LOGIT_SCALE = 100.0  # maximum scale of its similarities, CLIP's: a temperature of 0.01
 VILBERT_BETA_DROPOUT = 0.5  # vilbert_beta's, between the layers of its answer head
@@ -36,9 +36,9 @@ class TokenHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(vocabulary))
 
     def forward(
-        self, x: Float[Tensor, "places dim"], words: Float[Tensor, "vocabulary dim"]
-    ) -> Float[Tensor, "places vocabulary"]:
-        return F.linear(self.transform(x), words, self.bias)
+        self, x: Float[Tensor, "positions dim"], token_embeddings: Float[Tensor, "vocabulary dim"]
+    ) -> Float[Tensor, "positions vocabulary"]:
+        return F.linear(self.transform(x), token_embeddings, self.bias)
 
 
 class RegionHead(nn.Module):
@@ -49,15 +49,15 @@ class RegionHead(nn.Module):
         self.transform = make_prediction_transform(dim, activation)
         self.decoder = nn.Linear(dim, targets)
 
-    def forward(self, x: Float[Tensor, "places dim"]) -> Float[Tensor, "places targets"]:
+    def forward(self, x: Float[Tensor, "positions dim"]) -> Float[Tensor, "positions targets"]:
         return self.decoder(self.transform(x))
 
 
 def fuse_pooled_streams(
-    text: Float[Tensor, "batch joint"], vision: Float[Tensor, "batch joint"], fusion: Fusion
+    pooled_text: Float[Tensor, "batch joint"], pooled_vision: Float[Tensor, "batch joint"], fusion: Fusion
 ) -> Float[Tensor, "batch joint"]:
     """Fuses both pooled streams into one vector (ViLBERT, section 3.1: their product)."""
-    return text * vision if fusion == "mul" else text + vision
+    return pooled_text * pooled_vision if fusion == "mul" else pooled_text + pooled_vision
 
 
 class AlignmentHead(nn.Module):
@@ -69,8 +69,8 @@ class AlignmentHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(joint_dim, 2)
 
-    def forward(self, text: Float[Tensor, "batch joint"], vision: Float[Tensor, "batch joint"]) -> Tensor:
-        return self.classifier(self.dropout(fuse_pooled_streams(text, vision, self.fusion)))
+    def forward(self, pooled_text: Float[Tensor, "batch joint"], pooled_vision: Float[Tensor, "batch joint"]) -> Tensor:
+        return self.classifier(self.dropout(fuse_pooled_streams(pooled_text, pooled_vision, self.fusion)))
 
 
 class ContrastiveHead(nn.Module):
@@ -102,16 +102,16 @@ class ContrastiveHead(nn.Module):
 
 
 def compute_mean_encoding(
-    tokens: Float[Tensor, "batch tokens dim"], attended: Bool[Tensor, "batch tokens"] | None
+    hidden_states: Float[Tensor, "batch tokens dim"], mask: Bool[Tensor, "batch tokens"] | None
 ) -> Float[Tensor, "batch dim"]:
     """The mean over the unmasked tokens; None stands for a mask of all tokens."""
-    if attended is None:
-        return tokens.mean(1)
-    present = attended.unsqueeze(2).to(tokens.dtype)
-    return (tokens * present).sum(1) / present.sum(1).clamp(min=1)
+    if mask is None:
+        return hidden_states.mean(1)
+    present = mask.unsqueeze(2).to(hidden_states.dtype)
+    return (hidden_states * present).sum(1) / present.sum(1).clamp(min=1)
 
 
-HeadKind = Literal["answers", "linear", "pairs", "regions", "words"]
+HeadKind = Literal["answers", "linear", "pairs", "regions", "tokens"]
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Head:
         name: Name of its weights.
         kind: `answers` is two layers on both pooled streams (VQA), `linear` is one (VCR, retrieval, entailment);
             `pairs` is two layers on both pooled streams of rows 0 and 1, of rows 2 and 3, ... (NLVR2); `regions` and
-            `words` score each token of a stream (referring expressions).
+            `tokens` score each token of a stream (referring expressions).
         outputs: Number of outputs.
         hidden: Units between the two layers of `answers` and `pairs`.
         activation: Activation between them. The original's first code (vilbert_beta) uses relu without normalization.
@@ -136,7 +136,7 @@ class Head:
 
 
 def make_twelve_in_one_heads(joint_dim: int) -> tuple[Head, ...]:
-    """The heads of facebookresearch/vilbert-multi-task, for pooled streams of the given width."""
+    """The heads of facebookresearch/vilbert-multi-task, for pooled streams of this width."""
     return (
         Head("vqa", "answers", 3129, 2 * joint_dim),
         Head("gqa", "answers", 1533, 2 * joint_dim),
@@ -144,7 +144,7 @@ def make_twelve_in_one_heads(joint_dim: int) -> tuple[Head, ...]:
         Head("score", "linear", 1),  # VCR and retrieval choose the pair with the highest score
         Head("entailment", "linear", 3),
         Head("regions", "regions", 1),
-        Head("words", "words", 1),
+        Head("tokens", "tokens", 1),
     )
 
 
@@ -164,7 +164,7 @@ class TaskHeads(nn.ModuleDict):
     ) -> None:
         heads = make_twelve_in_one_heads(joint_dim) if heads is None else heads
         inputs = {"answers": joint_dim, "linear": joint_dim, "pairs": 2 * joint_dim}
-        inputs |= {"regions": vision_dim, "words": text_dim}
+        inputs |= {"regions": vision_dim, "tokens": text_dim}
         super().__init__({head.name: build_head(inputs[head.kind], head) for head in heads})
         self.fusion: Fusion = fusion
         self.kinds: dict[str, HeadKind] = {head.name: head.kind for head in heads}
@@ -174,24 +174,24 @@ class TaskHeads(nn.ModuleDict):
     def forward(
         self,
         name: str,
-        words: Float[Tensor, "batch words text_dim"],
-        regions: Float[Tensor, "batch regions vision_dim"],
-        text: Float[Tensor, "batch joint"],
-        vision: Float[Tensor, "batch joint"],
-        regions_attended: Bool[Tensor, "batch regions"] | None,
+        token_states: Float[Tensor, "batch length text_dim"],
+        region_states: Float[Tensor, "batch regions vision_dim"],
+        pooled_text: Float[Tensor, "batch joint"],
+        pooled_vision: Float[Tensor, "batch joint"],
+        region_mask: Bool[Tensor, "batch regions"] | None,
     ) -> Float[Tensor, "rows *outputs"]:
         """The outputs of one head: (batch, outputs), (batch / 2, outputs) of pairs, (batch, tokens) of a stream."""
         kind, head = self.kinds[name], self[name]
         if kind == "regions":
-            scores = head(self.dropped(regions)).squeeze(2)
-            padding = 0.0 if regions_attended is None else (~regions_attended).to(regions.dtype) * MASKED_LOGIT
+            scores = head(self.apply_dropout(region_states)).squeeze(2)
+            padding = 0.0 if region_mask is None else (~region_mask).to(region_states.dtype) * MASKED_LOGIT
             return scores + padding
-        if kind == "words":
-            return head(self.dropped(words)).squeeze(2)
-        pooled = self.dropped(fuse_pooled_streams(text, vision, self.fusion))
+        if kind == "tokens":
+            return head(self.apply_dropout(token_states)).squeeze(2)
+        pooled = self.apply_dropout(fuse_pooled_streams(pooled_text, pooled_vision, self.fusion))
         return head(pooled.view(-1, 2 * pooled.shape[1]) if kind == "pairs" else pooled)
 
-    def dropped(self, x: Tensor) -> Tensor:
+    def apply_dropout(self, x: Tensor) -> Tensor:
         """Applies dropout in training."""
         return F.dropout(x, self.dropout, self.training)
 
@@ -201,7 +201,7 @@ def build_head(inputs: int, head: Head) -> nn.Module:
     if head.kind not in ("answers", "pairs"):
         return nn.Linear(inputs, head.outputs)
     if head.hidden < 1:
-        raise ValueError(f"head {head.name!r} has two layers, so its `hidden` must be positive")
+        raise ValueError(f"head {head.name!r} has two layers, so `hidden` must be positive")
     first, last = nn.Linear(inputs, head.hidden), nn.Linear(head.hidden, head.outputs)
     if head.activation == "relu":
         return nn.Sequential(first, nn.ReLU(), nn.Dropout(VILBERT_BETA_DROPOUT), last)

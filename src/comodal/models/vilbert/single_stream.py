@@ -33,9 +33,9 @@ class SingleStreamConfig:
         vocabulary: Size of the vocabulary.
         positions: Number of text positions.
         first_position: Position of the first token: 0 in BERT, 2 in RoBERTa.
-        segments: Number of segment types.
+        num_token_types: Number of token types (segments).
         text: Sizes of the stream.
-        region_tokens: Number of visual tokens, including the special ones (data.batch.TokenInput).
+        num_visual_tokens: Number of visual tokens, including the special ones (data.batch.TokenInput).
         region_targets: Number of outputs of the region head.
         joint_dim: Width of the pooled text and of the pooled regions.
         fusion: Fusion of the two in the alignment head.
@@ -45,17 +45,17 @@ class SingleStreamConfig:
     vocabulary: int = 30_522
     positions: int = 512
     first_position: int = 0
-    segments: int = 2
+    num_token_types: int = 2
     text: StreamConfig = BERT_BASE
-    region_tokens: int = 1603
+    num_visual_tokens: int = 1603
     region_targets: int = 1600
     joint_dim: int = 1024
     fusion: Fusion = "mul"
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
-        check_embedding_sizes(self.vocabulary, self.positions, self.first_position, self.segments)
-        check_output_sizes(self.joint_dim, self.region_targets, self.region_tokens, self.initializer_range)
+        check_embedding_sizes(self.vocabulary, self.positions, self.first_position, self.num_token_types)
+        check_output_sizes(self.joint_dim, self.region_targets, self.num_visual_tokens, self.initializer_range)
 
     @property
     def task_tokens(self) -> int:
@@ -63,18 +63,18 @@ class SingleStreamConfig:
         return 0
 
     @property
-    def region_features(self) -> int:
+    def region_feature_dim(self) -> int:
         """Always 0: the model takes visual tokens."""
         return 0
 
 
 class SingleStream(PretrainedModel, nn.Module):
-    """Tokens and visual tokens in one sequence; a visual token has a location embedding for its position."""
+    """Tokens and visual tokens in one sequence; a visual token has spatials instead of a position."""
 
     def __init__(self, config: SingleStreamConfig) -> None:
         super().__init__()
-        if config.region_tokens < 1:
-            raise ValueError("a single stream reads visual tokens: region_tokens must be positive")
+        if config.num_visual_tokens < 1:
+            raise ValueError("a single stream takes visual tokens: num_visual_tokens must be positive")
         self.config = config
         text = config.text
         self.text_embeddings = TextEmbeddings(
@@ -82,12 +82,12 @@ class SingleStream(PretrainedModel, nn.Module):
             config.vocabulary,
             config.positions,
             config.first_position,
-            config.segments,
+            config.num_token_types,
             0,
             text.dropout,
             text.norm_eps,
         )
-        self.region_embeddings = RegionEmbeddings(text.dim, 0, config.region_tokens, text.dropout, text.norm_eps)
+        self.region_embeddings = RegionEmbeddings(text.dim, 0, config.num_visual_tokens, text.dropout, text.norm_eps)
         self.text_layers = nn.ModuleList(
             TransformerLayer(
                 text.dim,
@@ -104,108 +104,118 @@ class SingleStream(PretrainedModel, nn.Module):
         )
         self.text_pooler = nn.Sequential(nn.Linear(text.dim, config.joint_dim), nn.ReLU())
         self.vision_pooler = nn.Sequential(nn.Linear(text.dim, config.joint_dim), nn.ReLU())
-        self.word_scores = TokenHead(text.dim, config.vocabulary, text.activation, text.norm_eps)
+        self.token_head = TokenHead(text.dim, config.vocabulary, text.activation, text.norm_eps)
         self.region_head = RegionHead(text.dim, config.region_targets, text.activation)
         self.alignment_head = AlignmentHead(config.joint_dim, config.fusion, text.dropout)
-        self.apply(partial(init_weights, deviation=config.initializer_range))
+        self.apply(partial(init_weights, std=config.initializer_range))
 
     def forward(
         self,
-        words: Int64[Tensor, "batch words"],
-        segments: Int64[Tensor, "batch words"],
-        words_attended: Mask,
-        regions: Int64[Tensor, "batch regions"],
-        locations: Float[Tensor, "batch regions 5"],
-        regions_attended: Mask,
+        token_ids: Int64[Tensor, "batch length"],
+        token_types: Int64[Tensor, "batch length"],
+        token_mask: Mask,
+        region_features: Int64[Tensor, "batch regions"],
+        spatials: Float[Tensor, "batch regions 5"],
+        region_mask: Mask,
     ) -> ViLBERTOutput:
         """Encodes text and regions. Masks are True (or 1) for tokens that are not padding; None means no padding."""
-        return self.join(
-            self.text_prefix(words, segments, words_attended),
-            self.vision_prefix(regions, locations, regions_attended),
+        return self.fuse(
+            self.encode_text(token_ids, token_types, token_mask),
+            self.encode_image(region_features, spatials, region_mask),
         )
 
-    def text_prefix(
+    def encode_text(
         self,
-        words: Int64[Tensor, "batch words"],
-        segments: Int64[Tensor, "batch words"],
-        attended: Mask,
+        token_ids: Int64[Tensor, "batch length"],
+        token_types: Int64[Tensor, "batch length"],
+        token_mask: Mask,
         index: Index = None,
     ) -> UnimodalEncoding:
         """The unimodal encoding of texts: their embeddings only, since both modalities share the first layer.
 
-        With an index of the unpadded tokens, and one of the unpadded regions, `join` skips padding.
+        With an index of the unpadded tokens, and one of the unpadded regions, `fuse` skips padding.
         """
-        return UnimodalEncoding(self.text_embeddings(words, segments), to_bool_mask(attended), index)
+        return UnimodalEncoding(self.text_embeddings(token_ids, token_types), to_bool_mask(token_mask), index)
 
-    def vision_prefix(
+    def encode_image(
         self,
-        regions: Int64[Tensor, "batch regions"],
-        locations: Float[Tensor, "batch regions 5"],
-        attended: Mask,
+        region_features: Int64[Tensor, "batch regions"],
+        spatials: Float[Tensor, "batch regions 5"],
+        region_mask: Mask,
         index: Index = None,
     ) -> UnimodalEncoding:
         """The unimodal encoding of images."""
-        return UnimodalEncoding(self.region_embeddings(regions, locations), to_bool_mask(attended), index)
+        return UnimodalEncoding(self.region_embeddings(region_features, spatials), to_bool_mask(region_mask), index)
 
-    def join(
-        self, text: UnimodalEncoding, vision: UnimodalEncoding, wanted: OutputIndices | None = None
+    def fuse(
+        self, text: UnimodalEncoding, vision: UnimodalEncoding, output_indices: OutputIndices | None = None
     ) -> ViLBERTOutput:
         """Runs all layers on pairs of unimodal encodings.
 
-        Only the `wanted` tokens and the first ones are computed in the last layer; the others are zeros.
+        Only the tokens of `output_indices` and the first ones are computed in the last layer; the others are zeros.
         """
-        x, attended, index = self.through(text, vision, len(self.text_layers) - 1)
-        last = index
-        if wanted is not None:
-            last = merge_stream_indices(
-                text, vision, prepend_first_index(text, wanted.words), prepend_first_index(vision, wanted.regions)
+        x, mask, index = self.run_layers(text, vision, len(self.text_layers) - 1)
+        last_index = index
+        if output_indices is not None:
+            last_index = merge_stream_indices(
+                text,
+                vision,
+                prepend_first_index(text, output_indices.token_indices),
+                prepend_first_index(vision, output_indices.region_indices),
             )
         for layer in self.text_layers[-1:]:
-            x = layer(x, x, attended, None, last, index)
-        words, regions = x.split([text.tokens.shape[1], vision.tokens.shape[1]], 1)
-        return ViLBERTOutput(words, regions, self.text_pooler(words[:, 0]), self.vision_pooler(regions[:, 0]))
+            x = layer(x, x, mask, None, last_index, index)
+        token_states, region_states = x.split([text.hidden_states.shape[1], vision.hidden_states.shape[1]], 1)
+        return ViLBERTOutput(
+            token_states, region_states, self.text_pooler(token_states[:, 0]), self.vision_pooler(region_states[:, 0])
+        )
 
-    def join_pooled(
+    def fuse_pooled(
         self, text: UnimodalEncoding, vision: UnimodalEncoding
     ) -> tuple[Float[Tensor, "batch joint"], Float[Tensor, "batch joint"]]:
-        """The `text` and `vision` of `join`; faster, since the last layer is only computed for the first tokens."""
-        x, attended, _ = self.through(text, vision, len(self.text_layers) - 1)
-        first = x[:, [0, text.tokens.shape[1]]]
+        """The pooled outputs of `fuse`; faster, since the last layer is only computed for the first tokens."""
+        x, mask, _ = self.run_layers(text, vision, len(self.text_layers) - 1)
+        first = x[:, [0, text.hidden_states.shape[1]]]
         for layer in self.text_layers[-1:]:
-            first = layer(first, x, attended)
+            first = layer(first, x, mask)
         return self.text_pooler(first[:, 0]), self.vision_pooler(first[:, 1])
 
-    def through(self, text: UnimodalEncoding, vision: UnimodalEncoding, layers: int) -> UnimodalEncoding:
+    def run_layers(self, text: UnimodalEncoding, vision: UnimodalEncoding, layers: int) -> UnimodalEncoding:
         """Concatenates both modalities and runs the first layers; returns the sequence and its mask."""
-        x = torch.cat([text.tokens, vision.tokens], 1)
-        attended = None
-        if text.attended is not None or vision.attended is not None:
+        x = torch.cat([text.hidden_states, vision.hidden_states], 1)
+        mask = None
+        if text.mask is not None or vision.mask is not None:
             masks = (
-                side.tokens.new_ones(side.tokens.shape[:2], dtype=torch.bool)
-                if side.attended is None
-                else side.attended
-                for side in (text, vision)
+                stream.hidden_states.new_ones(stream.hidden_states.shape[:2], dtype=torch.bool)
+                if stream.mask is None
+                else stream.mask
+                for stream in (text, vision)
             )
-            attended = torch.cat(list(masks), 1)
-        index = merge_stream_indices(text, vision, text.chosen, vision.chosen)
+            mask = torch.cat(list(masks), 1)
+        index = merge_stream_indices(text, vision, text.unpadded_index, vision.unpadded_index)
         for layer in self.text_layers[:layers]:
-            x = layer(x, x, attended, None, index, index)
-        return UnimodalEncoding(x, attended, index)
+            x = layer(x, x, mask, None, index, index)
+        return UnimodalEncoding(x, mask, index)
 
-    def word_head(self, x: Float[Tensor, "places dim"]) -> Float[Tensor, "places vocabulary"]:
+    def compute_token_logits(self, x: Float[Tensor, "positions dim"]) -> Float[Tensor, "positions vocabulary"]:
         """Logits over the vocabulary at some positions of the text."""
-        return self.word_scores(x, self.text_embeddings.words.weight)
+        return self.token_head(x, self.text_embeddings.tokens.weight)
 
 
-def merge_stream_indices(text: UnimodalEncoding, vision: UnimodalEncoding, words: Index, regions: Index) -> Index:
+def merge_stream_indices(
+    text: UnimodalEncoding, vision: UnimodalEncoding, token_index: Index, region_index: Index
+) -> Index:
     """Merges the indices of tokens and of regions into an index of the joint sequence; None if both are."""
-    if words is None and regions is None:
+    if token_index is None and region_index is None:
         return None
-    (batch, of_text), of_vision = text.tokens.shape[:2], vision.tokens.shape[1]
-    every = torch.arange(batch * (of_text + of_vision), device=text.tokens.device).view(batch, -1)
-    places = every[:, :of_text].flatten(), every[:, of_text:].flatten()
+    (batch, text_length), vision_length = text.hidden_states.shape[:2], vision.hidden_states.shape[1]
+    positions = torch.arange(batch * (text_length + vision_length), device=text.hidden_states.device).view(batch, -1)
+    stream_positions = positions[:, :text_length].flatten(), positions[:, text_length:].flatten()
     return torch.cat(
-        [here if index is None else here[index] for here, index in zip(places, (words, regions), strict=True)]
+        [
+            stream if index is None else stream[index]
+            for stream, index in zip(stream_positions, (token_index, region_index), strict=True)
+        ]
     )
 
 
@@ -217,5 +227,5 @@ def load_pretrained(path: Path) -> ViLBERT | SingleStream:
     """
     model = load_model(path)
     if not isinstance(model, ViLBERT | SingleStream):
-        raise CheckpointError(f"{path}: a {type(model).__name__}; this needs a ViLBERT")
+        raise CheckpointError(f"{path}: a {type(model).__name__}; a ViLBERT is required")
     return model

@@ -12,32 +12,32 @@ from comodal.models.vilbert.transformer import Index
 class ViLBERTOutput(NamedTuple):
     """Both streams after their last layers, and the pooled first token of each."""
 
-    words: Float[Tensor, "batch words text_dim"]
-    regions: Float[Tensor, "batch regions vision_dim"]
-    text: Float[Tensor, "batch joint"]
-    vision: Float[Tensor, "batch joint"]
+    token_states: Float[Tensor, "batch length text_dim"]
+    region_states: Float[Tensor, "batch regions vision_dim"]
+    pooled_text: Float[Tensor, "batch joint"]
+    pooled_vision: Float[Tensor, "batch joint"]
 
 
 class UnimodalEncoding(NamedTuple):
     """A stream before the first co-attention layer, with its mask. It can be cached and paired with others."""
 
-    tokens: Float[Tensor, "batch tokens dim"]
-    attended: Bool[Tensor, "batch tokens"] | None  # None: all of them
-    chosen: Index = None  # index of the unpadded tokens, if padding is not computed (zeros)
+    hidden_states: Float[Tensor, "batch tokens dim"]
+    mask: Bool[Tensor, "batch tokens"] | None  # None: all of them
+    unpadded_index: Index = None  # index of the unpadded tokens, if padding is not computed (zeros)
 
-    def take(self, rows: Int64[Tensor, "chosen"]) -> "UnimodalEncoding":
+    def select_rows(self, rows: Int64[Tensor, "chosen"]) -> "UnimodalEncoding":
         """Selects rows by index, with repetitions."""
-        return UnimodalEncoding(self.tokens[rows], None if self.attended is None else self.attended[rows])
+        return UnimodalEncoding(self.hidden_states[rows], None if self.mask is None else self.mask[rows])
 
 
 class OutputIndices(NamedTuple):
     """Tokens to compute in the last layer, besides the first ones: row x length + column, without repetitions."""
 
-    words: Int64[Tensor, "chosen_words"]
-    regions: Int64[Tensor, "chosen_regions"]
+    token_indices: Int64[Tensor, "chosen_tokens"]
+    region_indices: Int64[Tensor, "chosen_regions"]
 
 
 def prepend_first_index(stream: UnimodalEncoding, index: Int64[Tensor, "chosen"]) -> Int64[Tensor, "chosen_and_first"]:
     """Prepends the index of the first tokens to an index."""
-    batch, length = stream.tokens.shape[:2]
+    batch, length = stream.hidden_states.shape[:2]
     return torch.cat([torch.arange(0, batch * length, length, device=index.device), index])

@@ -30,14 +30,14 @@ class TaskModelConfig:
     def __post_init__(self) -> None:
         names = [head.name for head in self.heads]
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"heads {names}: name one or more, each once")
+            raise ValueError(f"heads {names}: one or more distinct names are required")
 
-    def head(self, name: str) -> Head:
-        """The head of the given name."""
-        found = [head for head in self.heads if head.name == name]
-        if not found:
+    def get_head(self, name: str) -> Head:
+        """Returns the head of this name."""
+        matches = [head for head in self.heads if head.name == name]
+        if not matches:
             raise ValueError(f"the model has no head {name!r}; it has {', '.join(head.name for head in self.heads)}")
-        return found[0]
+        return matches[0]
 
 
 class TaskModel(PretrainedModel, nn.Module):
@@ -53,35 +53,37 @@ class TaskModel(PretrainedModel, nn.Module):
     def forward(
         self,
         head: str,
-        words: Int64[Tensor, "texts words"],
-        segments: Int64[Tensor, "texts words"],
-        words_attended: Mask,
-        regions: Float[Tensor, "images regions features"] | Int64[Tensor, "images regions"],
-        locations: Float[Tensor, "images regions 5"],
-        regions_attended: Mask,
-        images: Int64[Tensor, "texts"],
-        tasks: Int64[Tensor, "texts"] | None = None,
+        token_ids: Int64[Tensor, "texts length"],
+        token_types: Int64[Tensor, "texts length"],
+        token_mask: Mask,
+        region_features: Float[Tensor, "images regions features"] | Int64[Tensor, "images regions"],
+        spatials: Float[Tensor, "images regions 5"],
+        region_mask: Mask,
+        image_indices: Int64[Tensor, "texts"],
+        task_ids: Int64[Tensor, "texts"] | None = None,
     ) -> Float[Tensor, "rows *outputs"]:
         """The outputs of one head.
 
         Args:
             head: Name of the head.
-            words: Token ids.
-            segments: Segment ids.
-            words_attended: Attention mask of the tokens (True or 1 for a token); None without padding.
-            regions: Features (or visual tokens) of the images; row 0 is the whole image.
-            locations: Locations of the regions.
-            regions_attended: Attention mask of the regions (True or 1 for a region); None without padding.
-            images: Index of the image of each text.
-            tasks: Task ids, for models with task tokens.
+            token_ids: Token ids.
+            token_types: Token type (segment) ids.
+            token_mask: Attention mask of the tokens (True or 1 for a token); None without padding.
+            region_features: Features (or visual tokens) of the images; row 0 is the whole image.
+            spatials: Left, top, right, bottom and area of the regions, as fractions of the image.
+            region_mask: Attention mask of the regions (True or 1 for a region); None without padding.
+            image_indices: Index of the image of each text.
+            task_ids: Task ids, for models with task tokens.
 
         Returns:
             (texts, outputs) of heads on pooled streams, (texts / 2, outputs) of pairs, (texts, regions) of regions.
         """
-        text = self.vilbert.text_prefix(words, segments, words_attended, tasks)
-        vision = self.vilbert.vision_prefix(regions, locations, regions_attended).take(images)
-        output = self.vilbert.join(text, vision)
-        return self.heads(head, output.words, output.regions, output.text, output.vision, vision.attended)
+        text = self.vilbert.encode_text(token_ids, token_types, token_mask, task_ids)
+        vision = self.vilbert.encode_image(region_features, spatials, region_mask).select_rows(image_indices)
+        output = self.vilbert.fuse(text, vision)
+        return self.heads(
+            head, output.token_states, output.region_states, output.pooled_text, output.pooled_vision, vision.mask
+        )
 
 
 def load_task_model(path: Path) -> TaskModel:
@@ -93,5 +95,5 @@ def load_task_model(path: Path) -> TaskModel:
     model = load_model(path)
     if not isinstance(model, TaskModel):
         kind = type(model).__name__
-        raise CheckpointError(f"{path}: a {kind}, which has no head for a task; fine-tune it with `comodal train TASK`")
+        raise CheckpointError(f"{path}: a {kind}, which has no task head; fine-tune it with `comodal train TASK`")
     return model

@@ -46,27 +46,27 @@ class Attention(nn.Module):
         self,
         x: Float[Tensor, "batch queries dim"],
         context: Float[Tensor, "batch keys context_dim"],
-        attended: Bool[Tensor, "batch keys"] | None,
+        context_mask: Bool[Tensor, "batch keys"] | None,
         gates: AttentionGates | None = None,
         index: Index = None,
         context_index: Index = None,
     ) -> Float[Tensor, "batch queries dim"] | Float[Tensor, "select_tokens dim"]:
-        """`attended` is None without padding; only then a GPU can use its fastest kernel.
+        """`context_mask` is None without padding; only then a GPU can use its fastest kernel.
 
         With an index, only those tokens of `x` (or of `context`) are projected, and only those queries are returned.
         """
-        queries, keys = self.queries_and_keys(x, context, gates, index, context_index)
-        values = self.split(project_tokens(self.value, context, context_index))
+        queries, keys = self.project_queries_and_keys(x, context, gates, index, context_index)
+        values = self.split_heads(project_tokens(self.value, context, context_index))
         dropout = self.dropout if self.training else 0.0
         on_cpu = queries.device.type == "cpu"
         if on_cpu and (queries.dtype == torch.bfloat16 or dropout):  # the fused kernel is slower than its parts there
-            mixed = F.dropout(compute_attention_weights(queries, keys, attended), dropout) @ values
+            attention_output = F.dropout(compute_attention_weights(queries, keys, context_mask), dropout) @ values
         else:
-            mask = None if attended is None else make_key_mask(attended)
-            mixed = F.scaled_dot_product_attention(queries, keys, values, mask, dropout)
-        return self.output(select_tokens(mixed.transpose(1, 2).flatten(2), index))
+            key_mask = None if context_mask is None else make_key_mask(context_mask)
+            attention_output = F.scaled_dot_product_attention(queries, keys, values, key_mask, dropout)
+        return self.output(select_tokens(attention_output.transpose(1, 2).flatten(2), index))
 
-    def queries_and_keys(
+    def project_queries_and_keys(
         self,
         x: Float[Tensor, "batch queries dim"],
         context: Float[Tensor, "batch keys context_dim"],
@@ -78,23 +78,25 @@ class Attention(nn.Module):
         queries, keys = project_tokens(self.query, x, index), project_tokens(self.key, context, context_index)
         if gates is not None:
             queries, keys = queries * gates.queries.unsqueeze(1), keys * gates.keys.unsqueeze(1)
-        return self.split(queries), self.split(keys)
+        return self.split_heads(queries), self.split_heads(keys)
 
-    def split(self, x: Float[Tensor, "batch tokens inner"]) -> Float[Tensor, "batch heads tokens size"]:
+    def split_heads(self, x: Float[Tensor, "batch tokens inner"]) -> Float[Tensor, "batch heads tokens size"]:
         """Splits features into heads."""
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
-    def weights(
+    def compute_weights(
         self,
         x: Float[Tensor, "batch queries dim"],
         context: Float[Tensor, "batch keys context_dim"],
-        attended: Bool[Tensor, "batch keys"] | None,
+        context_mask: Bool[Tensor, "batch keys"] | None,
         gates: AttentionGates | None = None,
         index: Index = None,
         context_index: Index = None,
     ) -> Float[Tensor, "batch heads queries keys"]:
         """The attention weights, without dropout."""
-        return compute_attention_weights(*self.queries_and_keys(x, context, gates, index, context_index), attended)
+        return compute_attention_weights(
+            *self.project_queries_and_keys(x, context, gates, index, context_index), context_mask
+        )
 
 
 def select_tokens(
@@ -126,32 +128,34 @@ def project_tokens(
 def compute_attention_weights(
     queries: Float[Tensor, "batch heads queries size"],
     keys: Float[Tensor, "batch heads keys size"],
-    attended: Bool[Tensor, "batch keys"] | None,
+    context_mask: Bool[Tensor, "batch keys"] | None,
 ) -> Float[Tensor, "batch heads queries keys"]:
     """The attention weights of queries over keys."""
     scores = queries @ keys.mT / queries.shape[-1] ** 0.5
-    return (scores if attended is None else scores.masked_fill(~make_key_mask(attended), -torch.inf)).softmax(-1)
+    return (scores if context_mask is None else scores.masked_fill(~make_key_mask(context_mask), -torch.inf)).softmax(
+        -1
+    )
 
 
-def make_key_mask(attended: Bool[Tensor, "batch keys"]) -> Bool[Tensor, "batch 1 1 keys"]:
+def make_key_mask(context_mask: Bool[Tensor, "batch keys"]) -> Bool[Tensor, "batch 1 1 keys"]:
     """The keys that can be attended to; all keys of a sequence that is only padding."""
-    return (attended | ~attended.any(1, keepdim=True))[:, None, None]
+    return (context_mask | ~context_mask.any(1, keepdim=True))[:, None, None]
 
 
-def to_bool_mask(attended: Mask) -> Bool[Tensor, "batch tokens"] | None:
+def to_bool_mask(mask: Mask) -> Bool[Tensor, "batch tokens"] | None:
     """Converts an attention mask to booleans: True, or 1 as in Hugging Face's tokenizers, for a token.
 
     Raises:
         TypeError: It is neither boolean nor integer.
         ValueError: An integer is neither 0 nor 1.
     """
-    if attended is None or attended.dtype == torch.bool:
-        return attended
-    if attended.is_floating_point() or attended.is_complex():
-        raise TypeError(f"an attention mask of {attended.dtype}: pass booleans, or integers that are 0 or 1")
-    if bool(((attended != 0) & (attended != 1)).any()):
+    if mask is None or mask.dtype == torch.bool:
+        return mask
+    if mask.is_floating_point() or mask.is_complex():
+        raise TypeError(f"an attention mask of {mask.dtype}: pass booleans, or integers that are 0 or 1")
+    if bool(((mask != 0) & (mask != 1)).any()):
         raise ValueError("an attention mask of integers holds 1 where there is a token and 0 where there is none")
-    return attended.bool()
+    return mask.bool()
 
 
 class TransformerLayer(nn.Module):
@@ -194,7 +198,7 @@ class TransformerLayer(nn.Module):
         self,
         x: Float[Tensor, "batch queries dim"],
         context: Float[Tensor, "batch keys context_dim"],
-        attended: Bool[Tensor, "batch keys"] | None,
+        context_mask: Bool[Tensor, "batch keys"] | None,
         gates: AttentionGates | None = None,
         index: Index = None,
         context_index: Index = None,
@@ -204,15 +208,15 @@ class TransformerLayer(nn.Module):
         Args:
             x: Stream that this layer updates.
             context: Stream that it attends to.
-            attended: Attention mask of `context`; None without padding.
+            context_mask: Attention mask of `context`; None without padding.
             gates: Gates of queries and keys, for dynamic attention.
             index: Tokens of `x` to compute; the others are zeros. This skips padding.
             context_index: All unpadded tokens of `context`, or None.
         """
-        mixed = self.attention(x, context, attended, gates, index, context_index)
-        changed = self.attention_norm(select_tokens(x, index) + self.dropout(mixed))
-        changed = self.norm(changed + self.dropout(self.feed_forward(changed)))
-        return scatter_tokens(changed, index, *x.shape[:2])
+        attention_output = self.attention(x, context, context_mask, gates, index, context_index)
+        updated = self.attention_norm(select_tokens(x, index) + self.dropout(attention_output))
+        updated = self.norm(updated + self.dropout(self.feed_forward(updated)))
+        return scatter_tokens(updated, index, *x.shape[:2])
 
 
 class TextGates(nn.Module):
@@ -227,13 +231,13 @@ class TextGates(nn.Module):
         self.key = nn.Linear(text_dim, inner_dim)
 
     def forward(
-        self, words: Float[Tensor, "batch words dim"], attended: Bool[Tensor, "batch words"] | None
+        self, hidden_states: Float[Tensor, "batch length dim"], token_mask: Bool[Tensor, "batch length"] | None
     ) -> AttentionGates:
-        if attended is None:
-            mean = words.mean(1)
+        if token_mask is None:
+            mean = hidden_states.mean(1)
         else:
-            there = attended.unsqueeze(2).to(words.dtype)
-            mean = (words * there).sum(1) / there.sum(1).clamp(min=1)
+            present = token_mask.unsqueeze(2).to(hidden_states.dtype)
+            mean = (hidden_states * present).sum(1) / present.sum(1).clamp(min=1)
         return AttentionGates(1 + self.query(mean).sigmoid(), 1 + self.key(mean).sigmoid())
 
 
@@ -250,7 +254,7 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, Float[Tensor, "batc
 
     def record(name: str, module: nn.Module, arguments: tuple, _output: Tensor) -> None:
         assert isinstance(module, Attention)
-        maps[name] = module.weights(*arguments).detach()
+        maps[name] = module.compute_weights(*arguments).detach()
 
     handles = [
         module.register_forward_hook(partial(record, name))
@@ -264,9 +268,9 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, Float[Tensor, "batc
             handle.remove()
 
 
-def init_weights(module: nn.Module, deviation: float = 0.02) -> None:
+def init_weights(module: nn.Module, std: float = 0.02) -> None:
     """Initializes weights from a normal distribution and biases with zero. The std is BERT's, and the original's."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=deviation)
+        nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear) and module.bias is not None:
         nn.init.zeros_(module.bias)

@@ -52,14 +52,14 @@ def check_embedding_sizes(vocabulary: int, positions: int, first_position: int, 
     check_number("vocabulary", vocabulary, 1, MAX_TOKENS)
     check_number("positions", positions, 1, MAX_POSITIONS)
     check_number("first_position", first_position, 0, positions - 1)
-    check_number("segments", segments, 1, MAX_SEGMENTS)
+    check_number("num_token_types", segments, 1, MAX_SEGMENTS)
 
 
 def check_output_sizes(joint_dim: int, region_targets: int, region_tokens: int, initializer_range: float) -> None:
     """Checks the sizes of the heads and of visual tokens; raises a ValueError with the name of a wrong one."""
     check_number("joint_dim", joint_dim, 1, MAX_DIM)
     check_number("region_targets", region_targets, 0, MAX_TOKENS)
-    check_number("region_tokens", region_tokens, 0, MAX_TOKENS)
+    check_number("num_visual_tokens", region_tokens, 0, MAX_TOKENS)
     check_number("initializer_range", initializer_range, 0, 100)
 
 
@@ -76,13 +76,13 @@ class ViLBERTConfig:
         vocabulary: Size of the vocabulary.
         positions: Number of text positions.
         first_position: Position of the first token: 0 in BERT, 2 in RoBERTa.
-        segments: Number of segment types.
+        num_token_types: Number of token types (segments).
         text: Sizes of the text stream.
         vision: Sizes of the vision stream; its feed-forward network is as wide as the stream.
         joint_dim: Width of queries, keys and values in co-attention, and of the pooled streams.
         joint_heads: Number of attention heads of co-attention.
-        schedule: For each co-attention layer, the layers before which it is inserted: (of vision, of text).
-        region_features: Length of a region's feature.
+        co_attention_layers: For each co-attention layer, the layers before which it is inserted: (of vision, of text).
+        region_feature_dim: Length of a region's feature.
         region_targets: Number of outputs of the region head.
         fusion: Fusion of the pooled streams in the alignment head.
         dynamic_attention: Whether the text gates the attention between regions.
@@ -90,7 +90,7 @@ class ViLBERTConfig:
         task_tokens: Number of task tokens, inserted after the first token; 0 for none (12-in-1).
         frozen_text_layers: Number of first text layers that are frozen.
         frozen_vision_layers: Number of first vision layers that are frozen.
-        region_tokens: Number of visual tokens if regions are visual tokens; 0 for features.
+        num_visual_tokens: Number of visual tokens if regions are visual tokens; 0 for features.
         initializer_range: Std of the initial weights. 0.02 suits streams of width 768.
         contrastive_dim: Width of the embedding space of the contrastive loss; 0 without it.
     """
@@ -98,13 +98,13 @@ class ViLBERTConfig:
     vocabulary: int = 30_522
     positions: int = 512
     first_position: int = 0
-    segments: int = 2
+    num_token_types: int = 2
     text: StreamConfig = StreamConfig(768, 12, 12, 3072)
     vision: StreamConfig = StreamConfig(1024, 6, 8, 1024)
     joint_dim: int = 1024
     joint_heads: int = 8
-    schedule: tuple[tuple[int, ...], ...] = make_co_attention_schedule(12, 6)
-    region_features: int = 2048
+    co_attention_layers: tuple[tuple[int, ...], ...] = make_co_attention_schedule(12, 6)
+    region_feature_dim: int = 2048
     region_targets: int = 1601
     fusion: Fusion = "mul"
     dynamic_attention: bool = False
@@ -112,15 +112,15 @@ class ViLBERTConfig:
     task_tokens: int = 0
     frozen_text_layers: int = 0
     frozen_vision_layers: int = 0
-    region_tokens: int = 0
+    num_visual_tokens: int = 0
     initializer_range: float = 0.02
     contrastive_dim: int = 0
 
     def __post_init__(self) -> None:
-        check_embedding_sizes(self.vocabulary, self.positions, self.first_position, self.segments)
-        check_output_sizes(self.joint_dim, self.region_targets, self.region_tokens, self.initializer_range)
+        check_embedding_sizes(self.vocabulary, self.positions, self.first_position, self.num_token_types)
+        check_output_sizes(self.joint_dim, self.region_targets, self.num_visual_tokens, self.initializer_range)
         check_number("joint_heads", self.joint_heads, 1, MAX_HEADS)
-        check_number("region_features", self.region_features, 0, MAX_FEATURES)
+        check_number("region_feature_dim", self.region_feature_dim, 0, MAX_FEATURES)
         check_number("task_tokens", self.task_tokens, 0, MAX_TASKS)
         check_number("contrastive_dim", self.contrastive_dim, 0, MAX_FEATURES)
         self.check_schedule()
@@ -132,33 +132,42 @@ class ViLBERTConfig:
             ValueError: They do not fit the layers of the streams.
         """
         before = (0, 0)
-        for pair in self.schedule:
+        for pair in self.co_attention_layers:
             if len(pair) != 2:
-                raise ValueError(f"schedule holds {pair}; each entry is (vision layer, text layer)")
+                raise ValueError(f"co_attention_layers has the entry {pair}; each entry is (vision layer, text layer)")
             if not (before[0] <= pair[0] < self.vision.layers and before[1] <= pair[1] < self.text.layers):
                 raise ValueError(
-                    f"schedule {self.schedule} must not go back, nor beyond {self.vision.layers} layers of vision "
+                    f"co_attention_layers {self.co_attention_layers} must be sorted, within {self.vision.layers} "
+                    f"layers of vision "
                     f"and {self.text.layers} of text"
                 )
             before = (pair[0], pair[1])
         if min(self.frozen_vision_layers, self.frozen_text_layers) < 0:
             raise ValueError(
-                f"{self.frozen_vision_layers} and {self.frozen_text_layers} frozen layers: none is negative"
+                f"frozen_vision_layers ({self.frozen_vision_layers}) and frozen_text_layers "
+                f"({self.frozen_text_layers}) must not be negative"
             )
-        if self.frozen_vision_layers > self.first_meeting[0] or self.frozen_text_layers > self.first_meeting[1]:
-            raise ValueError(f"only layers before the first co-attention {self.first_meeting} can be frozen")
+        if (
+            self.frozen_vision_layers > self.layers_before_co_attention[0]
+            or self.frozen_text_layers > self.layers_before_co_attention[1]
+        ):
+            raise ValueError(
+                f"only layers before the first co-attention {self.layers_before_co_attention} can be frozen"
+            )
 
     @property
-    def first_meeting(self) -> tuple[int, int]:
+    def layers_before_co_attention(self) -> tuple[int, int]:
         """Number of vision layers and of text layers that only depend on their own stream."""
-        if not self.schedule:
+        if not self.co_attention_layers:
             return self.vision.layers, self.text.layers
-        return self.schedule[0][0], self.schedule[0][1]
+        return self.co_attention_layers[0][0], self.co_attention_layers[0][1]
 
 
 def make_base_config(count: int = 6) -> ViLBERTConfig:
     """The paper's base models with 2, 4, 6 or 8 co-attention layers."""
-    return ViLBERTConfig(vision=StreamConfig(1024, count, 8, 1024), schedule=make_co_attention_schedule(12, count))
+    return ViLBERTConfig(
+        vision=StreamConfig(1024, count, 8, 1024), co_attention_layers=make_co_attention_schedule(12, count)
+    )
 
 
 def make_large_config(count: int = 6) -> ViLBERTConfig:
@@ -166,12 +175,12 @@ def make_large_config(count: int = 6) -> ViLBERTConfig:
     return ViLBERTConfig(
         text=StreamConfig(1024, 24, 16, 4096),
         vision=StreamConfig(1024, count, 8, 1024),
-        schedule=make_co_attention_schedule(24, count),
+        co_attention_layers=make_co_attention_schedule(24, count),
     )
 
 
 def make_small_vilbert_config(
-    vocabulary: int = 30_522, region_features: int = 512, region_targets: int = 512
+    vocabulary: int = 30_522, region_feature_dim: int = 512, region_targets: int = 512
 ) -> ViLBERTConfig:
     """A model that trains on two CPU cores: four text layers, two vision layers, two co-attention layers.
 
@@ -185,8 +194,8 @@ def make_small_vilbert_config(
         vision=StreamConfig(128, 2, 4, 256),
         joint_dim=128,
         joint_heads=4,
-        schedule=make_co_attention_schedule(4, 2),
-        region_features=region_features,
+        co_attention_layers=make_co_attention_schedule(4, 2),
+        region_feature_dim=region_feature_dim,
         region_targets=region_targets,
         initializer_range=0.05,
     )

@@ -36,20 +36,20 @@ class AnswerBalancer:
     """Selects statements so that the answers of each cue stay equally frequent."""
 
     def __init__(self) -> None:
-        self.taken: Counter[tuple[str, str, str]] = Counter()
+        self.counts: Counter[tuple[str, str, str]] = Counter()
 
-    def choose(self, claims: Sequence[ImageStatement], rng: np.random.Generator) -> ImageStatement | None:
+    def select_statement(self, claims: Sequence[ImageStatement], rng: np.random.Generator) -> ImageStatement | None:
         """A random statement among those with the rarest answer; None if all would exceed the balance limit."""
-        ahead = [self._ahead(claim) for claim in claims]
-        least = min(ahead, default=MAX_ANSWER_LEAD)
-        if least >= MAX_ANSWER_LEAD:
+        leads = [self._compute_lead(claim) for claim in claims]
+        min_lead = min(leads, default=MAX_ANSWER_LEAD)
+        if min_lead >= MAX_ANSWER_LEAD:
             return None
-        wanted = [claim for claim, lead in zip(claims, ahead, strict=True) if lead == least]
-        chosen = wanted[int(rng.integers(len(wanted)))]
-        self.taken[chosen.form, chosen.cue, chosen.answer] += 1
-        return chosen
+        rarest_statements = [claim for claim, lead in zip(claims, leads, strict=True) if lead == min_lead]
+        selected = rarest_statements[int(rng.integers(len(rarest_statements)))]
+        self.counts[selected.form, selected.cue, selected.answer] += 1
+        return selected
 
-    def _ahead(self, claim: ImageStatement) -> int:
+    def _compute_lead(self, claim: ImageStatement) -> int:
         """The lead of the statement's answer over the rarest answer of its cue."""
-        rarest = min(self.taken[claim.form, claim.cue, answer] for answer in claim.answers)
-        return self.taken[claim.form, claim.cue, claim.answer] - rarest
+        rarest = min(self.counts[claim.form, claim.cue, answer] for answer in claim.answers)
+        return self.counts[claim.form, claim.cue, claim.answer] - rarest

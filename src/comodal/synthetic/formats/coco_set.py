@@ -28,7 +28,7 @@ def assign_coco_split(index: int) -> str:
 def list_coco_files(options: SynthesisOptions) -> list[str]:
     """All images; their image ids are counted from 1."""
     splits = map(assign_coco_split, range(options.scenes))
-    return [f"{split}/COCO_{split}_{number:012d}.jpg" for number, split in enumerate(splits, start=1)]
+    return [f"{split}/COCO_{split}_{image_id:012d}.jpg" for image_id, split in enumerate(splits, start=1)]
 
 
 def list_coco_jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
@@ -38,16 +38,16 @@ def list_coco_jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[],
 
 def write_coco_lists(folder: Path, options: SynthesisOptions) -> dict[str, int]:
     """Write all questions, expressions and captions; returns the counts."""
-    pictures = list_scene_images(options.seed, Purpose.COCO, list_coco_files(options), options.side)
+    scene_images = list_scene_images(options.seed, Purpose.COCO, list_coco_files(options), options.side)
     parts: dict[str, list[tuple[int, SceneImage]]] = {split: [] for split in COCO_SPLITS}
-    for image_id, picture in enumerate(pictures, start=1):
-        parts[assign_coco_split(picture.index)].append((image_id, picture))
+    for image_id, scene_image in enumerate(scene_images, start=1):
+        parts[assign_coco_split(scene_image.index)].append((image_id, scene_image))
     questions = write_vqa(folder / "vqa", parts)
     sentences = write_references(folder / "refcoco+", parts["train2014"], options.side)
-    captioned = [CaptionedImage(picture, "train", image_id) for image_id, picture in parts["train2014"]]
-    for place, (image_id, picture) in enumerate(parts["val2014"]):
-        captioned.append(CaptionedImage(picture, KARPATHY_SPLITS[place % len(KARPATHY_SPLITS)], image_id))
-    told = write_karpathy(folder / "dataset_coco.json", "coco", captioned)
-    write_scene_boxes(folder / "boxes.jsonl", pictures, options.side)
-    counts = {"pictures": len(pictures), "questions": questions, "expressions": sentences}
-    return {**counts, "captions": sum(map(len, told))}
+    captioned = [CaptionedImage(scene_image, "train", image_id) for image_id, scene_image in parts["train2014"]]
+    for index, (image_id, scene_image) in enumerate(parts["val2014"]):
+        captioned.append(CaptionedImage(scene_image, KARPATHY_SPLITS[index % len(KARPATHY_SPLITS)], image_id))
+    sentences_by_image = write_karpathy(folder / "dataset_coco.json", "coco", captioned)
+    write_scene_boxes(folder / "boxes.jsonl", scene_images, options.side)
+    counts = {"images": len(scene_images), "questions": questions, "expressions": sentences}
+    return {**counts, "captions": sum(map(len, sentences_by_image))}

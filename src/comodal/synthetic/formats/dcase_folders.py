@@ -39,14 +39,14 @@ class SceneRecording(NamedTuple):
 
     file: str
     scene: int
-    test: bool
+    is_test: bool
 
 
 def list_recordings_2013() -> list[SceneRecording]:
     """All files of the 2013 challenge."""
     return [
-        SceneRecording(f"scenes_stereo{'_testset' if test else ''}/{name}{take:02d}.wav", scene, test)
-        for test in (False, True)
+        SceneRecording(f"scenes_stereo{'_testset' if is_test else ''}/{name}{take:02d}.wav", scene, is_test)
+        for is_test in (False, True)
         for scene, name in enumerate(SCENES_2013)
         for take in range(1, RECORDINGS_PER_SCENE + 1)
     ]
@@ -79,23 +79,23 @@ def list_jobs_tau(folder: Path, options: SynthesisOptions) -> list[Callable[[], 
 def write_lists_2013(folder: Path, options: SynthesisOptions) -> dict[str, int]:
     """Writes nothing, since the file names contain everything; returns the counts."""
     del folder, options
-    return {"sounds": len(list_recordings_2013())}
+    return {"audio_files": len(list_recordings_2013())}
 
 
 def write_lists_tau(folder: Path, options: SynthesisOptions) -> dict[str, int]:
     """Write the tables, separated by tabs; returns the counts."""
     del options
-    every = list_recordings_tau()
-    named = [(recording.file, SCENES_TAU[recording.scene]) for recording in every]
-    about = [(*row, *_parse_location(row[0])) for row in named]
-    _write_table(folder / "meta.csv", ("filename", "scene_label", "identifier", "source_label"), about)
+    recordings = list_recordings_tau()
+    labeled = [(recording.file, SCENES_TAU[recording.scene]) for recording in recordings]
+    meta_rows = [(*row, *_parse_location(row[0])) for row in labeled]
+    _write_table(folder / "meta.csv", ("filename", "scene_label", "identifier", "source_label"), meta_rows)
     setup = folder / "evaluation_setup"
-    train = [row for row, recording in zip(named, every, strict=True) if not recording.test]
-    test = [row for row, recording in zip(named, every, strict=True) if recording.test]
-    _write_table(setup / "fold1_train.csv", ("filename", "scene_label"), train)
-    _write_table(setup / "fold1_evaluate.csv", ("filename", "scene_label"), test)
-    _write_table(setup / "fold1_test.csv", ("filename",), [row[:1] for row in test])
-    return {"sounds": len(every)}
+    train_rows = [row for row, recording in zip(labeled, recordings, strict=True) if not recording.is_test]
+    test_rows = [row for row, recording in zip(labeled, recordings, strict=True) if recording.is_test]
+    _write_table(setup / "fold1_train.csv", ("filename", "scene_label"), train_rows)
+    _write_table(setup / "fold1_evaluate.csv", ("filename", "scene_label"), test_rows)
+    _write_table(setup / "fold1_test.csv", ("filename",), [row[:1] for row in test_rows])
+    return {"audio_files": len(recordings)}
 
 
 def _parse_location(file: str) -> tuple[str, str]:
@@ -115,32 +115,34 @@ def _list_recording_jobs(
     options: SynthesisOptions,
     purpose: Purpose,
     recordings: Sequence[SceneRecording],
-    rate: int,
+    sample_rate: int,
     encoding: str,
 ) -> list[Callable[[], None]]:
     return [
-        partial(_write_recording, folder / recording.file, options, purpose, index, recording.scene, rate, encoding)
+        partial(
+            _write_recording, folder / recording.file, options, purpose, index, recording.scene, sample_rate, encoding
+        )
         for index, recording in enumerate(recordings)
     ]
 
 
 def _write_recording(
-    path: Path, options: SynthesisOptions, purpose: Purpose, index: int, scene: int, rate: int, encoding: str
+    path: Path, options: SynthesisOptions, purpose: Purpose, index: int, scene: int, sample_rate: int, encoding: str
 ) -> None:
     if not path.exists():
-        write_wav_file(path, render_scene(options, purpose, index, scene, rate), rate, encoding)
+        write_wav_file(path, render_scene(options, purpose, index, scene, sample_rate), sample_rate, encoding)
 
 
 def render_scene(
-    options: SynthesisOptions, purpose: Purpose, index: int, scene: int, rate: int
+    options: SynthesisOptions, purpose: Purpose, index: int, scene: int, sample_rate: int
 ) -> Float[np.ndarray, "samples 2"]:
     """Two objects that sound together, each from its own side, equally loud overall."""
     rng = np.random.default_rng((options.seed, int(purpose), index, int(RandomStream.MOMENT)))
-    mixed = np.zeros((round(options.sound_seconds * rate), 2))
+    mixed = np.zeros((round(options.audio_seconds * sample_rate), 2))
     side = float(rng.uniform(0.1, 0.4))
-    for number, left in enumerate((side, 1 - side)):
-        kind = SOUNDING_KINDS[(scene + number) % len(SOUNDING_KINDS)]
-        world = make_world(options.seed, purpose, 2 * index + number, seconds=options.sound_seconds, kind=kind)
-        sound = render_world_audio(world, rate)
-        mixed += sound[:, None] / np.sqrt(np.mean(sound**2)) * (left, 1 - left)
+    for object_index, left_gain in enumerate((side, 1 - side)):
+        kind = SOUNDING_KINDS[(scene + object_index) % len(SOUNDING_KINDS)]
+        world = make_world(options.seed, purpose, 2 * index + object_index, seconds=options.audio_seconds, kind=kind)
+        waveform = render_world_audio(world, sample_rate)
+        mixed += waveform[:, None] / np.sqrt(np.mean(waveform**2)) * (left_gain, 1 - left_gain)
     return (mixed * (float(rng.uniform(0.15, 0.9)) / np.abs(mixed).max())).astype(np.float32)

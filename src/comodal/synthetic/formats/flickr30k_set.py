@@ -14,12 +14,12 @@ from comodal.synthetic.scenes.object_scenes import list_image_jobs, list_scene_i
 from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
 from comodal.synthetic.scenes.world import Purpose
 
-FIRST_IMAGE_NUMBER = 1_000_092_795  # in the style of Flickr's ids
+FIRST_IMAGE_ID = 1_000_092_795  # in the style of Flickr's ids
 
 
 def list_flickr30k_files(options: SynthesisOptions) -> list[str]:
     """All images."""
-    return [f"{FIRST_IMAGE_NUMBER + 7919 * index}.jpg" for index in range(options.scenes)]
+    return [f"{FIRST_IMAGE_ID + 7919 * index}.jpg" for index in range(options.scenes)]
 
 
 def list_flickr30k_jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
@@ -31,10 +31,10 @@ def list_flickr30k_jobs(folder: Path, options: SynthesisOptions) -> list[Callabl
 
 def write_flickr30k_lists(folder: Path, options: SynthesisOptions) -> dict[str, int]:
     """Write all captions and statements; returns the counts."""
-    pictures = list_scene_images(options.seed, Purpose.FLICKR30K, list_flickr30k_files(options), options.side)
-    captioned = [CaptionedImage(p, {8: "val", 9: "test"}.get(p.index % 10, "train")) for p in pictures]
-    told = write_karpathy(folder / "dataset_flickr30k.json", "flickr30k", captioned)
-    write_vilbert_lists(folder, captioned, told)
-    statements = write_statements(folder, captioned, told)
-    write_scene_boxes(folder / "boxes.jsonl", pictures, options.side)
-    return {"pictures": len(pictures), "captions": sum(map(len, told)), "statements": statements}
+    scene_images = list_scene_images(options.seed, Purpose.FLICKR30K, list_flickr30k_files(options), options.side)
+    captioned = [CaptionedImage(p, {8: "val", 9: "test"}.get(p.index % 10, "train")) for p in scene_images]
+    sentences_by_image = write_karpathy(folder / "dataset_flickr30k.json", "flickr30k", captioned)
+    write_vilbert_lists(folder, captioned, sentences_by_image)
+    statements = write_statements(folder, captioned, sentences_by_image)
+    write_scene_boxes(folder / "boxes.jsonl", scene_images, options.side)
+    return {"images": len(scene_images), "captions": sum(map(len, sentences_by_image)), "statements": statements}

@@ -19,35 +19,41 @@ VILBERT_LIST_NAMES = {"train": "train", "val": "val_set0", "test": "test_set0"}
 class CaptionedImage(NamedTuple):
     """An image in a split; `cocoid` is its COCO id, if it is of COCO."""
 
-    picture: SceneImage
+    image: SceneImage
     split: str
     cocoid: int | None = None
 
 
-def write_karpathy(path: Path, dataset: str, pictures: Iterable[CaptionedImage]) -> list[list[str]]:
+def write_karpathy(path: Path, dataset: str, captioned_images: Iterable[CaptionedImage]) -> list[list[str]]:
     """Write the split file; returns the sentences of each image."""
     images: list[dict[str, Any]] = []
-    told: list[list[str]] = []
-    for number, (picture, split, cocoid) in enumerate(pictures):
+    sentences_by_image: list[list[str]] = []
+    for image_index, (scene_image, split, cocoid) in enumerate(captioned_images):
         sentences: list[dict[str, Any]] = []
-        for place, text in enumerate(generate_crowd_captions(picture.world)):
+        for sentence_index, text in enumerate(generate_crowd_captions(scene_image.world)):
             tokens = text.lower().replace(",", "").removesuffix(".").split()
-            sentences.append({"tokens": tokens, "raw": text, "imgid": number, "sentid": 5 * number + place})
-        file = PurePosixPath(picture.file)
-        image: dict[str, Any] = {"filename": file.name, "imgid": number, "split": split, "sentences": sentences}
+            sentences.append(
+                {"tokens": tokens, "raw": text, "imgid": image_index, "sentid": 5 * image_index + sentence_index}
+            )
+        file = PurePosixPath(scene_image.file)
+        image: dict[str, Any] = {"filename": file.name, "imgid": image_index, "split": split, "sentences": sentences}
         image["sentids"] = [sentence["sentid"] for sentence in sentences]
         images.append(image if cocoid is None else {**image, "filepath": file.parent.name, "cocoid": cocoid})
-        told.append([sentence["raw"] for sentence in sentences])
+        sentences_by_image.append([sentence["raw"] for sentence in sentences])
     write_bytes_atomically(path, encode_json({"images": images, "dataset": dataset}))
-    return told
+    return sentences_by_image
 
 
-def write_vilbert_lists(folder: Path, pictures: Sequence[CaptionedImage], told: Sequence[Sequence[str]]) -> None:
+def write_vilbert_lists(
+    folder: Path, captioned_images: Sequence[CaptionedImage], sentences_by_image: Sequence[Sequence[str]]
+) -> None:
     """The same images as the original ViLBERT's lists for retrieval."""
     for split, name in VILBERT_LIST_NAMES.items():
         records = [
-            {"sentences": list(said), "id": str(number), "img_path": PurePosixPath(picture.file).name}
-            for number, ((picture, own, _), said) in enumerate(zip(pictures, told, strict=True))
-            if own == split
+            {"sentences": list(sentences), "id": str(index), "img_path": PurePosixPath(scene_image.file).name}
+            for index, ((scene_image, image_split, _), sentences) in enumerate(
+                zip(captioned_images, sentences_by_image, strict=True)
+            )
+            if image_split == split
         ]
         write_bytes_atomically(folder / f"all_data_final_{name}_2014.jsonline", format_json_lines(records).encode())

@@ -24,12 +24,12 @@ MAX_OBJECTS_PER_IMAGE = 100  # an object's annotation id is its image id times t
 MAX_REFERENCES, MAX_REFERENCE_SENTENCES = 3, 3  # maximum, of an image and of a reference
 
 
-def write_references(folder: Path, numbered: Sequence[tuple[int, SceneImage]], side: int) -> int:
+def write_references(folder: Path, images_with_ids: Sequence[tuple[int, SceneImage]], side: int) -> int:
     """Both files for these image ids and images; returns the number of sentences."""
     references: list[dict[str, Any]] = []
     sentences = 0
-    for place, (image_id, picture) in enumerate(numbered):
-        for reference in generate_references(picture, image_id, place):
+    for image_index, (image_id, scene_image) in enumerate(images_with_ids):
+        for reference in generate_references(scene_image, image_id, image_index):
             reference["ref_id"] = len(references)
             for sentence in reference["sentences"]:
                 sentence["sent_id"] = sentences
@@ -38,52 +38,54 @@ def write_references(folder: Path, numbered: Sequence[tuple[int, SceneImage]], s
             references.append(reference)
     # Copied through JSON, because the bytes of a pickle depend on which equal values are the same object.
     write_bytes_atomically(folder / "refs(unc).p", pickle.dumps(json.loads(json.dumps(references)), protocol=2))
-    write_bytes_atomically(folder / "instances.json", encode_json(build_instances(numbered, side)))
+    write_bytes_atomically(folder / "instances.json", encode_json(build_instances(images_with_ids, side)))
     return sentences
 
 
-def assign_refcoco_split(thing: SceneObject, place: int) -> str:
+def assign_refcoco_split(scene_object: SceneObject, image_index: int) -> str:
     """Of ten images, eight are for training, one for validation and one for both tests."""
-    test = "testA" if thing.kind in SOUNDING_KINDS else "testB"
-    return {8: "val", 9: test}.get(place % 10, "train")
+    test = "testA" if scene_object.kind in SOUNDING_KINDS else "testB"
+    return {8: "val", 9: test}.get(image_index % 10, "train")
 
 
-def generate_references(picture: SceneImage, image_id: int, place: int) -> list[dict[str, Any]]:
+def generate_references(scene_image: SceneImage, image_id: int, image_index: int) -> list[dict[str, Any]]:
     """The references to some of an image's objects, without the ids of the whole set."""
-    rng = picture.world.generator(RandomStream.EXPRESSIONS)
-    found: list[dict[str, Any]] = []
-    for number in rng.permutation(len(picture.things)):
-        thing = picture.things[int(number)]
-        said = generate_expressions(thing, picture.things, rng, MAX_REFERENCE_SENTENCES)
-        if said and len(found) < MAX_REFERENCES:
-            annotation = image_id * MAX_OBJECTS_PER_IMAGE + int(number)
-            found.append(
+    rng = scene_image.world.make_generator(RandomStream.EXPRESSIONS)
+    references: list[dict[str, Any]] = []
+    for object_index in rng.permutation(len(scene_image.objects)):
+        scene_object = scene_image.objects[int(object_index)]
+        expressions = generate_expressions(scene_object, scene_image.objects, rng, MAX_REFERENCE_SENTENCES)
+        if expressions and len(references) < MAX_REFERENCES:
+            annotation = image_id * MAX_OBJECTS_PER_IMAGE + int(object_index)
+            references.append(
                 {
                     "ann_id": annotation,
-                    "category_id": CATEGORY_IDS[thing.kind],
-                    "file_name": f"{Path(picture.file).stem}_{annotation}.jpg",
+                    "category_id": CATEGORY_IDS[scene_object.kind],
+                    "file_name": f"{Path(scene_image.file).stem}_{annotation}.jpg",
                     "image_id": image_id,
-                    "split": assign_refcoco_split(thing, place),
-                    "sentences": [{"raw": text, "sent": text, "tokens": text.split()} for text in said],
+                    "split": assign_refcoco_split(scene_object, image_index),
+                    "sentences": [{"raw": text, "sent": text, "tokens": text.split()} for text in expressions],
                 }
             )
-    return found
+    return references
 
 
-def build_instances(numbered: Sequence[tuple[int, SceneImage]], side: int) -> dict[str, Any]:
+def build_instances(images_with_ids: Sequence[tuple[int, SceneImage]], side: int) -> dict[str, Any]:
     """All images with all their objects, as in COCO."""
     images, annotations = [], []
-    for image_id, picture in numbered:
-        name = Path(picture.file).name
+    for image_id, scene_image in images_with_ids:
+        name = Path(scene_image.file).name
         images.append({"id": image_id, "file_name": name, "width": side, "height": side, "license": 1})
-        for number, (thing, seen) in enumerate(zip(picture.world.things, picture.things, strict=True)):
-            left, top, right, bottom = seen.box
-            points = compute_hull(thing, side)
+        for index, (synthetic_object, scene_object) in enumerate(
+            zip(scene_image.world.objects, scene_image.objects, strict=True)
+        ):
+            left, top, right, bottom = scene_object.box
+            points = compute_hull(synthetic_object, side)
             annotations.append(
                 {
-                    "id": image_id * MAX_OBJECTS_PER_IMAGE + number,
+                    "id": image_id * MAX_OBJECTS_PER_IMAGE + index,
                     "image_id": image_id,
-                    "category_id": CATEGORY_IDS[seen.kind],
+                    "category_id": CATEGORY_IDS[scene_object.kind],
                     "bbox": [left, top, right - left, bottom - top],
                     "area": round(compute_polygon_area(points), 2),
                     "segmentation": [[coordinate for point in points for coordinate in point]],
@@ -91,7 +93,7 @@ def build_instances(numbered: Sequence[tuple[int, SceneImage]], side: int) -> di
                 }
             )
     categories = [
-        {"id": number, "name": kind, "supercategory": "sounding" if kind in SOUNDING_KINDS else "silent"}
-        for kind, number in CATEGORY_IDS.items()
+        {"id": index, "name": kind, "supercategory": "sounding" if kind in SOUNDING_KINDS else "silent"}
+        for kind, index in CATEGORY_IDS.items()
     ]
     return {"info": {}, "licenses": [], "images": images, "annotations": annotations, "categories": categories}

@@ -29,43 +29,49 @@ ENTAILMENT_LABELS = ("entailment", "neutral", "contradiction")
 SNLI_VE_SPLITS = {"train": "train", "val": "dev", "test": "test"}
 
 
-def write_statements(folder: Path, pictures: Sequence[CaptionedImage], told: Sequence[Sequence[str]]) -> int:
+def write_statements(
+    folder: Path, captioned_images: Sequence[CaptionedImage], sentences_by_image: Sequence[Sequence[str]]
+) -> int:
     """The three files for images with their sentences; returns the number of statements."""
     total = 0
     for split, name in SNLI_VE_SPLITS.items():
         balance = AnswerBalancer()
         records: list[dict[str, Any]] = []
-        for (picture, own, _), said in zip(pictures, told, strict=True):
-            if own == split:
-                records += generate_statements(picture, said, balance)
+        for (scene_image, image_split, _), sentences in zip(captioned_images, sentences_by_image, strict=True):
+            if image_split == split:
+                records += generate_statements(scene_image, sentences, balance)
         total += len(records)
         write_bytes_atomically(folder / f"snli_ve_{name}.jsonl", format_json_lines(records).encode())
     return total
 
 
-def generate_statements(picture: SceneImage, said: Sequence[str], balance: AnswerBalancer) -> list[dict[str, Any]]:
+def generate_statements(
+    scene_image: SceneImage, sentences: Sequence[str], balance: AnswerBalancer
+) -> list[dict[str, Any]]:
     """One statement of each form, with one of the image's sentences, in place of SNLI's premise."""
-    rng = picture.world.generator(RandomStream.STATEMENTS)
+    rng = scene_image.world.make_generator(RandomStream.STATEMENTS)
     records: list[dict[str, Any]] = []
     for form in STATEMENT_FORMS:
-        claim = balance.choose(list(form(picture.things)), rng)
+        claim = balance.select_statement(list(form(scene_image.objects)), rng)
         if claim is not None:
-            number = int(rng.integers(len(said)))
+            premise_index = int(rng.integers(len(sentences)))
             records.append(
-                _make_statement_record(PurePosixPath(picture.file), number, len(records), said[number], claim)
+                _make_statement_record(
+                    PurePosixPath(scene_image.file), premise_index, len(records), sentences[premise_index], claim
+                )
             )
     return records
 
 
 def _make_statement_record(
-    file: PurePosixPath, number: int, place: int, premise: str, claim: ImageStatement
+    file: PurePosixPath, premise_index: int, statement_index: int, premise: str, claim: ImageStatement
 ) -> dict[str, Any]:
     return {
         "Flickr30K_ID": file.stem,
         "annotator_labels": [claim.answer],
-        "captionID": f"{file.name}#{number}",
+        "captionID": f"{file.name}#{premise_index}",
         "gold_label": claim.answer,
-        "pairID": f"{file.name}#{number}r{place}{claim.answer[0]}",
+        "pairID": f"{file.name}#{premise_index}r{statement_index}{claim.answer[0]}",
         "sentence1": premise,
         "sentence1_binary_parse": _bracket_words(_split_sentence(premise)),
         "sentence1_parse": f"(ROOT {_bracket_words(_split_sentence(premise))})",
@@ -84,48 +90,50 @@ def _bracket_words(words: list[str]) -> str:
     return f"{''.join(f'( {word} ' for word in words[:-1])}{words[-1]}{' )' * (len(words) - 1)}"
 
 
-def state_color(things: Sequence[SceneObject]) -> Iterator[ImageStatement]:
+def state_color(objects: Sequence[SceneObject]) -> Iterator[ImageStatement]:
     """The ball is red."""
-    here = {thing.colour for thing in things}
+    present_colors = {scene_object.color for scene_object in objects}
     for kind in SOUNDING_KINDS + SILENT_KINDS:
-        found = select_fitting_objects(NounPhrase(kind), things)
-        for colour in OBJECT_COLORS:
-            if len(found) < 2 and colour in here:
+        matching = select_fitting_objects(NounPhrase(kind), objects)
+        for color in OBJECT_COLORS:
+            if len(matching) < 2 and color in present_colors:
                 yield _make_statement(
-                    "coloured", f"The {kind} is {colour}.", "", bool(found), [t.colour == colour for t in found]
+                    "color", f"The {kind} is {color}.", "", bool(matching), [t.color == color for t in matching]
                 )
 
 
-def state_position(things: Sequence[SceneObject]) -> Iterator[ImageStatement]:
+def state_position(objects: Sequence[SceneObject]) -> Iterator[ImageStatement]:
     """The ball is left of the drum, which is in the image."""
-    for kind, anchor in _list_kind_pairs(things):
-        found = select_fitting_objects(NounPhrase(kind), things)
-        places = [compare_positions(thing, anchor) for thing in found]
-        for where in RELATIVE_POSITIONS:
-            if None not in places:
-                text = f"The {kind} is {where} the {anchor.kind}."
-                yield _make_statement("beside", text, where, bool(found), [where in places])
+    for kind, anchor in _list_kind_pairs(objects):
+        matching = select_fitting_objects(NounPhrase(kind), objects)
+        positions = [compare_positions(scene_object, anchor) for scene_object in matching]
+        for position in RELATIVE_POSITIONS:
+            if None not in positions:
+                text = f"The {kind} is {position} the {anchor.kind}."
+                yield _make_statement("position", text, position, bool(matching), [position in positions])
 
 
-def state_same_color(things: Sequence[SceneObject]) -> Iterator[ImageStatement]:
+def state_same_color(objects: Sequence[SceneObject]) -> Iterator[ImageStatement]:
     """The ball has the same color as the drum, which is in the image."""
-    for kind, anchor in _list_kind_pairs(things):
-        found = select_fitting_objects(NounPhrase(kind), things)
+    for kind, anchor in _list_kind_pairs(objects):
+        matching = select_fitting_objects(NounPhrase(kind), objects)
         text = f"The {kind} has the same color as the {anchor.kind}."
-        yield _make_statement("alike", text, "", bool(found), [thing.colour == anchor.colour for thing in found])
+        yield _make_statement(
+            "same color", text, "", bool(matching), [scene_object.color == anchor.color for scene_object in matching]
+        )
 
 
-def _list_kind_pairs(things: Sequence[SceneObject]) -> Iterator[tuple[str, SceneObject]]:
+def _list_kind_pairs(objects: Sequence[SceneObject]) -> Iterator[tuple[str, SceneObject]]:
     """A kind with at most one object, and another kind with exactly one."""
-    for anchor in things:
-        if len(select_fitting_objects(NounPhrase(anchor.kind), things)) == 1:
+    for anchor in objects:
+        if len(select_fitting_objects(NounPhrase(anchor.kind), objects)) == 1:
             for kind in SOUNDING_KINDS + SILENT_KINDS:
-                if kind != anchor.kind and len(select_fitting_objects(NounPhrase(kind), things)) < 2:
+                if kind != anchor.kind and len(select_fitting_objects(NounPhrase(kind), objects)) < 2:
                     yield kind, anchor
 
 
-def _make_statement(form: str, text: str, cue: str, there: bool, true: Sequence[bool]) -> ImageStatement:
-    label = "neutral" if not there else "entailment" if all(true) else "contradiction"
+def _make_statement(form: str, text: str, cue: str, is_present: bool, truth_values: Sequence[bool]) -> ImageStatement:
+    label = "neutral" if not is_present else "entailment" if all(truth_values) else "contradiction"
     return ImageStatement(form, text, label, cue, ENTAILMENT_LABELS)
 
 

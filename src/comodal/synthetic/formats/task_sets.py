@@ -41,7 +41,7 @@ def select_task_sets(tasks: Sequence[str]) -> list[str]:
     """
     unknown = sorted(set(tasks) - {*TASK_SETS, "all"})
     if unknown:
-        raise ValueError(f"there is no task set {unknown[0]!r}; there are {', '.join(TASK_SETS)}, and all")
+        raise ValueError(f"unknown task set {unknown[0]!r}; available are {', '.join(TASK_SETS)}, and all")
     return [name for name in TASK_SETS if name in tasks or "all" in tasks]
 
 
@@ -54,7 +54,7 @@ def finish_task_set(folder: Path, options: SynthesisOptions, name: str) -> None:
     """Write the lists of a set, and last its about.json, which marks it as complete."""
     counts = TASK_SETS[name].write_lists(folder / name, options)
     write_bytes_atomically(
-        _get_info_path(folder, name), encode_json({"kind": "playground task set", "set": name, **counts})
+        _get_info_path(folder, name), encode_json({"kind": "synthetic task set", "set": name, **counts})
     )
 
 

@@ -31,11 +31,11 @@ AUDIO_ENCODINGS = ((44_100, "PCM_16"), (48_000, "PCM_24"), (96_000, "PCM_24"), (
 
 
 class RecordingSlice(NamedTuple):
-    """A part of a recording, between two times in samples of `rate`."""
+    """A part of a recording, between two times in samples of `sample_rate`."""
 
     recording: int
-    number: int
-    rate: int
+    slice_index: int
+    sample_rate: int
     encoding: str
     channels: int
     start: int
@@ -43,7 +43,7 @@ class RecordingSlice(NamedTuple):
 
     @property
     def name(self) -> str:
-        return f"{_make_freesound_id(self.recording)}-{self.recording % len(SOUNDING_KINDS)}-0-{self.number}.wav"
+        return f"{_make_freesound_id(self.recording)}-{self.recording % len(SOUNDING_KINDS)}-0-{self.slice_index}.wav"
 
     @property
     def fold(self) -> int:
@@ -53,22 +53,22 @@ class RecordingSlice(NamedTuple):
 def list_slices(options: SynthesisOptions) -> list[RecordingSlice]:
     """All slices: each fold has one recording of each kind, and more when there are many slices."""
     recordings = URBANSOUND8K_FOLDS * len(SOUNDING_KINDS)
-    found = []
+    slices = []
     for recording in range(recordings):
         rng = np.random.default_rng((options.seed, int(Purpose.URBANSOUND8K), recording, int(RandomStream.MOMENT)))
-        for number in range(max(1, options.sounds // recordings)):
-            rate, encoding = AUDIO_ENCODINGS[int(rng.integers(len(AUDIO_ENCODINGS)))]
-            longest = min(options.sound_seconds, MAX_SLICE_SECONDS) * rate
+        for slice_index in range(max(1, options.audio // recordings)):
+            sample_rate, encoding = AUDIO_ENCODINGS[int(rng.integers(len(AUDIO_ENCODINGS)))]
+            longest = min(options.audio_seconds, MAX_SLICE_SECONDS) * sample_rate
             count = int(longest * (1 if rng.random() < 0.7 else rng.uniform(MIN_SLICE_FRACTION, 1)))
-            start = int(rng.integers(0, int(_compute_recording_seconds(options) * rate) - count + 1))
+            start = int(rng.integers(0, int(_compute_recording_seconds(options) * sample_rate) - count + 1))
             channels = int(rng.integers(1, 3))
-            found.append(RecordingSlice(recording, number, rate, encoding, channels, start, start + count))
-    return found
+            slices.append(RecordingSlice(recording, slice_index, sample_rate, encoding, channels, start, start + count))
+    return slices
 
 
 def list_urbansound8k_jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
     """The jobs that render the audio."""
-    return [partial(_write_slice, folder, options, piece) for piece in list_slices(options)]
+    return [partial(_write_slice, folder, options, recording_slice) for recording_slice in list_slices(options)]
 
 
 def write_urbansound8k_lists(folder: Path, options: SynthesisOptions) -> dict[str, int]:
@@ -76,25 +76,27 @@ def write_urbansound8k_lists(folder: Path, options: SynthesisOptions) -> dict[st
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(METADATA_COLUMNS)
-    pieces = list_slices(options)
-    for piece in pieces:
-        target = piece.recording % len(SOUNDING_KINDS)
-        start, end = (round(samples / piece.rate, 6) for samples in (piece.start, piece.end))
-        salience = 1 if _make_recording_world(options, piece.recording).background.noise_level < 0.15 else 2
+    slices = list_slices(options)
+    for recording_slice in slices:
+        target = recording_slice.recording % len(SOUNDING_KINDS)
+        start, end = (
+            round(samples / recording_slice.sample_rate, 6) for samples in (recording_slice.start, recording_slice.end)
+        )
+        salience = 1 if _make_recording_world(options, recording_slice.recording).background.noise_level < 0.15 else 2
         rows.writerow(
             (
-                piece.name,
-                _make_freesound_id(piece.recording),
+                recording_slice.name,
+                _make_freesound_id(recording_slice.recording),
                 start,
                 end,
                 salience,
-                piece.fold,
+                recording_slice.fold,
                 target,
                 SOUNDING_KINDS[target],
             )
         )
     write_bytes_atomically(folder / "metadata" / "UrbanSound8K.csv", table.getvalue().encode())
-    return {"sounds": len(pieces)}
+    return {"audio_files": len(slices)}
 
 
 def _make_freesound_id(recording: int) -> int:
@@ -104,7 +106,7 @@ def _make_freesound_id(recording: int) -> int:
 
 def _compute_recording_seconds(options: SynthesisOptions) -> float:
     """The length of a recording."""
-    return 2 * min(options.sound_seconds, MAX_SLICE_SECONDS)
+    return 2 * min(options.audio_seconds, MAX_SLICE_SECONDS)
 
 
 def _make_recording_world(options: SynthesisOptions, recording: int) -> World:
@@ -114,9 +116,11 @@ def _make_recording_world(options: SynthesisOptions, recording: int) -> World:
     )
 
 
-def _write_slice(folder: Path, options: SynthesisOptions, piece: RecordingSlice) -> None:
-    path = folder / "audio" / f"fold{piece.fold}" / piece.name
+def _write_slice(folder: Path, options: SynthesisOptions, recording_slice: RecordingSlice) -> None:
+    path = folder / "audio" / f"fold{recording_slice.fold}" / recording_slice.name
     if not path.exists():
-        sound = render_world_audio(_make_recording_world(options, piece.recording), piece.rate)[piece.start : piece.end]
-        channels = np.stack([sound, 0.8 * sound], axis=1) if piece.channels == 2 else sound
-        write_wav_file(path, channels, piece.rate, piece.encoding)
+        waveform = render_world_audio(
+            _make_recording_world(options, recording_slice.recording), recording_slice.sample_rate
+        )[recording_slice.start : recording_slice.end]
+        channels = np.stack([waveform, 0.8 * waveform], axis=1) if recording_slice.channels == 2 else waveform
+        write_wav_file(path, channels, recording_slice.sample_rate, recording_slice.encoding)

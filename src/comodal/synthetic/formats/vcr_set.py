@@ -79,90 +79,98 @@ def list_vcr_files(options: SynthesisOptions) -> list[str]:
 
 def list_vcr_jobs(folder: Path, options: SynthesisOptions) -> list[Callable[[], None]]:
     """The jobs that render the images and write their metadata."""
-    every = list_vcr_files(options)
-    described = [partial(_write_metadata, folder / "vcr1images" / file, options, i) for i, file in enumerate(every)]
-    return [*list_image_jobs(folder / "vcr1images", options.seed, Purpose.VCR, every, options.side), *described]
+    files = list_vcr_files(options)
+    metadata_jobs = [partial(_write_metadata, folder / "vcr1images" / file, options, i) for i, file in enumerate(files)]
+    return [*list_image_jobs(folder / "vcr1images", options.seed, Purpose.VCR, files, options.side), *metadata_jobs]
 
 
 def write_vcr_lists(folder: Path, options: SynthesisOptions) -> dict[str, int]:
     """Write the questions; returns the counts."""
-    pictures = list_scene_images(options.seed, Purpose.VCR, list_vcr_files(options), options.side)
+    scene_images = list_scene_images(options.seed, Purpose.VCR, list_vcr_files(options), options.side)
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in VCR_SPLITS}
     images = dict.fromkeys(VCR_SPLITS, 0)
-    for picture in pictures:
-        split = assign_vcr_split(picture.index)
-        for number, riddle in enumerate(generate_vcr_questions(picture)):
+    for scene_image in scene_images:
+        split = assign_vcr_split(scene_image.index)
+        for question_index, vcr_question in enumerate(generate_vcr_questions(scene_image)):
             identity = {"img_id": f"{split}-{images[split]}", "annot_id": f"{split}-{len(rows[split])}"}
             identity |= {"match_fold": f"{split}-0"}
-            row = _make_vcr_row(picture, riddle, split == "test")
-            rows[split].append({**row, **identity, "question_number": number, "match_index": len(rows[split])})
+            row = _make_vcr_row(scene_image, vcr_question, split == "test")
+            rows[split].append({**row, **identity, "question_number": question_index, "match_index": len(rows[split])})
         images[split] += 1
     for split, records in rows.items():
         write_bytes_atomically(folder / f"{split}.jsonl", format_json_lines(records).encode())
-    write_scene_boxes(folder / "boxes.jsonl", pictures, options.side)
-    return {"pictures": len(pictures), "questions": sum(map(len, rows.values()))}
+    write_scene_boxes(folder / "boxes.jsonl", scene_images, options.side)
+    return {"images": len(scene_images), "questions": sum(map(len, rows.values()))}
 
 
-def generate_vcr_questions(picture: SceneImage) -> list[VCRQuestion]:
+def generate_vcr_questions(scene_image: SceneImage) -> list[VCRQuestion]:
     """Some questions of each form that the image allows, in random order."""
-    rng = picture.world.generator(RandomStream.QUESTIONS)
-    found: list[VCRQuestion] = []
+    rng = scene_image.world.make_generator(RandomStream.QUESTIONS)
+    questions: list[VCRQuestion] = []
     for form in VCR_FORMS:
-        possible = list(form(picture.things, rng))
-        found += [possible[int(i)] for i in rng.permutation(len(possible))[:MAX_QUESTIONS_PER_FORM]]
-    return [found[int(i)] for i in rng.permutation(len(found))]
+        possible = list(form(scene_image.objects, rng))
+        questions += [possible[int(i)] for i in rng.permutation(len(possible))[:MAX_QUESTIONS_PER_FORM]]
+    return [questions[int(i)] for i in rng.permutation(len(questions))]
 
 
-def ask_position(things: Sequence[SceneObject], rng: np.random.Generator) -> Iterator[VCRQuestion]:
+def ask_position(objects: Sequence[SceneObject], rng: np.random.Generator) -> Iterator[VCRQuestion]:
     """The position of one object relative to another; the rationale names the colors of both."""
-    for first, second in _list_color_pairs(things):
-        right = compare_positions(things[first], things[second])
-        if right is not None:
+    for first, second in _list_color_pairs(objects):
+        position = compare_positions(objects[first], objects[second])
+        if position is not None:
             answers = [
-                _join_sentence([first], "is", beside, [second])
-                for beside in sorted(RELATIVE_POSITIONS, key=right.__ne__)
+                _join_sentence([first], "is", relation, [second])
+                for relation in sorted(RELATIVE_POSITIONS, key=position.__ne__)
             ]
-            colours = _describe_colors(things, first, second, rng)
+            color_choices = _describe_colors(objects, first, second, rng)
             yield VCRQuestion(
-                ["Where", "is", [first], "?"], _shuffle_choices(answers, rng), _shuffle_choices(colours, rng)
+                ["Where", "is", [first], "?"], _shuffle_choices(answers, rng), _shuffle_choices(color_choices, rng)
             )
 
 
-def ask_appearance(things: Sequence[SceneObject], rng: np.random.Generator) -> Iterator[VCRQuestion]:
+def ask_appearance(objects: Sequence[SceneObject], rng: np.random.Generator) -> Iterator[VCRQuestion]:
     """The colors of two objects; the rationale names the position and the material of the first."""
-    for first, second in _list_color_pairs(things):
-        right = compare_positions(things[first], things[second])
-        if right is not None:
-            materials = _add_wrong_word(things[first].material, MATERIALS, rng)
+    for first, second in _list_color_pairs(objects):
+        position = compare_positions(objects[first], objects[second])
+        if position is not None:
+            materials = _add_incorrect_word(objects[first].material, MATERIALS, rng)
             rationales = [
-                _join_sentence([first], "is", beside, [second], "and made of", material)
-                for beside in (right, OPPOSITE_POSITIONS[right])
+                _join_sentence([first], "is", relation, [second], "and made of", material)
+                for relation in (position, OPPOSITE_POSITIONS[position])
                 for material in materials
             ]
             question: TaggedTokens = ["What", "do", [first], "and", [second], "look", "like", "?"]
-            answers = _describe_colors(things, first, second, rng)
+            answers = _describe_colors(objects, first, second, rng)
             yield VCRQuestion(question, _shuffle_choices(answers, rng), _shuffle_choices(rationales, rng))
 
 
-def ask_neighbor(things: Sequence[SceneObject], rng: np.random.Generator) -> Iterator[VCRQuestion]:
+def ask_neighbor(objects: Sequence[SceneObject], rng: np.random.Generator) -> Iterator[VCRQuestion]:
     """The object next to another; the rationale describes it."""
-    for number in _list_unique_objects(things):
-        anchor = things[number]
-        for beside, found in (group_by_position(NounPhrase(), anchor, things) or {}).items():
-            if len(found) == 1 and found[0].colour != anchor.colour:
-                one, other, wrong_one, wrong_other = _add_two_colors(found[0].colour, anchor.colour, rng)
-                here = {thing.kind for thing in things} - {anchor.kind}
-                kinds = _add_wrong_word(
-                    found[0].kind, sorted(here) if len(here) > 1 else SOUNDING_KINDS + SILENT_KINDS, rng
+    for index in _list_unique_objects(objects):
+        anchor = objects[index]
+        for position, neighbors in (group_by_position(NounPhrase(), anchor, objects) or {}).items():
+            if len(neighbors) == 1 and neighbors[0].color != anchor.color:
+                neighbor_color, anchor_color, incorrect_neighbor_color, incorrect_anchor_color = _add_two_colors(
+                    neighbors[0].color, anchor.color, rng
                 )
-                materials = _add_wrong_word(anchor.material, MATERIALS, rng)
-                answers = [_join_sentence("One", colour, kind) for colour in (one, wrong_one) for kind in kinds]
+                present_kinds = {scene_object.kind for scene_object in objects} - {anchor.kind}
+                kinds = _add_incorrect_word(
+                    neighbors[0].kind,
+                    sorted(present_kinds) if len(present_kinds) > 1 else SOUNDING_KINDS + SILENT_KINDS,
+                    rng,
+                )
+                materials = _add_incorrect_word(anchor.material, MATERIALS, rng)
+                answers = [
+                    _join_sentence("One", color, kind)
+                    for color in (neighbor_color, incorrect_neighbor_color)
+                    for kind in kinds
+                ]
                 rationales = [
-                    _join_sentence([number], "is", colour, "and made of", material)
-                    for colour in (other, wrong_other)
+                    _join_sentence([index], "is", color, "and made of", material)
+                    for color in (anchor_color, incorrect_anchor_color)
                     for material in materials
                 ]
-                question: TaggedTokens = ["What", "is", *beside.split(), [number], "?"]
+                question: TaggedTokens = ["What", "is", *position.split(), [index], "?"]
                 yield VCRQuestion(question, _shuffle_choices(answers, rng), _shuffle_choices(rationales, rng))
 
 
@@ -173,45 +181,47 @@ VCR_FORMS: tuple[Callable[[Sequence[SceneObject], np.random.Generator], Iterator
 )
 
 
-def _list_unique_objects(things: Sequence[SceneObject]) -> list[int]:
+def _list_unique_objects(objects: Sequence[SceneObject]) -> list[int]:
     """The indices of the objects that are the only one of their kind."""
     return [
-        number
-        for number, thing in enumerate(things)
-        if len(select_fitting_objects(NounPhrase(thing.kind), things)) == 1
+        index
+        for index, scene_object in enumerate(objects)
+        if len(select_fitting_objects(NounPhrase(scene_object.kind), objects)) == 1
     ]
 
 
-def _list_color_pairs(things: Sequence[SceneObject]) -> Iterator[tuple[int, int]]:
+def _list_color_pairs(objects: Sequence[SceneObject]) -> Iterator[tuple[int, int]]:
     """All ordered pairs of objects of different colors. Objects of one image often share their colors, so two equal
     words among the choices would reveal the answer.
     """
-    for first, second in permutations(_list_unique_objects(things), 2):
-        if things[first].colour != things[second].colour:
+    for first, second in permutations(_list_unique_objects(objects), 2):
+        if objects[first].color != objects[second].color:
             yield first, second
 
 
 def _describe_colors(
-    things: Sequence[SceneObject], first: int, second: int, rng: np.random.Generator
+    objects: Sequence[SceneObject], first: int, second: int, rng: np.random.Generator
 ) -> list[TaggedTokens]:
     """The colors of two objects in words, and the same with one or both of them incorrect: four different colors."""
-    one, other, wrong_one, wrong_other = _add_two_colors(things[first].colour, things[second].colour, rng)
+    correct_first, correct_second, incorrect_first, incorrect_second = _add_two_colors(
+        objects[first].color, objects[second].color, rng
+    )
     return [
-        _join_sentence([first], "is", first_colour, "and", [second], "is", second_colour)
-        for first_colour in (one, wrong_one)
-        for second_colour in (other, wrong_other)
+        _join_sentence([first], "is", first_color, "and", [second], "is", second_color)
+        for first_color in (correct_first, incorrect_first)
+        for second_color in (correct_second, incorrect_second)
     ]
 
 
-def _add_two_colors(one: str, other: str, rng: np.random.Generator) -> tuple[str, str, str, str]:
+def _add_two_colors(first: str, second: str, rng: np.random.Generator) -> tuple[str, str, str, str]:
     """Two colors, and two others."""
-    third, fourth = rng.choice([colour for colour in OBJECT_COLORS if colour not in (one, other)], 2, replace=False)
-    return one, other, str(third), str(fourth)
+    third, fourth = rng.choice([color for color in OBJECT_COLORS if color not in (first, second)], 2, replace=False)
+    return first, second, str(third), str(fourth)
 
 
-def _add_wrong_word(word: str, words: Sequence[str], rng: np.random.Generator) -> tuple[str, str]:
+def _add_incorrect_word(word: str, words: Sequence[str], rng: np.random.Generator) -> tuple[str, str]:
     """The correct word and an incorrect one."""
-    return word, str(rng.choice([other for other in words if other != word]))
+    return word, str(rng.choice([alternative for alternative in words if alternative != word]))
 
 
 def _join_sentence(*parts: str | list[int]) -> TaggedTokens:
@@ -228,16 +238,16 @@ def _shuffle_choices(sentences: list[TaggedTokens], rng: np.random.Generator) ->
     return AnswerChoice([sentences[i] for i in order], order.index(0))
 
 
-def _make_vcr_row(picture: SceneImage, riddle: VCRQuestion, is_test: bool) -> dict[str, Any]:
+def _make_vcr_row(scene_image: SceneImage, vcr_question: VCRQuestion, is_test: bool) -> dict[str, Any]:
     """A line of the file, without its ids."""
-    question, answers, rationales = riddle
+    question, answers, rationales = vcr_question
     row: dict[str, Any] = {
-        "movie": picture.file.split("/")[0].removeprefix("lsmdc_"),
-        "objects": [thing.kind for thing in picture.things],
+        "movie": scene_image.file.split("/")[0].removeprefix("lsmdc_"),
+        "objects": [scene_object.kind for scene_object in scene_image.objects],
         "interesting_scores": [0],
         "answer_likelihood": "likely",
-        "img_fn": picture.file,
-        "metadata_fn": f"{picture.file.removesuffix('.jpg')}.json",
+        "img_fn": scene_image.file,
+        "metadata_fn": f"{scene_image.file.removesuffix('.jpg')}.json",
         "question": question,
         "question_orig": _format_annotation(question),
         "answer_choices": answers.sentences,
@@ -264,9 +274,11 @@ def _write_metadata(image: Path, options: SynthesisOptions, index: int) -> None:
     if not path.exists():
         world = make_crowd(options.seed, Purpose.VCR, index)
         metadata = {
-            "boxes": [[*map(float, thing.box), 1.0] for thing in list_scene_objects(world, options.side)],
-            "segms": [[[list(point) for point in compute_hull(thing, options.side)]] for thing in world.things],
-            "names": [thing.kind for thing in world.things],
+            "boxes": [[*map(float, scene_object.box), 1.0] for scene_object in list_scene_objects(world, options.side)],
+            "segms": [
+                [[list(point) for point in compute_hull(scene_object, options.side)]] for scene_object in world.objects
+            ],
+            "names": [scene_object.kind for scene_object in world.objects],
             "width": options.side,
             "height": options.side,
         }

@@ -24,7 +24,7 @@ MISTAKE_FRACTION = 0.06
 MAX_MISTAKES = 3  # so that the correct answer stays the most common one and is needed for full accuracy
 CORRECT_CONFIDENCES, MISTAKE_CONFIDENCES = (0.85, 0.13, 0.02), (0.3, 0.5, 0.2)  # probabilities of yes, maybe, no
 VQA_FILE_INFO = {
-    "info": {"description": "Questions about comodal's playground in the format of VQA v2.0.", "version": "2.0"},
+    "info": {"description": "Questions about comodal's synthetic images in the format of VQA v2.0.", "version": "2.0"},
     "license": {"url": "", "name": ""},
     "data_type": "mscoco",
 }
@@ -33,30 +33,32 @@ VQA_FILE_INFO = {
 def write_vqa(folder: Path, parts: dict[str, list[tuple[int, SceneImage]]]) -> int:
     """The files of all splits, each of image ids and images; returns the number of questions."""
     total = 0
-    for split, numbered in parts.items():
-        questions, annotations = build_vqa_questions(numbered)
+    for split, images_with_ids in parts.items():
+        questions, annotations = build_vqa_questions(images_with_ids)
         total += len(questions)
         task = {**VQA_FILE_INFO, "task_type": "Open-Ended", "data_subtype": split, "questions": questions}
         write_bytes_atomically(folder / f"v2_OpenEnded_mscoco_{split}_questions.json", encode_json(task))
         if split == "test2015":
-            halves = {**task, "data_subtype": "test-dev2015", "questions": questions[::2]}
-            write_bytes_atomically(folder / "v2_OpenEnded_mscoco_test-dev2015_questions.json", encode_json(halves))
+            test_dev_file = {**task, "data_subtype": "test-dev2015", "questions": questions[::2]}
+            write_bytes_atomically(
+                folder / "v2_OpenEnded_mscoco_test-dev2015_questions.json", encode_json(test_dev_file)
+            )
         else:
-            answered = {**VQA_FILE_INFO, "data_subtype": split, "annotations": annotations}
-            write_bytes_atomically(folder / f"v2_mscoco_{split}_annotations.json", encode_json(answered))
+            annotation_file = {**VQA_FILE_INFO, "data_subtype": split, "annotations": annotations}
+            write_bytes_atomically(folder / f"v2_mscoco_{split}_annotations.json", encode_json(annotation_file))
     return total
 
 
 def build_vqa_questions(
-    numbered: Sequence[tuple[int, SceneImage]],
+    images_with_ids: Sequence[tuple[int, SceneImage]],
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Questions and annotations of one split; each split is balanced separately."""
     questions, annotations = [], []
     balance = AnswerBalancer()
-    for image_id, picture in numbered:
-        rng = picture.world.generator(RandomStream.QUESTIONS)
-        for number, claim in enumerate(generate_questions(picture.things, balance, rng)):
-            question_id = image_id * 1000 + number
+    for image_id, scene_image in images_with_ids:
+        rng = scene_image.world.make_generator(RandomStream.QUESTIONS)
+        for question_index, claim in enumerate(generate_questions(scene_image.objects, balance, rng)):
+            question_id = image_id * 1000 + question_index
             questions.append({"image_id": image_id, "question": claim.text, "question_id": question_id})
             annotations.append(
                 {
@@ -74,12 +76,12 @@ def build_vqa_questions(
 def simulate_answers(claim: ImageStatement, rng: np.random.Generator) -> list[dict[str, Any]]:
     """The answers of ten simulated annotators."""
     mistaken = set(np.flatnonzero(rng.random(NUM_ANNOTATORS) < MISTAKE_FRACTION)[:MAX_MISTAKES].tolist())
-    others = [answer for answer in claim.answers if answer != claim.answer]
+    incorrect_answers = [answer for answer in claim.answers if answer != claim.answer]
     answers = []
-    for number in range(NUM_ANNOTATORS):
-        answer = str(rng.choice(others)) if number in mistaken else claim.answer
-        sure = str(
-            rng.choice(("yes", "maybe", "no"), p=MISTAKE_CONFIDENCES if number in mistaken else CORRECT_CONFIDENCES)
+    for annotator in range(NUM_ANNOTATORS):
+        answer = str(rng.choice(incorrect_answers)) if annotator in mistaken else claim.answer
+        confidence = str(
+            rng.choice(("yes", "maybe", "no"), p=MISTAKE_CONFIDENCES if annotator in mistaken else CORRECT_CONFIDENCES)
         )
-        answers.append({"answer": answer, "answer_confidence": sure, "answer_id": number + 1})
+        answers.append({"answer": answer, "answer_confidence": confidence, "answer_id": annotator + 1})
     return answers

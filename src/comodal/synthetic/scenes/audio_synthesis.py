@@ -22,39 +22,43 @@ ATTACK_SECONDS = 0.004
 
 def render_world_audio(world: World, sample_rate: int) -> Samples:
     """The whole audio of a world, mono, between -1 and 1."""
-    rng = world.generator(RandomStream.SOUND)
+    rng = world.make_generator(RandomStream.AUDIO)
     count = round(world.seconds * sample_rate)
-    sound = np.zeros(count)
-    for thing in world.sounding:
-        sound += thing.level * _render_notes(thing, rng, count, sample_rate)
-    sound = _add_room(sound, world.background, rng, sample_rate)
-    loudest = np.sqrt(np.mean(sound**2)) + 1e-9
+    waveform = np.zeros(count)
+    for synthetic_object in world.sounding_objects:
+        waveform += synthetic_object.level * _render_notes(synthetic_object, rng, count, sample_rate)
+    waveform = _add_room(waveform, world.background, rng, sample_rate)
+    rms = np.sqrt(np.mean(waveform**2)) + 1e-9
     noise = _make_background_noise(world.background, rng, count, sample_rate)
-    sound = sound + world.background.noise_level * loudest * noise
-    return (sound * (float(rng.uniform(0.15, 0.9)) / (np.abs(sound).max() + 1e-9))).astype(np.float32)
+    waveform = waveform + world.background.noise_level * rms * noise
+    return (waveform * (float(rng.uniform(0.15, 0.9)) / (np.abs(waveform).max() + 1e-9))).astype(np.float32)
 
 
-def _render_notes(thing: SyntheticObject, rng: np.random.Generator, count: int, sample_rate: int) -> Samples:
+def _render_notes(synthetic_object: SyntheticObject, rng: np.random.Generator, count: int, sample_rate: int) -> Samples:
     """All notes of one object: pitch and loudness as curves in time, then one bank of partials for both."""
     ratio, loudness = np.ones(count), np.zeros(count)
-    for note in thing.notes:
+    for note in synthetic_object.notes:
         first = max(round(note.start_seconds * sample_rate), 0)
         last = min(round((note.start_seconds + note.seconds) * sample_rate), count)
         if last <= first:
             continue
         progress = (np.arange(first, last) / sample_rate - note.start_seconds) / note.seconds
         ratio[first:last] = note.pitch * (note.end_pitch / note.pitch) ** np.clip(progress, 0, 1)
-        loudness[first:last] = note.strength * compute_envelope(thing.kind, np.clip(progress, 0, 1), note.seconds)
-    heard = loudness > 0
-    phase = (2 * np.pi * np.cumsum(thing.pitch_hertz * ratio) / sample_rate)[heard]
+        loudness[first:last] = note.amplitude * compute_envelope(
+            synthetic_object.kind, np.clip(progress, 0, 1), note.seconds
+        )
+    is_audible = loudness > 0
+    phase = (2 * np.pi * np.cumsum(synthetic_object.pitch_hertz * ratio) / sample_rate)[is_audible]
     tone = np.zeros(len(phase))
     breath = rng.uniform(0.0, 0.5)
-    for partial in MATERIAL_PARTIALS[thing.material]:
+    for partial in MATERIAL_PARTIALS[synthetic_object.material]:
         amplitude, start = partial ** -rng.uniform(0.3, 1.3) * rng.uniform(0.4, 1.0), rng.uniform(0, 2 * np.pi)
-        if thing.pitch_hertz * partial * ratio.max() < sample_rate / 2:
+        if synthetic_object.pitch_hertz * partial * ratio.max() < sample_rate / 2:
             tone += amplitude * np.sin(partial * phase + start)
     voice = np.zeros(count)
-    voice[heard] = tone * (1 - breath + breath * 2 * _make_smooth_noise(rng, count, sample_rate, 150.0)[heard])
+    voice[is_audible] = tone * (
+        1 - breath + breath * 2 * _make_smooth_noise(rng, count, sample_rate, 150.0)[is_audible]
+    )
     voice *= loudness
     return voice / (np.abs(voice).max() + 1e-9)
 
@@ -79,24 +83,24 @@ def _make_smooth_noise(rng: np.random.Generator, count: int, sample_rate: int, h
     return np.interp(np.arange(count) / sample_rate * 2 * hertz, np.arange(len(knots)), knots)
 
 
-def _apply_filter(sound: Samples, gain: Inexact[np.ndarray, " bins"]) -> Samples:
+def _apply_filter(waveform: Samples, gain: Inexact[np.ndarray, " bins"]) -> Samples:
     """The waveform with each frequency of its transform multiplied; circular, as in a loop."""
-    return np.fft.irfft(np.fft.rfft(sound) * gain, len(sound))
+    return np.fft.irfft(np.fft.rfft(waveform) * gain, len(waveform))
 
 
-def _add_room(sound: Samples, background: Background, rng: np.random.Generator, sample_rate: int) -> Samples:
+def _add_room(waveform: Samples, background: Background, rng: np.random.Generator, sample_rate: int) -> Samples:
     """An exponentially decaying echo, then a tilt and one broad peak or dip of the microphone."""
-    count = len(sound)
+    count = len(waveform)
     times = np.arange(count) / sample_rate
     tail = rng.standard_normal(count) * np.exp(-6.9 * times / background.echo_seconds)  # -60 dB after echo_seconds
     tail *= background.echo_level / (np.sqrt(np.sum(tail**2)) + 1e-9)
     hertz = np.maximum(np.fft.rfftfreq(count, 1 / sample_rate), 50.0)
     octaves = np.log2(hertz / 1500.0)
-    centre, width = rng.uniform(-2, 3), rng.uniform(0.5, 1.5)
+    center, width = rng.uniform(-2, 3), rng.uniform(0.5, 1.5)
     decibels = background.tilt_decibels * octaves / 2 + rng.uniform(-12, 12) * np.exp(
-        -(((octaves - centre) / width) ** 2)
+        -(((octaves - center) / width) ** 2)
     )
-    return _apply_filter(sound, (1 + np.fft.rfft(tail)) * 10 ** (decibels / 20))
+    return _apply_filter(waveform, (1 + np.fft.rfft(tail)) * 10 ** (decibels / 20))
 
 
 def _make_background_noise(background: Background, rng: np.random.Generator, count: int, sample_rate: int) -> Samples:

@@ -31,14 +31,14 @@ def make_scene_name(index: int) -> str:
 
 def write_scene_lists(folder: Path, seed: int, scenes: int, side: int) -> None:
     """The captions, boxes and objects of each scene. Eight of ten are for training."""
-    told, there = [], []
+    caption_records, box_records = [], []
     for index in range(scenes):
         world = make_scene(seed, index)
         name, split = make_scene_name(index), {8: "validation", 9: "test"}.get(index % 10, "train")
-        told.append({"image": name, "captions": generate_scene_captions(world), "split": split})
-        boxes = [list(compute_object_box(thing, 0.0, side)) for thing in world.things]
-        objects = [{"kind": t.kind, "colour": t.colour, "material": t.material} for t in world.things]
+        caption_records.append({"image": name, "captions": generate_scene_captions(world), "split": split})
+        boxes = [list(compute_object_box(synthetic_object, 0.0, side)) for synthetic_object in world.objects]
+        objects = [{"kind": t.kind, "color": t.color, "material": t.material} for t in world.objects]
         record: dict[str, Any] = {"image": name, "width": side, "height": side, "boxes": boxes, "objects": objects}
-        there.append(record)
-    write_bytes_atomically(folder / "boxes.jsonl", format_json_lines(there).encode())
-    write_bytes_atomically(folder / "captions.jsonl", format_json_lines(told).encode())
+        box_records.append(record)
+    write_bytes_atomically(folder / "boxes.jsonl", format_json_lines(box_records).encode())
+    write_bytes_atomically(folder / "captions.jsonl", format_json_lines(caption_records).encode())

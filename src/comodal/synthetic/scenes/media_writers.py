@@ -24,7 +24,7 @@ def write_video_file(
     path: Path,
     frames: Iterable[UInt8[np.ndarray, "height width 3"]],
     frames_per_second: float,
-    sound: Float[np.ndarray, " samples"],
+    waveform: Float[np.ndarray, " samples"],
     sample_rate: int,
     side: int,
 ) -> None:
@@ -34,7 +34,7 @@ def write_video_file(
         path: the file to write.
         frames: the frames in order, of the same size.
         frames_per_second: the frame rate.
-        sound: samples between -1 and 1.
+        waveform: samples between -1 and 1.
         sample_rate: of the audio, in Hz.
         side: of the square frames, in pixels.
     """
@@ -42,31 +42,31 @@ def write_video_file(
         write_atomically(path) as partial,
         av.open(str(partial), "w", format="mp4", options={"fflags": "+bitexact"}) as container,
     ):
-        picture = container.add_stream(
+        video_stream = container.add_stream(
             "libx264", rate=Fraction(frames_per_second).limit_denominator(1000), options=H264_OPTIONS
         )
-        picture.width = picture.height = side
-        picture.pix_fmt = "yuv420p"
-        voice = container.add_stream("aac", rate=sample_rate, options=AAC_OPTIONS)
-        voice.layout, voice.bit_rate = "mono", 96_000
+        video_stream.width = video_stream.height = side
+        video_stream.pix_fmt = "yuv420p"
+        audio_stream = container.add_stream("aac", rate=sample_rate, options=AAC_OPTIONS)
+        audio_stream.layout, audio_stream.bit_rate = "mono", 96_000
         for pixels in frames:
-            container.mux(picture.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(picture.encode(None))
-        for start in range(0, len(sound), AUDIO_BLOCK_SAMPLES):
+            container.mux(video_stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(video_stream.encode(None))
+        for start in range(0, len(waveform), AUDIO_BLOCK_SAMPLES):
             block = av.AudioFrame.from_ndarray(
-                sound[None, start : start + AUDIO_BLOCK_SAMPLES], format="fltp", layout="mono"
+                waveform[None, start : start + AUDIO_BLOCK_SAMPLES], format="fltp", layout="mono"
             )
             block.sample_rate, block.pts, block.time_base = sample_rate, start, Fraction(1, sample_rate)
-            container.mux(voice.encode(block))
-        container.mux(voice.encode(None))
+            container.mux(audio_stream.encode(block))
+        container.mux(audio_stream.encode(None))
 
 
 def write_wav_file(
-    path: Path, sound: Float[np.ndarray, "samples *channels"], sample_rate: int, subtype: str = "PCM_16"
+    path: Path, waveform: Float[np.ndarray, "samples *channels"], sample_rate: int, subtype: str = "PCM_16"
 ) -> None:
     """A WAV file, 16 bits unless another soundfile subtype is given."""
     made = io.BytesIO()  # libsndfile does not say why a file cannot be written
-    soundfile.write(made, sound, sample_rate, subtype=subtype, format="WAV")
+    soundfile.write(made, waveform, sample_rate, subtype=subtype, format="WAV")
     write_bytes_atomically(path, made.getvalue())
 
 

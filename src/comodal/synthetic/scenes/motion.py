@@ -25,68 +25,72 @@ class Pose:
     turn: float
 
 
-def compute_pose(thing: SyntheticObject, seconds: float) -> Pose:
+def compute_pose(synthetic_object: SyntheticObject, seconds: float) -> Pose:
     """The pose of an object at a moment of its world."""
-    wave = thing.phase + 2 * np.pi * 0.4 * seconds
+    wave = synthetic_object.phase + 2 * np.pi * 0.4 * seconds
     across, down, lean = {
         "still": (0.0, 0.0, 0.0),
         "sway": (0.0, 0.0, 8 * np.sin(2 * wave)),
         "drift": (np.sin(wave / 2), 0.0, 0.0),
         "circle": (np.cos(wave), np.sin(wave), 0.0),
-    }[thing.motion]
-    action = _compute_action(thing, seconds)
-    rise = _compute_ball_height(thing, seconds) if thing.kind == "ball" else 0.0
-    turn = np.degrees(thing.phase) + seconds * thing.tempo * {"fan": 870.0, "clock": 35.0, "siren": 545.0}.get(
-        thing.kind, 90.0
-    )
-    if not thing.sounding:
+    }[synthetic_object.motion]
+    action = _compute_action(synthetic_object, seconds)
+    rise = _compute_ball_height(synthetic_object, seconds) if synthetic_object.kind == "ball" else 0.0
+    turn = np.degrees(synthetic_object.phase) + seconds * synthetic_object.tempo * {
+        "fan": 870.0,
+        "clock": 35.0,
+        "siren": 545.0,
+    }.get(synthetic_object.kind, 90.0)
+    if not synthetic_object.sounding:
         turn = 0.0
     return Pose(
-        x=thing.x + thing.reach * float(across),
-        y=thing.y + thing.reach * float(down) - rise,
-        angle=thing.angle + float(lean),
+        x=synthetic_object.x + synthetic_object.reach * float(across),
+        y=synthetic_object.y + synthetic_object.reach * float(down) - rise,
+        angle=synthetic_object.angle + float(lean),
         action=action,
         turn=float(turn),
     )
 
 
-def _compute_action(thing: SyntheticObject, seconds: float) -> float:
+def _compute_action(synthetic_object: SyntheticObject, seconds: float) -> float:
     """How strongly the object sounds, as far as it is visible."""
     strongest = 0.0
-    for note in thing.notes:
+    for note in synthetic_object.notes:
         age = seconds - note.start_seconds
         if 0 <= age < max(note.seconds, HIT_SECONDS):
-            strongest = max(strongest, note.strength * (1 - age / max(note.seconds, HIT_SECONDS)))
+            strongest = max(strongest, note.amplitude * (1 - age / max(note.seconds, HIT_SECONDS)))
     return float(strongest)
 
 
-def _compute_ball_height(thing: SyntheticObject, seconds: float) -> float:
+def _compute_ball_height(synthetic_object: SyntheticObject, seconds: float) -> float:
     """Height of a ball between two of its bounces: a parabola as high as the flight is long."""
-    before = max((note.start_seconds for note in thing.notes if note.start_seconds <= seconds), default=None)
-    after = min((note.start_seconds for note in thing.notes if note.start_seconds > seconds), default=None)
+    before = max((note.start_seconds for note in synthetic_object.notes if note.start_seconds <= seconds), default=None)
+    after = min((note.start_seconds for note in synthetic_object.notes if note.start_seconds > seconds), default=None)
     if before is None or after is None:
         return 0.0
     flight, part = after - before, (seconds - before) / (after - before)
-    return float(0.6 * thing.size * (flight / 0.4) ** 2 * 4 * part * (1 - part))
+    return float(0.6 * synthetic_object.size * (flight / 0.4) ** 2 * 4 * part * (1 - part))
 
 
-def compute_object_outline(thing: SyntheticObject, pose: Pose, side: int) -> list[Polygon]:
+def compute_object_outline(synthetic_object: SyntheticObject, pose: Pose, side: int) -> list[Polygon]:
     """The polygons of an object in pixels of a square image, back to front."""
     radians = np.radians(pose.angle)
-    scale = thing.size * side
-    mirror = -1.0 if thing.mirrored else 1.0
+    scale = synthetic_object.size * side
+    flip_sign = -1.0 if synthetic_object.is_flipped else 1.0
     turn = np.array([(np.cos(radians), np.sin(radians)), (-np.sin(radians), np.cos(radians))])
-    matrix = np.diag([mirror, 1.0]) @ turn * scale
-    centre = (pose.x * side, pose.y * side)
+    matrix = np.diag([flip_sign, 1.0]) @ turn * scale
+    center = (pose.x * side, pose.y * side)
     return [
-        Polygon(p.points @ matrix + centre, p.paint)
-        for p in build_object_shape(thing.kind, Movement(pose.action, pose.turn))
+        Polygon(p.points @ matrix + center, p.paint)
+        for p in build_object_shape(synthetic_object.kind, Movement(pose.action, pose.turn))
     ]
 
 
-def compute_object_box(thing: SyntheticObject, seconds: float, side: int) -> tuple[int, int, int, int]:
+def compute_object_box(synthetic_object: SyntheticObject, seconds: float, side: int) -> tuple[int, int, int, int]:
     """Left, top, right, bottom in whole pixels of the part inside the image; right and bottom are exclusive."""
-    points = np.concatenate([p.points for p in compute_object_outline(thing, compute_pose(thing, seconds), side)])
+    points = np.concatenate(
+        [p.points for p in compute_object_outline(synthetic_object, compute_pose(synthetic_object, seconds), side)]
+    )
     left, top = np.floor(points.min(axis=0) - SOFT_EDGE).astype(int)
     right, bottom = np.ceil(points.max(axis=0) + SOFT_EDGE).astype(int)
     return max(int(left), 0), max(int(top), 0), min(int(right), side), min(int(bottom), side)

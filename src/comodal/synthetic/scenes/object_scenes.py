@@ -30,7 +30,7 @@ class SceneObject:
     """An object in an image; its box is left, top, right, bottom in pixels."""
 
     kind: str
-    colour: str
+    color: str
     material: str
     box: tuple[int, int, int, int]
 
@@ -44,21 +44,21 @@ class NounPhrase(NamedTuple):
     """A description of an object; attributes that are None are not mentioned."""
 
     kind: str | None = None
-    colour: str | None = None
+    color: str | None = None
     material: str | None = None
 
     @property
-    def says(self) -> str:
+    def mentioned_attributes(self) -> str:
         """Which of kind, color and material are mentioned: all that the sentence reveals."""
-        return "".join("-" if word is None else letter for letter, word in zip("kcm", self, strict=True))
+        return "".join("-" if value is None else letter for letter, value in zip("kcm", self, strict=True))
 
     def __str__(self) -> str:
-        return " ".join(filter(None, (self.colour, self.material, self.kind or "thing")))
+        return " ".join(filter(None, (self.color, self.material, self.kind or "thing")))
 
 
 def list_scene_objects(world: World, side: int) -> tuple[SceneObject, ...]:
     """All objects of a silent world, from back to front."""
-    return tuple(SceneObject(t.kind, t.colour, t.material, compute_object_box(t, 0.0, side)) for t in world.things)
+    return tuple(SceneObject(t.kind, t.color, t.material, compute_object_box(t, 0.0, side)) for t in world.objects)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class SceneImage:
     index: int
     file: str
     world: World
-    things: tuple[SceneObject, ...]
+    objects: tuple[SceneObject, ...]
 
 
 def list_scene_images(seed: int, purpose: Purpose, files: Sequence[str], side: int) -> list[SceneImage]:
@@ -80,26 +80,31 @@ def list_scene_images(seed: int, purpose: Purpose, files: Sequence[str], side: i
     ]
 
 
-def select_fitting_objects(noun: NounPhrase, things: Sequence[SceneObject]) -> list[SceneObject]:
+def select_fitting_objects(noun: NounPhrase, objects: Sequence[SceneObject]) -> list[SceneObject]:
     """The objects that the noun phrase fits."""
-    kind, colour, material = noun
+    kind, color, material = noun
     return [
-        thing
-        for thing in things
-        if kind in (None, thing.kind) and colour in (None, thing.colour) and material in (None, thing.material)
+        scene_object
+        for scene_object in objects
+        if kind in (None, scene_object.kind)
+        and color in (None, scene_object.color)
+        and material in (None, scene_object.material)
     ]
 
 
-def list_unambiguous_nouns(thing: SceneObject, things: Sequence[SceneObject]) -> list[NounPhrase]:
+def list_unambiguous_nouns(scene_object: SceneObject, objects: Sequence[SceneObject]) -> list[NounPhrase]:
     """The noun phrases that fit only this object: by its kind, or by its color and kind."""
-    nouns = (NounPhrase(thing.kind), NounPhrase(thing.kind, thing.colour))
-    return [noun for noun in nouns if len(select_fitting_objects(noun, things)) == 1]
+    nouns = (NounPhrase(scene_object.kind), NounPhrase(scene_object.kind, scene_object.color))
+    return [noun for noun in nouns if len(select_fitting_objects(noun, objects)) == 1]
 
 
 def compare_positions(first: SceneObject, second: SceneObject) -> str | None:
     """The position of the first object relative to the second; None if it is ambiguous."""
-    (left, top, right, bottom), other = first.box, second.box
-    across, down = left + right - other[0] - other[2], top + bottom - other[1] - other[3]  # twice those of the centers
+    (left, top, right, bottom), second_box = first.box, second.box
+    across, down = (
+        left + right - second_box[0] - second_box[2],
+        top + bottom - second_box[1] - second_box[3],
+    )  # twice those of the centers
     if abs(across) >= MIN_SIZE_RATIO * abs(down):
         return "left of" if across < 0 else "right of"
     if abs(down) >= MIN_SIZE_RATIO * abs(across):
@@ -108,17 +113,17 @@ def compare_positions(first: SceneObject, second: SceneObject) -> str | None:
 
 
 def group_by_position(
-    noun: NounPhrase, anchor: SceneObject, things: Sequence[SceneObject]
+    noun: NounPhrase, anchor: SceneObject, objects: Sequence[SceneObject]
 ) -> dict[str, list[SceneObject]] | None:
     """The objects that the noun phrase fits, by position relative to the anchor; None if ambiguous or empty."""
-    found: dict[str, list[SceneObject]] = {where: [] for where in RELATIVE_POSITIONS}
-    for thing in select_fitting_objects(noun, things):
-        if thing is not anchor:
-            where = compare_positions(thing, anchor)
-            if where is None:
+    objects_by_position: dict[str, list[SceneObject]] = {position: [] for position in RELATIVE_POSITIONS}
+    for scene_object in select_fitting_objects(noun, objects):
+        if scene_object is not anchor:
+            position = compare_positions(scene_object, anchor)
+            if position is None:
                 return None
-            found[where].append(thing)
-    return found if any(found.values()) else None
+            objects_by_position[position].append(scene_object)
+    return objects_by_position if any(objects_by_position.values()) else None
 
 
 def compare_sizes(first: SceneObject, second: SceneObject) -> bool | None:
@@ -128,9 +133,9 @@ def compare_sizes(first: SceneObject, second: SceneObject) -> bool | None:
     return False if second.area >= MIN_SIZE_RATIO * first.area else None
 
 
-def compute_hull(thing: SyntheticObject, side: int) -> list[tuple[float, float]]:
+def compute_hull(synthetic_object: SyntheticObject, side: int) -> list[tuple[float, float]]:
     """The convex hull of an object inside the image, in pixels (by Andrew's monotone chain)."""
-    polygons = compute_object_outline(thing, compute_pose(thing, 0.0), side)
+    polygons = compute_object_outline(synthetic_object, compute_pose(synthetic_object, 0.0), side)
     points = np.clip(np.concatenate([polygon.points for polygon in polygons]), 0, side)
     ordered = sorted({(round(float(x), 2), round(float(y), 2)) for x, y in points})
     return [*_build_hull_chain(ordered), *_build_hull_chain(ordered[::-1])]
@@ -168,11 +173,11 @@ def _write_crowd_image(path: Path, seed: int, purpose: Purpose, index: int, side
         write_image_file(path, render_frame(make_crowd(seed, purpose, index), 0.0, side))
 
 
-def write_scene_boxes(path: Path, pictures: Sequence[SceneImage], side: int) -> None:
+def write_scene_boxes(path: Path, scene_images: Sequence[SceneImage], side: int) -> None:
     """The boxes and objects of each image, by its file: for `prepare regions --boxes`."""
     records: list[dict[str, Any]] = []
-    for picture in pictures:
-        objects = [{"kind": t.kind, "colour": t.colour, "material": t.material} for t in picture.things]
-        boxes = [list(thing.box) for thing in picture.things]
-        records.append({"image": picture.file, "width": side, "height": side, "boxes": boxes, "objects": objects})
+    for scene_image in scene_images:
+        objects = [{"kind": t.kind, "color": t.color, "material": t.material} for t in scene_image.objects]
+        boxes = [list(scene_object.box) for scene_object in scene_image.objects]
+        records.append({"image": scene_image.file, "width": side, "height": side, "boxes": boxes, "objects": objects})
     write_bytes_atomically(path, format_json_lines(records).encode())

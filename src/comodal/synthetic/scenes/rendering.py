@@ -21,26 +21,26 @@ class Painter:
     def __init__(self, world: World, side: int) -> None:
         self.world, self.side = world, side
         self.background = paint_background(world, side)
-        self.drawn: dict[int, tuple[Pose, Image.Image, tuple[int, int]]] = {}
+        self.cached_patches: dict[int, tuple[Pose, Image.Image, tuple[int, int]]] = {}
 
-    def frame(self, seconds: float) -> Pixels:
-        picture = self.background.copy()
-        for number, thing in enumerate(self.world.things):
-            pose = compute_pose(thing, seconds)
-            if number not in self.drawn or self.drawn[number][0] != pose:
-                self.drawn[number] = (pose, *paint_object(thing, pose, self.side))
-            _, patch, corner = self.drawn[number]
-            picture.paste(patch, corner, patch)
-        return np.asarray(picture)
+    def paint_frame(self, seconds: float) -> Pixels:
+        image = self.background.copy()
+        for index, synthetic_object in enumerate(self.world.objects):
+            pose = compute_pose(synthetic_object, seconds)
+            if index not in self.cached_patches or self.cached_patches[index][0] != pose:
+                self.cached_patches[index] = (pose, *paint_object(synthetic_object, pose, self.side))
+            _, patch, corner = self.cached_patches[index]
+            image.paste(patch, corner, patch)
+        return np.asarray(image)
 
 
-def paint_object(thing: SyntheticObject, pose: Pose, side: int) -> tuple[Image.Image, tuple[int, int]]:
+def paint_object(synthetic_object: SyntheticObject, pose: Pose, side: int) -> tuple[Image.Image, tuple[int, int]]:
     """An object as an RGBA patch, and the position of its top left corner in the image."""
-    polygons = compute_object_outline(thing, pose, side)
+    polygons = compute_object_outline(synthetic_object, pose, side)
     points = np.concatenate([polygon.points for polygon in polygons])
     corner = np.floor(points.min(axis=0)).astype(int) - 1
     size = np.ceil(points.max(axis=0)).astype(int) + 1 - corner
-    paints = _choose_paints(thing)
+    paints = _choose_paints(synthetic_object)
     large = Image.new("RGBA", tuple((size * SUPERSAMPLING).tolist()), (*paints["body"], 0))
     draw = ImageDraw.Draw(large)
     for polygon in polygons:
@@ -48,14 +48,14 @@ def paint_object(thing: SyntheticObject, pose: Pose, side: int) -> tuple[Image.I
         draw.polygon([tuple(point) for point in inside.tolist()], fill=(*paints[polygon.paint], 255))
     patch = np.asarray(large.reduce(SUPERSAMPLING))
     x, y = np.meshgrid(np.arange(size[0]) / size[0], np.arange(size[1]) / size[1])
-    shade, opacity = _render_material(thing.material, x, y)
-    colour = np.clip(patch[..., :3] * shade[..., None], 0, 255)
-    painted = np.concatenate([colour, patch[..., 3:] * opacity], axis=2).astype(np.uint8)
+    shade, opacity = _render_material(synthetic_object.material, x, y)
+    rgb = np.clip(patch[..., :3] * shade[..., None], 0, 255)
+    painted = np.concatenate([rgb, patch[..., 3:] * opacity], axis=2).astype(np.uint8)
     return Image.fromarray(painted), (int(corner[0]), int(corner[1]))
 
 
-def _choose_paints(thing: SyntheticObject) -> dict[str, tuple[int, int, int]]:
-    body = np.array(OBJECT_COLORS[thing.colour], dtype=float)
+def _choose_paints(synthetic_object: SyntheticObject) -> dict[str, tuple[int, int, int]]:
+    body = np.array(OBJECT_COLORS[synthetic_object.color], dtype=float)
     ink = np.array((25, 25, 30)) if body.mean() > 70 else np.array((150, 150, 145))
     light = body * 0.35 + 165 if body.mean() < 200 else body * 0.55  # for white, the lighter paint is gray
     paints = {"body": body, "dark": body * 0.6, "light": light, "ink": ink}
@@ -77,7 +77,7 @@ def _render_material(
 
 def paint_background(world: World, side: int) -> Image.Image:
     """Two colors in a texture, scattered scraps, a light gradient and grain."""
-    rng = world.generator(RandomStream.PICTURE)
+    rng = world.make_generator(RandomStream.IMAGE)
     scene = world.background
     x, y = np.meshgrid(np.arange(side) / side, np.arange(side) / side)
     angle, scale = rng.uniform(0, np.pi), rng.uniform(6, 30)
@@ -91,21 +91,21 @@ def paint_background(world: World, side: int) -> Image.Image:
         "waves": 0.5 + 0.5 * np.sin(scale * (along + 0.08 * np.sin(9 * across))),
     }[scene.texture]
     contrast = rng.uniform(0.05, 0.25)
-    first, second = (np.array(OBJECT_COLORS[colour], dtype=float) for colour in scene.colours)
+    first, second = (np.array(OBJECT_COLORS[color], dtype=float) for color in scene.colors)
     pixels = first + (second - first) * (contrast * mix)[..., None]
-    picture = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    draw = ImageDraw.Draw(picture)
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
     for _ in range(scene.clutter):
-        centre, size = rng.uniform(0, side, 2), rng.uniform(0.02, 0.12) * side
+        center, size = rng.uniform(0, side, 2), rng.uniform(0.02, 0.12) * side
         angles = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(3, 8))))
-        scrap = centre + size * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        colour = OBJECT_COLORS[str(rng.choice(list(OBJECT_COLORS)))]
-        draw.polygon([tuple(point) for point in scrap.tolist()], fill=colour)
+        scrap = center + size * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        color = OBJECT_COLORS[str(rng.choice(list(OBJECT_COLORS)))]
+        draw.polygon([tuple(point) for point in scrap.tolist()], fill=color)
     light = scene.light * (1 + rng.uniform(-0.3, 0.3) * (x - 0.5) + rng.uniform(-0.3, 0.3) * (y - 0.5))
     grain = rng.normal(0, 4, (side, side, 1))
-    return Image.fromarray(np.clip(np.asarray(picture) * light[..., None] + grain, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(np.asarray(image) * light[..., None] + grain, 0, 255).astype(np.uint8))
 
 
 def render_frame(world: World, seconds: float, side: int) -> Pixels:
     """One moment of a world."""
-    return Painter(world, side).frame(seconds)
+    return Painter(world, side).paint_frame(seconds)

@@ -26,71 +26,73 @@ NOISE_PHRASES = {"pink": "some noise", "rain": "rain", "hum": "a low hum", "wind
 
 def generate_captions(world: World) -> list[str]:
     """Several true sentences, worded differently from world to world."""
-    rng = world.generator(RandomStream.CAPTIONS)
+    rng = world.make_generator(RandomStream.CAPTIONS)
     sentences = [_list_objects(world, rng)]
-    for thing in world.sounding:
-        verb = SOUND_VERBS[thing.kind][int(rng.integers(2))]
+    for synthetic_object in world.sounding_objects:
+        verb = SOUND_VERBS[synthetic_object.kind][int(rng.integers(2))]
         sentences.append(
-            f"The {describe_object(thing, rng)} {verb}, with {NOISE_PHRASES[world.background.noise]} behind it."
+            f"The {describe_object(synthetic_object, rng)} {verb}, "
+            f"with {NOISE_PHRASES[world.background.noise]} behind it."
         )
-    if len(world.things) > 1:
-        first, second = (world.things[int(i)] for i in rng.choice(len(world.things), 2, replace=False))
+    if len(world.objects) > 1:
+        first, second = (world.objects[int(i)] for i in rng.choice(len(world.objects), 2, replace=False))
         sentences.append(
             f"The {describe_object(first, rng)} is {describe_relation(first, second)} "
             f"the {describe_object(second, rng)}."
         )
-        largest = max(world.things, key=lambda thing: thing.size)
+        largest = max(world.objects, key=lambda synthetic_object: synthetic_object.size)
         sentences.append(f"The largest thing is the {describe_object(largest, rng)}.")
     return sentences
 
 
 def generate_scene_captions(world: World) -> list[str]:
     """Three true sentences about a still image, each of which names several of its objects."""
-    rng = world.generator(RandomStream.CAPTIONS)
-    order = [world.things[int(i)] for i in rng.permutation(len(world.things))]
-    names = [describe_object(thing, rng) for thing in order]
-    neighbours = list(pairwise(zip(order, names, strict=True)))[:2]
-    places = [f"the {a} is {describe_relation(x, y)} the {b}" for (x, a), (y, b) in neighbours]
-    listed = f"{', '.join(describe_object(thing, rng) for thing in order[1:])} and {describe_object(order[0], rng)}"
+    rng = world.make_generator(RandomStream.CAPTIONS)
+    order = [world.objects[int(i)] for i in rng.permutation(len(world.objects))]
+    names = [describe_object(synthetic_object, rng) for synthetic_object in order]
+    neighbors = list(pairwise(zip(order, names, strict=True)))[:2]
+    relations = [f"the {a} is {describe_relation(x, y)} the {b}" for (x, a), (y, b) in neighbors]
+    all_but_first = ", ".join(describe_object(synthetic_object, rng) for synthetic_object in order[1:])
+    listed = f"{all_but_first} and {describe_object(order[0], rng)}"
     return [
         _list_objects(world, rng),
-        f"{' and '.join(places)}.".capitalize(),
+        f"{' and '.join(relations)}.".capitalize(),
         f"{NUMBER_WORDS[len(order)]} things: {listed}.",
     ]
 
 
 def generate_crowd_captions(world: World) -> list[str]:
     """Five true sentences about an image in which kinds and colors recur: those of a scene, and two that count."""
-    rng = world.generator(RandomStream.CAPTIONS)
-    by_kind = Counter(thing.kind for thing in world.things)
-    by_colour = Counter(thing.colour for thing in world.things)
-    kinds, colours = list(by_kind.items()), list(by_colour.items())
-    counted = [_format_count(*kinds[int(i)]) for i in rng.permutation(len(kinds))]
-    coloured = [
-        _format_count(f"{colour} thing", number)
-        for colour, number in (colours[int(i)] for i in rng.permutation(len(colours)))
+    rng = world.make_generator(RandomStream.CAPTIONS)
+    count_by_kind = Counter(synthetic_object.kind for synthetic_object in world.objects)
+    count_by_color = Counter(synthetic_object.color for synthetic_object in world.objects)
+    kind_counts, color_counts = list(count_by_kind.items()), list(count_by_color.items())
+    kind_phrases = [_format_count(*kind_counts[int(i)]) for i in rng.permutation(len(kind_counts))]
+    color_phrases = [
+        _format_count(f"{color} thing", count)
+        for color, count in (color_counts[int(i)] for i in rng.permutation(len(color_counts)))
     ]
     return [
         *generate_scene_captions(world),
-        f"{_join_names(counted)}.".capitalize(),
-        f"{str(rng.choice(CAPTION_OPENINGS)).format(_join_names(coloured))}.",
+        f"{_join_names(kind_phrases)}.".capitalize(),
+        f"{str(rng.choice(CAPTION_OPENINGS)).format(_join_names(color_phrases))}.",
     ]
 
 
-def _format_count(name: str, number: int) -> str:
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}" if number == 1 else f"{NUMBER_WORDS[number].lower()} {name}s"
+def _format_count(name: str, count: int) -> str:
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}" if count == 1 else f"{NUMBER_WORDS[count].lower()} {name}s"
 
 
 def _join_names(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def describe_object(thing: SyntheticObject, rng: np.random.Generator) -> str:
+def describe_object(synthetic_object: SyntheticObject, rng: np.random.Generator) -> str:
     """An object in words, with its color or its material or both."""
     words = [
-        [thing.colour, thing.kind],
-        [thing.material, thing.kind],
-        [thing.colour, thing.material, thing.kind],
+        [synthetic_object.color, synthetic_object.kind],
+        [synthetic_object.material, synthetic_object.kind],
+        [synthetic_object.color, synthetic_object.material, synthetic_object.kind],
     ]
     return " ".join(words[int(rng.integers(3))])
 
@@ -104,5 +106,8 @@ def describe_relation(first: SyntheticObject, second: SyntheticObject) -> str:
 
 
 def _list_objects(world: World, rng: np.random.Generator) -> str:
-    names = [_format_count(f"{thing.colour} {thing.material} {thing.kind}", 1) for thing in world.things]
+    names = [
+        _format_count(f"{synthetic_object.color} {synthetic_object.material} {synthetic_object.kind}", 1)
+        for synthetic_object in world.objects
+    ]
     return str(rng.choice(CAPTION_OPENINGS)).format(_join_names(names)) + "."

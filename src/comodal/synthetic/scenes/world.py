@@ -18,7 +18,7 @@ class Purpose(IntEnum):
     """What a world is generated for; worlds of different purposes are independent."""
 
     VIDEO = 0
-    SOUND = 1
+    AUDIO = 1
     IMAGE = 2
     SCENE = 3
     COCO = 4
@@ -34,8 +34,8 @@ class RandomStream(IntEnum):
     """Parts of a world with separate random streams, so that one can be drawn without the others."""
 
     SCENE = 0
-    PICTURE = 1
-    SOUND = 2
+    IMAGE = 1
+    AUDIO = 2
     CAPTIONS = 3
     MOMENT = 4
     QUESTIONS = 5
@@ -79,7 +79,7 @@ class Note:
     seconds: float
     pitch: float = 1.0
     end_pitch: float = 1.0
-    strength: float = 1.0
+    amplitude: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,13 @@ class SyntheticObject:
     """One object; x, y (its center at rest) and `size` are in sides of the square image."""
 
     kind: str
-    colour: str
+    color: str
     material: str
     size: float
     x: float
     y: float
     angle: float
-    mirrored: bool
+    is_flipped: bool
     motion: str
     reach: float
     phase: float
@@ -109,7 +109,7 @@ class Background:
     """The visual and acoustic background; `noise_level` is relative to the loudest object."""
 
     texture: str
-    colours: tuple[str, str]
+    colors: tuple[str, str]
     clutter: int
     light: float
     noise: str
@@ -121,20 +121,20 @@ class Background:
 
 @dataclass(frozen=True)
 class World:
-    """A scene of some seconds; `things` are its objects, ordered from back to front."""
+    """A scene of some seconds; `objects` are ordered from back to front."""
 
     seed: int
     purpose: Purpose
     index: int
     seconds: float
-    things: tuple[SyntheticObject, ...]
+    objects: tuple[SyntheticObject, ...]
     background: Background
 
     @property
-    def sounding(self) -> tuple[SyntheticObject, ...]:
-        return tuple(thing for thing in self.things if thing.sounding)
+    def sounding_objects(self) -> tuple[SyntheticObject, ...]:
+        return tuple(synthetic_object for synthetic_object in self.objects if synthetic_object.sounding)
 
-    def generator(self, part: RandomStream) -> np.random.Generator:
+    def make_generator(self, part: RandomStream) -> np.random.Generator:
         """The random generator of one part of this world."""
         return np.random.default_rng((self.seed, int(self.purpose), self.index, int(part)))
 
@@ -142,19 +142,19 @@ class World:
 def make_world(seed: int, purpose: Purpose, index: int, *, seconds: float, kind: str | None = None) -> World:
     """The world of (seed, purpose, index); with a `kind`, exactly one object sounds and it is of that kind."""
     rng = np.random.default_rng((seed, int(purpose), index, int(RandomStream.SCENE)))
-    sounding = 1 if kind is not None or rng.random() > 0.1 else 2
-    kinds = [str(name) for name in rng.choice(SOUNDING_KINDS, size=sounding, replace=False)]
+    num_sounding = 1 if kind is not None or rng.random() > 0.1 else 2
+    kinds = [str(name) for name in rng.choice(SOUNDING_KINDS, size=num_sounding, replace=False)]
     if kind is not None:
         kinds = [kind]
-    distractors = int(rng.choice(3, p=(0.5, 0.35, 0.15))) if sounding == 1 else 0
+    distractors = int(rng.choice(3, p=(0.5, 0.35, 0.15))) if num_sounding == 1 else 0
     silent = [str(name) for name in rng.choice(SILENT_KINDS, size=distractors, replace=False)]
     names = silent + kinds
     sizes = [_draw_size(rng, name) for name in names]
-    places = _draw_positions(rng, sizes)
+    positions = _draw_positions(rng, sizes)
     background = _make_background(rng)
-    colours = [colour for colour in OBJECT_COLORS if colour not in background.colours]  # so that all are visible
-    things = tuple(_make_object(rng, *item, colours, seconds) for item in zip(names, sizes, places, strict=True))
-    return World(seed, purpose, index, seconds, things, background)
+    colors = [color for color in OBJECT_COLORS if color not in background.colors]  # so that all are visible
+    objects = tuple(_make_object(rng, *item, colors, seconds) for item in zip(names, sizes, positions, strict=True))
+    return World(seed, purpose, index, seconds, objects, background)
 
 
 def make_scene(seed: int, index: int) -> World:
@@ -163,11 +163,11 @@ def make_scene(seed: int, index: int) -> World:
     count = int(rng.choice(list(SCENE_COUNTS), p=list(SCENE_COUNTS.values())))
     names = [str(name) for name in rng.choice(SOUNDING_KINDS + SILENT_KINDS, size=count, replace=False)]
     sizes = [float(size) for size in rng.uniform(*SCENE_SIZES, size=count)]
-    places = _draw_positions(rng, sizes)
+    positions = _draw_positions(rng, sizes)
     background = _make_background(rng)
-    colours = [colour for colour in OBJECT_COLORS if colour not in background.colours]
-    things = tuple(_make_object(rng, *item, colours, None) for item in zip(names, sizes, places, strict=True))
-    return World(seed, Purpose.SCENE, index, 0.0, things, background)
+    colors = [color for color in OBJECT_COLORS if color not in background.colors]
+    objects = tuple(_make_object(rng, *item, colors, None) for item in zip(names, sizes, positions, strict=True))
+    return World(seed, Purpose.SCENE, index, 0.0, objects, background)
 
 
 def make_crowd(seed: int, purpose: Purpose, index: int) -> World:
@@ -182,16 +182,16 @@ def make_crowd(seed: int, purpose: Purpose, index: int) -> World:
     first, second = int(rng.integers(2, 4)), int(rng.integers(1, 3))
     names = [str(name) for name in rng.permutation(([kinds[0]] * first + [kinds[1]] * second + kinds[2:])[:count])]
     sizes = [float(size) for size in rng.uniform(*CROWD_SIZES, size=count)]
-    places = _spread_positions(rng, sizes)
+    positions = _spread_positions(rng, sizes)
     background = _make_background(rng)
-    colours = [colour for colour in OBJECT_COLORS if colour not in background.colours]
-    palette = [str(name) for name in rng.choice(colours, CROWD_COLORS, replace=False)]
+    colors = [color for color in OBJECT_COLORS if color not in background.colors]
+    palette = [str(name) for name in rng.choice(colors, CROWD_COLORS, replace=False)]
     materials = rng.choice(MATERIALS, CROWD_MATERIALS, replace=False)
-    things = tuple(
+    objects = tuple(
         replace(_make_object(rng, *item, palette, None), material=str(rng.choice(materials)))
-        for item in zip(names, sizes, places, strict=True)
+        for item in zip(names, sizes, positions, strict=True)
     )
-    return World(seed, purpose, index, 0.0, things, background)
+    return World(seed, purpose, index, 0.0, objects, background)
 
 
 def _draw_size(rng: np.random.Generator, kind: str) -> float:
@@ -219,23 +219,23 @@ def _spread_positions(rng: np.random.Generator, sizes: list[float]) -> list[tupl
     """Centers inside the image, one after the other, each the best of a few draws at keeping away from the previous
     ones.
     """
-    places: list[tuple[float, float]] = []
+    positions: list[tuple[float, float]] = []
     for size in sizes:
         draws = [(float(x), float(y)) for x, y in rng.uniform(size, 1 - size, (8, 2))]
         gaps = [
-            min((hypot(x - a, y - b) - s for (a, b), s in zip(places, sizes, strict=False)), default=0.0)
+            min((hypot(x - a, y - b) - s for (a, b), s in zip(positions, sizes, strict=False)), default=0.0)
             for x, y in draws
         ]
-        places.append(draws[gaps.index(max(gaps))])
-    return places
+        positions.append(draws[gaps.index(max(gaps))])
+    return positions
 
 
 def _make_object(
     rng: np.random.Generator,
     kind: str,
     size: float,
-    place: tuple[float, float],
-    colours: list[str],
+    position: tuple[float, float],
+    colors: list[str],
     seconds: float | None,
 ) -> SyntheticObject:
     """An object; it sounds for this many seconds if its kind does, and not at all for None."""
@@ -244,13 +244,13 @@ def _make_object(
     octaves = 1.0 - (size - SMALL_SIZES) / (LARGE_SIZES - SMALL_SIZES) + rng.uniform(0, 1.5)
     return SyntheticObject(
         kind=kind,
-        colour=str(rng.choice(colours)),
+        color=str(rng.choice(colors)),
         material=str(rng.choice(MATERIALS)),
         size=size,
-        x=place[0],
-        y=place[1],
+        x=position[0],
+        y=position[1],
         angle=float(rng.uniform(-12, 12)),
-        mirrored=bool(rng.random() < 0.5),
+        is_flipped=bool(rng.random() < 0.5),
         motion=str(rng.choice(MOTIONS)),
         reach=float(rng.uniform(0.03, 0.09)),
         phase=float(rng.uniform(0, 2 * np.pi)),
@@ -266,7 +266,7 @@ def _make_background(rng: np.random.Generator) -> Background:
     first, second = rng.choice(list(OBJECT_COLORS), size=2, replace=False)
     return Background(
         texture=str(rng.choice(TEXTURES)),
-        colours=(str(first), str(second)),
+        colors=(str(first), str(second)),
         clutter=int(rng.integers(0, 4)),
         light=float(rng.uniform(0.85, 1.1)),
         noise=str(rng.choice(NOISE_KINDS)),
@@ -285,7 +285,9 @@ def _make_beats(rng: np.random.Generator, period: float, seconds: float) -> list
 
 def _play_even(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
     """Bell and horn: the same beats and lengths; only the envelope differs (one is the other played backwards)."""
-    return [Note(t, 0.30 / tempo, strength=float(rng.uniform(0.7, 1))) for t in _make_beats(rng, 0.36 / tempo, seconds)]
+    return [
+        Note(t, 0.30 / tempo, amplitude=float(rng.uniform(0.7, 1))) for t in _make_beats(rng, 0.36 / tempo, seconds)
+    ]
 
 
 def _play_rising(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
@@ -312,10 +314,10 @@ def _play_bounces(rng: np.random.Generator, tempo: float, seconds: float) -> lis
     """Ball: hits ever closer and softer (each rebound takes 0.7 of the time of the last), then thrown up anew."""
     notes, t = [], -float(rng.uniform(0, 0.5))
     while t < seconds:
-        interval, strength = 0.32 / tempo, 1.0
+        interval, amplitude = 0.32 / tempo, 1.0
         while interval > 0.07 and t < seconds:
-            notes.append(Note(t, 0.06, strength=strength))
-            t, interval, strength = t + interval, interval * 0.72, strength * 0.85
+            notes.append(Note(t, 0.06, amplitude=amplitude))
+            t, interval, amplitude = t + interval, interval * 0.72, amplitude * 0.85
         t += 0.12
     return notes
 
@@ -338,9 +340,9 @@ def _play_scale(rng: np.random.Generator, tempo: float, seconds: float) -> list[
 
 def _play_wail(rng: np.random.Generator, tempo: float, seconds: float) -> list[Note]:
     """Siren: one unbroken tone that climbs and sinks over an octave and a half."""
-    half = 0.33 / tempo
-    starts = _make_beats(rng, 2 * half, seconds)
-    ends = [*starts[1:], starts[-1] + 2 * half]
+    half_period = 0.33 / tempo
+    starts = _make_beats(rng, 2 * half_period, seconds)
+    ends = [*starts[1:], starts[-1] + 2 * half_period]
     notes = []
     for start, end in zip(starts, ends, strict=True):
         middle = (start + end) / 2

@@ -50,21 +50,21 @@ class AudioReader:
     """Reads a window of the network's length: a random crop with gain jitter in training, the center crop otherwise."""
 
     sample_rate: int
-    samples: int
-    volume: float
+    num_samples: int
+    gain_jitter: float
 
-    def whole(self, item: LabeledFile) -> np.ndarray:
+    def read_waveform(self, item: LabeledFile) -> np.ndarray:
         """The whole waveform, padded with silence to at least one window."""
         return pad_with_silence(
-            read_all_samples(LabeledAudioFile(item.path, item.name, item.category), self.sample_rate), self.samples
+            read_all_samples(LabeledAudioFile(item.path, item.name, item.category), self.sample_rate), self.num_samples
         )
 
     def __call__(self, item: LabeledFile, rng: np.random.Generator | None, /) -> np.ndarray:
-        sound = self.whole(item)
-        room = len(sound) - self.samples
-        start = room // 2 if rng is None else int(rng.integers(room + 1))
-        heard = sound[start : start + self.samples]
-        return heard if rng is None else jitter_gain(heard, self.volume, rng)
+        waveform = self.read_waveform(item)
+        max_start = len(waveform) - self.num_samples
+        start = max_start // 2 if rng is None else int(rng.integers(max_start + 1))
+        window = waveform[start : start + self.num_samples]
+        return window if rng is None else jitter_gain(window, self.gain_jitter, rng)
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ class AudioViews:
     windows: int
 
     def __call__(self, item: LabeledFile, /) -> np.ndarray:
-        return cut_windows(self.reader.whole(item), self.windows, self.reader.samples)
+        return cut_windows(self.reader.read_waveform(item), self.windows, self.reader.num_samples)
 
 
-def build_audio_reader(config: L3NetConfig, volume: float) -> AudioReader:
+def build_audio_reader(config: L3NetConfig, gain_jitter: float) -> AudioReader:
     """A reader with the sample rate and window length of a network."""
-    return AudioReader(config.sample_rate, round(config.sound_seconds * config.sample_rate), volume)
+    return AudioReader(config.sample_rate, round(config.audio_seconds * config.sample_rate), gain_jitter)
 
 
 def read_labeled_audio(data: Path, layout: AudioLayout) -> AudioDataset:
@@ -90,46 +90,50 @@ def read_labeled_audio(data: Path, layout: AudioLayout) -> AudioDataset:
         DataError: The folder has another layout.
     """
     if layout == "folders":
-        sounds = read_audio_folders(data)
+        dataset = read_audio_folders(data)
     elif layout == "dcase":
-        sounds = read_dcase(data)
+        dataset = read_dcase(data)
     elif layout == "us8k":
-        sounds = read_urbansound8k(data)
+        dataset = read_urbansound8k(data)
     else:
-        sounds = read_esc50(data, layout)
-    sounds.check()
-    return sounds
+        dataset = read_esc50(data, layout)
+    dataset.check()
+    return dataset
 
 
-def find_fold_split(sounds: AudioDataset, fold: int) -> Split:
+def find_fold_split(dataset: AudioDataset, fold: int) -> Split:
     """The split in which a fold is tested; the only one where there is one split.
 
     Raises:
         DataError: There is no such fold.
     """
-    found = [one for one in sounds.rounds if one.number == fold or len(sounds.rounds) == 1]
-    if not found:
-        raise DataError(f"{sounds.source}: there is no fold {fold}; there are {[one.number for one in sounds.rounds]}")
-    return found[0]
+    splits = [split for split in dataset.splits if split.fold == fold or len(dataset.splits) == 1]
+    if not splits:
+        raise DataError(
+            f"{dataset.source}: there is no fold {fold}; there are {[split.fold for split in dataset.splits]}"
+        )
+    return splits[0]
 
 
-def select_audio_files(sounds: AudioDataset, which: np.ndarray, test: bool) -> list[LabeledFile]:
+def select_audio_files(dataset: AudioDataset, mask: np.ndarray, is_test: bool) -> list[LabeledFile]:
     """The selected clips, whose labels must be known."""
-    some = [sound for sound, is_in in zip(sounds.sounds, which, strict=True) if is_in]
-    unknown = next((sound for sound in some if sound.category is None), None)
+    audio_files = [audio_file for audio_file, is_selected in zip(dataset.audio_files, mask, strict=True) if is_selected]
+    unknown = next((audio_file for audio_file in audio_files if audio_file.category is None), None)
     if unknown is not None:
-        raise DataError(f"{unknown.path}: {sounds.source} does not tell its class")
-    return [LabeledFile(sound.path, sound.name, str(sound.category), test) for sound in some]
+        raise DataError(f"{unknown.path}: {dataset.source} has no class for it")
+    return [
+        LabeledFile(audio_file.path, audio_file.name, str(audio_file.category), is_test) for audio_file in audio_files
+    ]
 
 
 def read_training_split(model: Path) -> tuple[AudioLayout, int]:
     """The layout and the held-out test fold of a trained model, read from its config.json."""
     parameters = read_model_about(model).get("parameters")
-    told = parameters if isinstance(parameters, dict) else {}
-    layout = next((name for name in get_args(AudioLayout) if name == told.get("layout")), None)
-    fold = told.get("fold")
+    settings = parameters if isinstance(parameters, dict) else {}
+    layout = next((name for name in get_args(AudioLayout) if name == settings.get("layout")), None)
+    fold = settings.get("fold")
     if layout is None or not isinstance(fold, int):
-        raise CheckpointError(f"{model}: its config.json does not say on which layout and fold it was trained")
+        raise CheckpointError(f"{model}: its config.json has no layout and fold of the training")
     return layout, fold
 
 
@@ -142,7 +146,7 @@ def recipe(
     data: Path,
     layout: AudioLayout = "folders",
     fold: int = 1,
-    volume: float = 0.1,
+    gain_jitter: float = 0.1,
     fine_tune: L3FineTuneConfig = SOUND_FINE_TUNING,
 ) -> Run:
     """Fine-tunes an L3-Net end to end for sound classification.
@@ -154,16 +158,16 @@ def recipe(
             CLASS/FILE alone, of which a fifth is the test by a hash of the file's name; the others are the official
             files of ESC-50, ESC-10, DCASE's acoustic scenes and UrbanSound8K.
         fold: The test fold, which is never trained on, where there are several.
-        volume: Gain jitter: the gain changes by up to this fraction.
+        gain_jitter: Gain jitter: the gain changes by up to this fraction.
         fine_tune: The options of all fine-tuning recipes.
 
     Examples:
         comodal train sound_classes --model RUN --data spoken_digits/ --out runs/digits
         comodal train sound_classes --model RUN --data ESC-50-master/ --layout esc50 --fold 5 --out runs/fold5
     """
-    network, sounds = load_initial_l3net(model, fine_tune), read_labeled_audio(data, layout)
-    items = select_audio_files(sounds, find_fold_split(sounds, fold).fitted, test=False)
-    return build_l3net_run(network, "sound", items, build_audio_reader(network.config, volume), fine_tune)
+    network, dataset = load_initial_l3net(model, fine_tune), read_labeled_audio(data, layout)
+    items = select_audio_files(dataset, find_fold_split(dataset, fold).train_mask, is_test=False)
+    return build_l3net_run(network, "audio", items, build_audio_reader(network.config, gain_jitter), fine_tune)
 
 
 @flatten_parameters
@@ -183,7 +187,7 @@ def evaluate_sound_classes(
         evaluation: The options of all evaluations of a fine-tuned L3-Net.
 
     Returns:
-        sound.fine_tuned (accuracy) with its interval, and top-5 accuracy (.top5) for more than five classes.
+        audio.fine_tuned (accuracy) with its interval, and top-5 accuracy (.top5) for more than five classes.
 
     Raises:
         DataError: The folder has another layout or other classes, or no file of a class can be read.
@@ -194,30 +198,30 @@ def evaluate_sound_classes(
     """
     if windows < 1:
         raise ValueError(f"windows must be at least 1, not {windows}")
-    network, classes = load_l3_classifier(model, "sound"), read_model_classes(model)
+    network, classes = load_l3_classifier(model, "audio"), read_model_classes(model)
     compute = evaluation.resolve()
     layout, fold = read_training_split(model)
-    sounds = read_labeled_audio(data, layout)
-    one = find_fold_split(sounds, fold)
-    tested = select_audio_files(sounds, one.tested, test=True)
-    check_item_classes(tested, classes)
-    print_line(f"{data}: {len(tested):,} sounds to test{format_exclusions(sounds.left_out)}")
-    shots = AudioViews(build_audio_reader(network.config.l3net, 0.0), windows)
-    scores, problems = predict_class_probabilities(network, tested, shots, compute, evaluation.workers)
-    check_readable_tests(data, tested, problems)
-    recordings = np.array(sounds.recordings)[one.tested].tolist() if sounds.recordings else []
-    answers = ClassProbabilities(
+    dataset = read_labeled_audio(data, layout)
+    split = find_fold_split(dataset, fold)
+    test_items = select_audio_files(dataset, split.test_mask, is_test=True)
+    check_item_classes(test_items, classes)
+    print_line(f"{data}: {len(test_items):,} audio files to test{format_exclusions(dataset.excluded)}")
+    views = AudioViews(build_audio_reader(network.config.l3net, 0.0), windows)
+    scores, problems = predict_class_probabilities(network, test_items, views, compute, evaluation.workers)
+    check_readable_tests(data, test_items, problems)
+    recordings = np.array(dataset.recordings)[split.test_mask].tolist() if dataset.recordings else []
+    results = ClassProbabilities(
         "sound_classes",
-        "sound",
-        sounds.title,
-        f"fold {one.number}" if one.number else sounds.split,
+        "audio",
+        dataset.title,
+        f"fold {split.fold}" if split.fold else dataset.split,
         model,
-        exclude_unreadable(tested, problems),
+        exclude_unreadable(test_items, problems),
         classes,
         scores,
         {"windows": windows, "precision": compute.precision},
-        sounds.files,
-        count_exclusions(sounds.left_out, problems),
+        dataset.files,
+        count_exclusions(dataset.excluded, problems),
         tuple(exclude_unreadable(recordings, problems)),
     )
-    return answers.tell(evaluation.out)
+    return results.report(evaluation.out)

@@ -16,7 +16,7 @@ AUDIO_FOLDER_PROBE = AudioProbeOptions(classifier="logistic", windows=1)
 
 
 @flatten_parameters
-def evaluate_sounds(
+def evaluate_audio(
     model: Path,
     data: Path,
     *,
@@ -34,14 +34,14 @@ def evaluate_sounds(
         probe: the options of all evaluations of audio.
 
     Returns:
-        Flat numbers: sound.trained, and of the baselines sound.untrained, sound.spectrogram and sound.log_mel, each
+        Metrics: audio.trained, and of the baselines audio.untrained, audio.spectrogram and audio.log_mel, each
         with its interval.
 
     Raises:
         DataError: the folder has another layout, or no file of a class can be read.
 
     Examples:
-        comodal evaluate sounds --model RUN --data spoken_digits/ --out results/digits
+        comodal evaluate audio --model RUN --data spoken_digits/ --out results/digits
     """
     return run_audio_probe(read_audio_folders(data), model, probe)
 
@@ -50,12 +50,12 @@ def read_audio_folders(data: Path) -> AudioDataset:
     """The audio files of class folders and their one split; C is chosen on a fifth of the training clips."""
     items = list_labeled_files(data, AUDIO_SUFFIXES)
     return AudioDataset(
-        task="sounds",
+        task="audio",
         title=data.resolve().name,
         split="test",
         source=data,
-        sounds=[LabeledAudioFile(item.path, item.name, item.category) for item in items],
+        audio_files=[LabeledAudioFile(item.path, item.name, item.category) for item in items],
         classes=tuple(sorted({item.category for item in items})),
-        rounds=[build_folder_split(items)],
-        files={"sounds": data},
+        splits=[build_folder_split(items)],
+        files={"audio": data},
     )

@@ -45,8 +45,8 @@ class AudioProbeOptions(ComputeOptions):
     Args:
         classifier: "svm" (linear, one-vs-all; the paper's), "logistic", or "mlp" (two hidden layers).
         windows: number of equally spaced windows of each clip; by default two for each second of the first one.
-        out: folder for results.json, answers.csv, classes.csv, confusion.png and the results card; nothing is written
-            without it.
+        out: folder for results.json, predictions.csv, classes.csv, confusion.png and the results card; nothing is
+            written without it.
         seed: seed of the untrained network's weights and of the mlp.
         workers: threads that read audio files.
     """
@@ -63,12 +63,12 @@ class PaperResult(NamedTuple):
 
     scores: Mapping[str, float]
     windows: int
-    least_seconds: float = 0.0
+    min_seconds: float = 0.0
 
-    def scores_for(self, how: AudioProbeOptions, features: AudioFeatures) -> Mapping[str, float]:
+    def get_scores(self, options: AudioProbeOptions, features: AudioFeatures) -> Mapping[str, float]:
         """The reported accuracies, if protocol and durations are those of the paper; otherwise none."""
-        same = how.classifier == "svm" and features.windows == self.windows
-        return self.scores if same and features.seconds.min() >= self.least_seconds else {}
+        is_same_protocol = options.classifier == "svm" and features.windows == self.windows
+        return self.scores if is_same_protocol and features.seconds.min() >= self.min_seconds else {}
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,12 @@ class AudioDataset:
         title: Display name.
         split: Name of the test part.
         source: The file that holds the labels, for errors.
-        sounds: All clips.
+        audio_files: All clips.
         classes: Class names in the order of their indices.
-        rounds: The splits, each with what is fitted and tested.
+        splits: The splits, each with what is fitted and tested.
         files: The files that were read, by role.
-        left_out: Number of excluded clips, by reason.
-        cell: The papers' accuracies, if clips and splits are the official ones.
+        excluded: Number of excluded clips, by reason.
+        paper_result: The papers' accuracies, if clips and splits are the official ones.
         recordings: The recording that each clip was cut from. Without it, clips are independent.
     """
 
@@ -93,19 +93,19 @@ class AudioDataset:
     title: str
     split: str
     source: Path
-    sounds: Sequence[LabeledAudioFile]
+    audio_files: Sequence[LabeledAudioFile]
     classes: tuple[str, ...]
-    rounds: Sequence[Split]
+    splits: Sequence[Split]
     files: Mapping[str, Path]
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    cell: PaperResult | None = None
+    excluded: Mapping[str, int] = field(default_factory=dict)
+    paper_result: PaperResult | None = None
     recordings: Sequence[str] = ()
 
     @property
-    def truth(self) -> Int[np.ndarray, " sounds"]:
+    def truth(self) -> Int[np.ndarray, " clips"]:
         """The class index of each clip, -1 where it is unknown."""
-        number = {name: place for place, name in enumerate(self.classes)}
-        return np.array([-1 if s.category is None else number[s.category] for s in self.sounds], dtype=np.int64)
+        class_ids = {name: index for index, name in enumerate(self.classes)}
+        return np.array([-1 if s.category is None else class_ids[s.category] for s in self.audio_files], dtype=np.int64)
 
     def check(self) -> bool:
         """Checks that every split fits at least two classes, and every class that it tests.
@@ -116,18 +116,24 @@ class AudioDataset:
         Raises:
             DataError: A split is invalid, a file is missing, or only some test clips have a label.
         """
-        used = np.any([one.fitted | one.tested for one in self.rounds], axis=0)
-        check_audio_files(self.source, [sound.path for sound, use in zip(self.sounds, used, strict=True) if use])
+        is_split_member = np.any([split.train_mask | split.test_mask for split in self.splits], axis=0)
+        check_audio_files(
+            self.source,
+            [audio_file.path for audio_file, is_used in zip(self.audio_files, is_split_member, strict=True) if is_used],
+        )
         truth = self.truth
-        for one in self.rounds:
-            self.check_round(one, truth)
-        tested = np.any([one.tested for one in self.rounds], axis=0)
-        unknown = [sound.name for sound, number, test in zip(self.sounds, truth, tested, strict=True)
-                   if test and number < 0]  # fmt: skip
-        if unknown and len(unknown) < tested.sum():
+        for split in self.splits:
+            self.check_split(split, truth)
+        is_tested = np.any([split.test_mask for split in self.splits], axis=0)
+        unknown = [
+            audio_file.name
+            for audio_file, class_id, is_test in zip(self.audio_files, truth, is_tested, strict=True)
+            if is_test and class_id < 0
+        ]
+        if unknown and len(unknown) < is_tested.sum():
             raise DataError(
-                f"{self.source}: {len(unknown)} of {tested.sum()} sounds to test have no class, the first is "
-                f"{unknown[0]}; all or none must have one"
+                f"{self.source}: {len(unknown)} of {is_tested.sum()} test files have no class, the first is "
+                f"{unknown[0]}; either all or none must have one"
             )
         return not unknown
 
@@ -139,116 +145,142 @@ class AudioDataset:
         """
         if not problems:
             return self
-        classes = [sound.category for sound in self.sounds]
-        for one in self.rounds:
-            where = f" in fold {one.number}" if one.number else ""
-            for side, which in (("to fit", one.fitted), ("to test", one.tested)):
-                places = np.flatnonzero(which).tolist()
-                theirs = {number: problems[place] for number, place in enumerate(places) if place in problems}
-                check_readable_classes(self.source, f"{side}{where}", [classes[place] for place in places], theirs)
-        kept = mask_readable(len(self.sounds), problems)
+        classes = [audio_file.category for audio_file in self.audio_files]
+        for split in self.splits:
+            fold_text = f" in fold {split.fold}" if split.fold else ""
+            for part_name, mask in (("to fit", split.train_mask), ("to test", split.test_mask)):
+                indices = np.flatnonzero(mask).tolist()
+                part_problems = {
+                    position: problems[index] for position, index in enumerate(indices) if index in problems
+                }
+                check_readable_classes(
+                    self.source, f"{part_name}{fold_text}", [classes[index] for index in indices], part_problems
+                )
+        is_readable = mask_readable(len(self.audio_files), problems)
         return replace(
             self,
-            sounds=exclude_unreadable(self.sounds, problems),
+            audio_files=exclude_unreadable(self.audio_files, problems),
             recordings=exclude_unreadable(self.recordings, problems),
-            rounds=[one.of(kept) for one in self.rounds],
-            left_out=count_exclusions(self.left_out, problems),
-            cell=None,
+            splits=[split.select(is_readable) for split in self.splits],
+            excluded=count_exclusions(self.excluded, problems),
+            paper_result=None,
         )
 
-    def check_round(self, one: Split, truth: Int[np.ndarray, " sounds"]) -> None:
+    def check_split(self, split: Split, truth: Int[np.ndarray, " clips"]) -> None:
         """Checks that there are two classes to fit, something to test, and no class that is only tested."""
-        where = f"fold {one.number}" if one.number else f"the split {self.split!r}"
-        fitted, tested = set(truth[one.fitted].tolist()), set(truth[one.tested].tolist()) - {-1}
-        if len(fitted) < 2:
-            raise DataError(f"{self.source}: {where} has {len(fitted)} classes to fit; at least two are needed")
-        if not one.tested.any():
-            raise DataError(f"{self.source}: {where} has nothing to test")
-        if tested - fitted:
-            name = self.classes[min(tested - fitted)]
-            first = next(s.name for s, test in zip(self.sounds, one.tested, strict=True) if test and s.category == name)
-            raise DataError(f"{self.source}: class {name!r} of {first} is tested in {where} and has nothing to fit")
+        split_name = f"fold {split.fold}" if split.fold else f"the split {self.split!r}"
+        train_classes, test_classes = set(truth[split.train_mask].tolist()), set(truth[split.test_mask].tolist()) - {-1}
+        if len(train_classes) < 2:
+            raise DataError(
+                f"{self.source}: {split_name} has {len(train_classes)} classes to fit; at least two are needed"
+            )
+        if not split.test_mask.any():
+            raise DataError(f"{self.source}: {split_name} has nothing to test")
+        if test_classes - train_classes:
+            name = self.classes[min(test_classes - train_classes)]
+            first = next(
+                s.name
+                for s, is_test in zip(self.audio_files, split.test_mask, strict=True)
+                if is_test and s.category == name
+            )
+            raise DataError(
+                f"{self.source}: class {name!r} of {first} is tested in {split_name} and has nothing to fit"
+            )
 
 
-def run_audio_probe(data: AudioDataset, model: Path, how: AudioProbeOptions) -> dict[str, float]:
-    """Embeds the clips, fits the probes, reports and writes the results; returns flat numbers.
+def run_audio_probe(data: AudioDataset, model: Path, options: AudioProbeOptions) -> dict[str, float]:
+    """Embeds the clips, fits the probes, reports and writes the results; returns a flat dict of metrics.
 
     Raises:
         DataError: The data set cannot be probed, or no file of a class can be read.
     """
-    started = time.perf_counter()
-    if how.windows is not None and how.windows < 1:
-        raise ValueError(f"windows must be at least 1, not {how.windows}")
-    labelled, compute, out = data.check(), how.resolve(), how.out
-    fits = sum(int(one.fitted.sum()) for one in data.rounds) / len(data.rounds)
-    tests = sum(int(one.tested.sum()) for one in data.rounds)
-    split = f"{len(data.rounds)} folds" if len(data.rounds) > 1 else f"{fits:,.0f} to fit, {tests:,} to test"
-    print_line(f"{data.title}: {len(data.sounds):,} sounds, {split}{format_exclusions(data.left_out)}")
-    fitted = np.any([one.fitted for one in data.rounds], axis=0)
-    unlabeled = [sound for sound, use in zip(data.sounds, fitted, strict=True) if use]
-    features = extract_audio_features(model, data.sounds, unlabeled, how.windows, how.seed, how.workers, compute)
+    start_seconds = time.perf_counter()
+    if options.windows is not None and options.windows < 1:
+        raise ValueError(f"windows must be at least 1, not {options.windows}")
+    has_labels, compute, out = data.check(), options.resolve(), options.out
+    num_train = sum(int(fold_split.train_mask.sum()) for fold_split in data.splits) / len(data.splits)
+    num_test = sum(int(fold_split.test_mask.sum()) for fold_split in data.splits)
+    split = f"{len(data.splits)} folds" if len(data.splits) > 1 else f"{num_train:,.0f} to fit, {num_test:,} to test"
+    print_line(f"{data.title}: {len(data.audio_files):,} audio files, {split}{format_exclusions(data.excluded)}")
+    train_mask = np.any([fold_split.train_mask for fold_split in data.splits], axis=0)
+    unlabeled = [audio_file for audio_file, is_used in zip(data.audio_files, train_mask, strict=True) if is_used]
+    features = extract_audio_features(
+        model, data.audio_files, unlabeled, options.windows, options.seed, options.workers, compute
+    )
     report_unreadable(features.problems.values())
     data, features = data.without_problems(features.problems), features.without_problems()
-    answered = predict_splits(features.systems, data.truth, data.rounds, len(data.classes), how.classifier, how.seed)
-    numbers = {"sound.items": float(tests)}
-    comparison = compare_audio_systems(data, answered, how)
-    if labelled:
-        numbers = comparison.numbers()
+    predictions = predict_splits(
+        features.systems, data.truth, data.splits, len(data.classes), options.classifier, options.seed
+    )
+    metrics = {"audio.items": float(num_test)}
+    comparison = compare_audio_systems(data, predictions, options)
+    if has_labels:
+        metrics = comparison.compute_metrics()
         comparison.print_table()
     else:
-        print_line("The sounds to test have no classes: there are answers, and no score.")
-    numbers |= {"sound.left_out": float(sum(data.left_out.values())), "sound.seconds": time.perf_counter() - started}
+        print_line("The test files have no classes: predictions are written, but no score.")
+    metrics |= {
+        "audio.excluded": float(sum(data.excluded.values())),
+        "audio.seconds": time.perf_counter() - start_seconds,
+    }
     if out is not None:
-        if labelled:
-            comparison.write(out, numbers)
+        if has_labels:
+            comparison.write_files(out, metrics)
         else:
-            write_dcase_submission(out, data, answered)
-        counts = count_items(tests, len(answered.items), f"{REASON_UNREADABLE}, to test")
-        write_card(build_audio_card(data, model, how, features, answered, numbers, counts, comparison.interval()), out)
-    return numbers
+            write_dcase_submission(out, data, predictions)
+        counts = count_items(num_test, len(predictions.items), f"{REASON_UNREADABLE}, to test")
+        write_card(
+            build_audio_card(
+                data, model, options, features, predictions, metrics, counts, comparison.describe_intervals()
+            ),
+            out,
+        )
+    return metrics
 
 
-def compare_audio_systems(data: AudioDataset, answered: ProbePredictions, how: AudioProbeOptions) -> Comparison:
+def compare_audio_systems(data: AudioDataset, predictions: ProbePredictions, options: AudioProbeOptions) -> Comparison:
     """The predictions of each system, compared with the labels."""
-    names = tuple(data.sounds[item].name for item in answered.items)
-    truth, title = data.truth[answered.items], f"{data.title}, {how.classifier}"
-    groups = tuple(data.recordings[item] for item in answered.items) if data.recordings else ()
-    rounds, answers, strengths = answered.rounds, answered.answers, answered.strengths
-    return Comparison("sound", title, names, data.classes, truth, rounds, answers, strengths, groups)
+    names = tuple(data.audio_files[item].name for item in predictions.items)
+    truth, title = data.truth[predictions.items], f"{data.title}, {options.classifier}"
+    groups = tuple(data.recordings[item] for item in predictions.items) if data.recordings else ()
+    folds, classes_by_system, c_values = predictions.folds, predictions.predictions, predictions.c_values
+    return Comparison("audio", title, names, data.classes, truth, folds, classes_by_system, c_values, groups)
 
 
-def write_dcase_submission(out: Path, data: AudioDataset, answered: ProbePredictions) -> None:
+def write_dcase_submission(out: Path, data: AudioDataset, predictions: ProbePredictions) -> None:
     """Writes the trained system's predictions in DCASE's format: file name, tab, class name."""
     text = io.StringIO()
-    for item, answer in zip(answered.items, answered.answers["trained"], strict=True):
-        text.write(f"{data.sounds[item].name}\t{data.classes[answer]}\n")
+    for item, class_id in zip(predictions.items, predictions.predictions["trained"], strict=True):
+        text.write(f"{data.audio_files[item].name}\t{data.classes[class_id]}\n")
     write_bytes_atomically(out / SUBMISSION_FILE, text.getvalue().encode())
 
 
 def build_audio_card(
-    data: AudioDataset, model: Path, how: AudioProbeOptions, features: AudioFeatures,
-    answered: ProbePredictions, numbers: Mapping[str, float],
+    data: AudioDataset, model: Path, options: AudioProbeOptions, features: AudioFeatures,
+    predictions: ProbePredictions, metrics: Mapping[str, float],
     counts: Mapping[str, int], interval: str,
 ) -> ResultsCard:  # fmt: skip
-    """The results card; it has the papers' numbers where clips, splits and protocol are the papers'."""
-    papers = data.cell.scores_for(how, features) if data.cell is not None else {}
+    """The results card; it has the papers' scores where clips, splits and protocol are the papers'."""
+    paper_scores = data.paper_result.get_scores(options, features) if data.paper_result is not None else {}
     scores: dict[str, ScoreEntry] = {}
-    for system in answered.answers:
-        key, label = f"sound.{system}", "accuracy" if system == "trained" else f"accuracy {system}"
-        if key not in numbers:
+    for system in predictions.predictions:
+        key, label = f"audio.{system}", "accuracy" if system == "trained" else f"accuracy {system}"
+        if key not in metrics:
             continue
-        scores[label] = ScoreEntry(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"], papers.get(system))
-        if f"{key}.deviation" in numbers:
-            scores[label.replace("accuracy", "deviation")] = ScoreEntry(numbers[f"{key}.deviation"])
-    if "sound.trained" in numbers:
-        folds = [one.number for one in data.rounds if f"sound.trained.fold{one.number}" in numbers]
-        scores |= {f"fold {fold}": ScoreEntry(numbers[f"sound.trained.fold{fold}"]) for fold in folds}
-        scores["largest class"] = ScoreEntry(numbers["sound.chance"])
-    short = int((features.seconds < features.window_seconds).sum())
-    counts = {**counts, **data.left_out} | ({REASON_PADDED: short} if short else {})
-    penalties = {
-        f"C {system}": ", ".join(f"{value:g}" for value in chosen.values())
-        for system, chosen in answered.strengths.items()
+        scores[label] = ScoreEntry(
+            metrics[key], metrics[f"{key}.low"], metrics[f"{key}.high"], paper_scores.get(system)
+        )
+        if f"{key}.std" in metrics:
+            scores[label.replace("accuracy", "std")] = ScoreEntry(metrics[f"{key}.std"])
+    if "audio.trained" in metrics:
+        folds = [split.fold for split in data.splits if f"audio.trained.fold{split.fold}" in metrics]
+        scores |= {f"fold {fold}": ScoreEntry(metrics[f"audio.trained.fold{fold}"]) for fold in folds}
+        scores["largest class"] = ScoreEntry(metrics["audio.chance_level"])
+    num_short = int((features.seconds < features.window_seconds).sum())
+    counts = {**counts, **data.excluded} | ({REASON_PADDED: num_short} if num_short else {})
+    c_settings = {
+        f"C {system}": ", ".join(f"{value:g}" for value in c_by_fold.values())
+        for system, c_by_fold in predictions.c_values.items()
     }
     return ResultsCard(
         task=data.task,
@@ -258,12 +290,12 @@ def build_audio_card(
         model=str(model),
         counts=counts,
         files=data.files,
-        seeds={"untrained weights, mlp": how.seed},
+        seeds={"untrained weights, mlp": options.seed},
         settings={
-            "classifier": how.classifier,
+            "classifier": options.classifier,
             "windows": features.windows,
             "untrained network": features.control,
             INTERVAL_NAME: interval,
-            **penalties,
+            **c_settings,
         },
     )

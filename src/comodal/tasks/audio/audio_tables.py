@@ -14,11 +14,11 @@ from comodal.text_files import parse_csv, read_text
 class TableRow(NamedTuple):
     """The cells of a row by column name, and its location for error messages."""
 
-    where: str
+    location: str
     cells: dict[str, str]
 
-    def number(self, column: str, least: int) -> int:
-        """Parses an integer of at least `least`.
+    def parse_integer(self, column: str, min_value: int) -> int:
+        """Parses an integer of at least `min_value`.
 
         Raises:
             DataError: It is not an integer, or too small.
@@ -27,9 +27,9 @@ class TableRow(NamedTuple):
         try:
             value = int(text)
         except ValueError:
-            raise DataError(f"{self.where}: {column} {text!r} is not a number") from None
-        if value < least:
-            raise DataError(f"{self.where}: {column} {value} must be at least {least}")
+            raise DataError(f"{self.location}: {column} {text!r} is not an integer") from None
+        if value < min_value:
+            raise DataError(f"{self.location}: {column} {value} must be at least {min_value}")
         return value
 
 
@@ -40,13 +40,14 @@ class AudioTable(NamedTuple):
     rows: list[TableRow]
 
 
-def read_table(path: Path, unnamed: Sequence[str] = ()) -> AudioTable:
+def read_table(path: Path, default_columns: Sequence[str] = ()) -> AudioTable:
     """Reads a text table, tab-separated if its first line has a tab, else comma-separated; empty lines are skipped.
 
     Args:
         path: The file.
-        unnamed: Column names of a file without a header. The first line is a header if it begins with `unnamed[0]`, and
-            always where `unnamed` is empty. Without a header, rows may have fewer cells.
+        default_columns: Column names of a file without a header. The first line is a header if it begins with
+            `default_columns[0]`, and always where `default_columns` is empty. Without a header, rows may have fewer
+            cells.
 
     Raises:
         DataError: The file is missing or is not text, or the length of a row differs from that of the header.
@@ -55,15 +56,15 @@ def read_table(path: Path, unnamed: Sequence[str] = ()) -> AudioTable:
     cells = list(parse_csv(text, path, "\t" if "\t" in text.partition("\n")[0] else ","))
     if not cells:
         raise DataError(f"{path}: it is empty")
-    first = [name.strip() for name in cells[0][1]]
-    named = not unnamed or first[0] == unnamed[0]
-    columns = first if named else list(unnamed)
+    first_row = [name.strip() for name in cells[0][1]]
+    has_header = not default_columns or first_row[0] == default_columns[0]
+    columns = first_row if has_header else list(default_columns)
     rows = []
-    for line, row in cells[1:] if named else cells:
-        where = f"{path}, line {line}"
-        if len(row) > len(columns) or (named and len(row) < len(columns)):
-            raise DataError(f"{where}: {len(row)} columns, where {len(columns)} are expected ({', '.join(columns)})")
-        rows.append(TableRow(where, {name: value.strip() for name, value in zip(columns, row, strict=False)}))
+    for line, row in cells[1:] if has_header else cells:
+        location = f"{path}, line {line}"
+        if len(row) > len(columns) or (has_header and len(row) < len(columns)):
+            raise DataError(f"{location}: {len(row)} columns, where {len(columns)} are expected ({', '.join(columns)})")
+        rows.append(TableRow(location, {name: value.strip() for name, value in zip(columns, row, strict=False)}))
     return AudioTable(tuple(columns), rows)
 
 
@@ -79,7 +80,7 @@ def check_columns(path: Path, table: AudioTable, columns: Sequence[str]) -> None
     for row in table.rows:
         empty = next((column for column in columns if not row.cells.get(column)), None)
         if empty is not None:
-            raise DataError(f"{row.where}: {empty} is empty")
+            raise DataError(f"{row.location}: {empty} is empty")
 
 
 def check_unique_rows(rows: Sequence[TableRow], column: str) -> None:
@@ -92,23 +93,23 @@ def check_unique_rows(rows: Sequence[TableRow], column: str) -> None:
     for row in rows:
         earlier = first.setdefault(row.cells[column], row)
         if earlier is not row:
-            line = earlier.where.rsplit(" ", 1)[1]
-            raise DataError(f"{row.where}: {row.cells[column]} stands in line {line} already")
+            line = earlier.location.rsplit(" ", 1)[1]
+            raise DataError(f"{row.location}: {row.cells[column]} is already in line {line}")
 
 
-def check_class_names(path: Path, sounds: Sequence[tuple[str, int, str]]) -> None:
+def check_class_names(path: Path, clips: Sequence[tuple[str, int, str]]) -> None:
     """Checks that class ids and class names correspond one to one; each clip has a file, a class id and a name.
 
     Raises:
         DataError: They do not.
     """
-    names: dict[int, str] = {}
-    numbers: dict[str, int] = {}
-    for file, number, name in sounds:
-        known = names.setdefault(number, name), numbers.setdefault(name, number)
-        if known != (name, number):
-            other = f"{number} is {known[0]!r}" if known[0] != name else f"{name!r} is {known[1]}"
-            raise DataError(f"{path}: {file} is of class {number}, {name!r}, but in rows before it {other}")
+    names_by_id: dict[int, str] = {}
+    ids_by_name: dict[str, int] = {}
+    for file, class_id, name in clips:
+        expected = names_by_id.setdefault(class_id, name), ids_by_name.setdefault(name, class_id)
+        if expected != (name, class_id):
+            conflict = f"{class_id} is {expected[0]!r}" if expected[0] != name else f"{name!r} is {expected[1]}"
+            raise DataError(f"{path}: {file} is of class {class_id}, {name!r}, but in earlier rows {conflict}")
 
 
 def check_audio_files(source: Path, paths: Sequence[Path]) -> None:
@@ -119,4 +120,4 @@ def check_audio_files(source: Path, paths: Sequence[Path]) -> None:
     """
     absent = [path for path in paths if not path.is_file()]
     if absent:
-        raise DataError(f"{source}: {len(absent)} of {len(paths)} sounds are missing, the first is {absent[0]}")
+        raise DataError(f"{source}: {len(absent)} of {len(paths)} audio files are missing, the first is {absent[0]}")

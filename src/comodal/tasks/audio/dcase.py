@@ -20,13 +20,13 @@ from comodal.media.storage.suffixes import AUDIO_SUFFIXES
 from comodal.tasks.audio.audio_features import LabeledAudioFile
 from comodal.tasks.audio.audio_probe import AudioDataset, AudioProbeOptions, PaperResult, run_audio_probe
 from comodal.tasks.audio.dcase_lists import has_scene_lists, read_scene_lists
-from comodal.tasks.evaluation.cross_validation import NUM_INNER_FOLDS, build_given_split
+from comodal.tasks.evaluation.cross_validation import NUM_INNER_FOLDS, build_predefined_split
 
 HALF_FOLDERS = (("scenes_stereo", "scenes_stereo_testset"), ("train", "test"), ("train", "val"))
 SCENE_NAMES = ("bus", "busystreet", "office", "openairmarket", "park", "quietstreet", "restaurant", "supermarket",
     "tube", "tubestation")  # fmt: skip
 TAKES_PER_SCENE = 10  # recordings of each scene in each half
-DCASE_PAPER_RESULT = PaperResult({"trained": 0.93, "untrained": 0.85}, windows=60, least_seconds=29.0)
+DCASE_PAPER_RESULT = PaperResult({"trained": 0.93, "untrained": 0.85}, windows=60, min_seconds=29.0)
 SCENE_FILE_NAME = re.compile(r"(?:test_)?([^\W\d]\D*?)_?(\d+)")
 
 
@@ -54,12 +54,12 @@ def evaluate_dcase(
         test: folder of a separate test set (the challenges' evaluation sets); all of `data` is then fitted.
         windows: number of equally spaced windows of each recording; by default two for each second of the first
             recording (the paper: 60 for 30 seconds).
-        out: folder for results.json, answers.csv, classes.csv, confusion.png and the results card, or submission.csv
-            where the scene labels are unknown; nothing is written without it.
+        out: folder for results.json, predictions.csv, classes.csv, confusion.png and the results card, or
+            submission.csv where the scene labels are unknown; nothing is written without it.
         probe: the options of all evaluations of audio.
 
     Returns:
-        Flat numbers: sound.trained, and of the baselines sound.untrained, sound.spectrogram and sound.log_mel, each
+        Metrics: audio.trained, and of the baselines audio.untrained, audio.spectrogram and audio.log_mel, each
         with its interval, and each fold if there are several.
 
     Raises:
@@ -81,20 +81,20 @@ def read_dcase(data: Path, test: Path | None = None) -> AudioDataset:
     """
     for folder in (data, *([test] if test is not None else [])):
         if not folder.is_dir():
-            raise DataError(f"{folder}: there is no such folder")
+            raise DataError(f"{folder}: no such folder")
     if has_scene_lists(data):
         return read_scene_lists(data, test)
     for names in HALF_FOLDERS:
-        fit = data / names[0]
-        tests = test if test is not None else data / names[1]
-        if fit.is_dir() and tests.is_dir():
-            return read_scene_halves(data, find_inner_folder(fit), find_inner_folder(tests))
+        train_folder = data / names[0]
+        test_folder = test if test is not None else data / names[1]
+        if train_folder.is_dir() and test_folder.is_dir():
+            return read_scene_halves(data, find_inner_folder(train_folder), find_inner_folder(test_folder))
     if (data / HALF_FOLDERS[0][0]).is_dir():
-        raise DataError(f"{data}: {HALF_FOLDERS[0][1]}/ is not there; a folder elsewhere is given as --test")
+        raise DataError(f"{data}: {HALF_FOLDERS[0][1]}/ is missing; pass another test folder with --test")
     raise DataError(
-        f"{data}: neither {HALF_FOLDERS[0][0]}/ and {HALF_FOLDERS[0][1]}/ (2013, 2014) "
+        f"{data}: there is neither {HALF_FOLDERS[0][0]}/ and {HALF_FOLDERS[0][1]}/ (2013, 2014) "
         "nor meta.csv and evaluation_setup/ (2016 "
-        "and later) is there"
+        "and later)"
     )
 
 
@@ -103,32 +103,41 @@ def find_inner_folder(folder: Path) -> Path:
     return folder / folder.name if (folder / folder.name).is_dir() else folder
 
 
-def read_scene_halves(data: Path, fit: Path, tests: Path) -> AudioDataset:
+def read_scene_halves(data: Path, train_folder: Path, test_folder: Path) -> AudioDataset:
     """The two halves of 2013; the file names contain the scene labels."""
-    fitted, tested = [list_scene_files(folder, data) for folder in (fit, tests)]
-    first = next((sound for sound in fitted if sound.category is None), None)
+    train_files, test_files = [list_scene_files(folder, data) for folder in (train_folder, test_folder)]
+    first = next((audio_file for audio_file in train_files if audio_file.category is None), None)
     if first is not None:
-        raise DataError(f"{first.path}: a name such as bus01.wav is expected, which tells the scene")
-    classes = sorted({sound.category for sound in fitted if sound.category is not None})
-    unknown = next((sound for sound in tested if sound.category not in (None, *classes)), None)
+        raise DataError(f"{first.path}: expected a file name with the scene, such as bus01.wav")
+    classes = sorted({audio_file.category for audio_file in train_files if audio_file.category is not None})
+    unknown = next((audio_file for audio_file in test_files if audio_file.category not in (None, *classes)), None)
     if unknown is not None:
-        raise DataError(f"{unknown.path}: scene {unknown.category!r} is none of {fit.name}/: {', '.join(classes)}")
-    sounds = fitted + tested
-    test = np.arange(len(sounds)) >= len(fitted)
+        raise DataError(
+            f"{unknown.path}: scene {unknown.category!r} is not in {train_folder.name}/: {', '.join(classes)}"
+        )
+    audio_files = train_files + test_files
+    is_test = np.arange(len(audio_files)) >= len(train_files)
     return AudioDataset(
         task="dcase",
         title="DCASE 2013" if tuple(classes) == SCENE_NAMES else data.resolve().name,
-        split=tests.name,
-        source=tests,
-        sounds=sounds,
+        split=test_folder.name,
+        source=test_folder,
+        audio_files=audio_files,
         classes=tuple(classes),
-        rounds=[
-            build_given_split(
-                0, ~test, test, [s.path.name for s in sounds], [s.category or "" for s in sounds], NUM_INNER_FOLDS
+        splits=[
+            build_predefined_split(
+                0,
+                ~is_test,
+                is_test,
+                [s.path.name for s in audio_files],
+                [s.category or "" for s in audio_files],
+                NUM_INNER_FOLDS,
             )
         ],
-        files={"to fit": fit, "to test": tests},
-        cell=DCASE_PAPER_RESULT if is_official_dcase_half(fitted) and is_official_dcase_half(tested) else None,
+        files={"to fit": train_folder, "to test": test_folder},
+        paper_result=DCASE_PAPER_RESULT
+        if is_official_dcase_half(train_files) and is_official_dcase_half(test_files)
+        else None,
     )
 
 
@@ -138,16 +147,16 @@ def list_scene_files(folder: Path, data: Path) -> list[LabeledAudioFile]:
     Raises:
         DataError: There are none.
     """
-    sounds = []
+    audio_files = []
     for path in sorted(path for path in folder.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES):
-        named = SCENE_FILE_NAME.fullmatch(path.stem)
+        match = SCENE_FILE_NAME.fullmatch(path.stem)
         name = path.relative_to(data).as_posix() if path.is_relative_to(data) else path.name
-        sounds.append(LabeledAudioFile(path, name, None if named is None else named.group(1)))
-    if not sounds:
-        raise DataError(f"{folder}: there is no sound in it")
-    return sounds
+        audio_files.append(LabeledAudioFile(path, name, None if match is None else match.group(1)))
+    if not audio_files:
+        raise DataError(f"{folder}: no audio files")
+    return audio_files
 
 
 def is_official_dcase_half(half: Sequence[LabeledAudioFile]) -> bool:
     """Whether there are ten recordings of each of the ten scenes."""
-    return Counter(sound.category for sound in half) == dict.fromkeys(SCENE_NAMES, TAKES_PER_SCENE)
+    return Counter(audio_file.category for audio_file in half) == dict.fromkeys(SCENE_NAMES, TAKES_PER_SCENE)

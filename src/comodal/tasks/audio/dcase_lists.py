@@ -23,7 +23,7 @@ from comodal.tasks.evaluation.cross_validation import (
     Split,
     assign_folds,
     build_cross_validation_splits,
-    build_given_split,
+    build_predefined_split,
 )
 
 SETUP_FOLDER, META_NAME, LIST_SUFFIXES = "evaluation_setup", "meta", (".csv", ".txt")
@@ -38,49 +38,51 @@ class SceneLists:
     """The recordings that the lists of a data set name, each once; labels must agree between lists."""
 
     def __init__(self) -> None:
-        self.sounds: dict[Path, LabeledAudioFile] = {}
-        self.places: dict[Path, str] = {}
+        self.audio_files: dict[Path, LabeledAudioFile] = {}
+        self.locations: dict[Path, str] = {}
         self.sources: dict[Path, str] = {}
         self.files: dict[str, Path] = {}
 
-    def read(self, root: Path, path: Path, what: str, labelled: bool, among: set[Path] | None = None) -> list[Path]:
+    def read_list(
+        self, root: Path, path: Path, role: str, has_labels: bool, allowed: set[Path] | None = None
+    ) -> list[Path]:
         """Reads the recordings of a list.
 
         Args:
             root: The folder of the data set.
             path: The list.
-            what: Its name on the results card.
-            labelled: Whether it must have labels.
-            among: The recordings that it may name, None for any.
+            role: Its name on the results card.
+            has_labels: Whether it must have labels.
+            allowed: The recordings that it may name, None for any.
 
         Raises:
             DataError: It is missing or damaged, contradicts a label of an earlier list, or names another recording.
         """
         table = read_table(path, SCENE_LIST_COLUMNS)
-        check_columns(path, table, SCENE_LIST_COLUMNS[:2] if labelled else SCENE_LIST_COLUMNS[:1])
+        check_columns(path, table, SCENE_LIST_COLUMNS[:2] if has_labels else SCENE_LIST_COLUMNS[:1])
         check_unique_rows(table.rows, "filename")
-        self.files[what] = path
-        return [self.add(root, row, among) for row in table.rows]
+        self.files[role] = path
+        return [self.add_row(root, row, allowed) for row in table.rows]
 
-    def add(self, root: Path, row: TableRow, among: set[Path] | None) -> Path:
+    def add_row(self, root: Path, row: TableRow, allowed: set[Path] | None) -> Path:
         """Adds a row of a list and returns the recording's path."""
         name, scene = row.cells["filename"], row.cells.get("scene_label") or None
         path = root / name
-        if among is not None and path not in among:
-            raise DataError(f"{row.where}: {name} is not in {META_NAME}: is this a list of another version?")
-        known = self.sounds.get(path)
-        if known is not None and None not in (known.category, scene) and known.category != scene:
-            raise DataError(f"{row.where}: {name} is {scene!r}, but {known.category!r} by {self.sources[path]}")
-        if known is None or known.category is None:
-            self.sounds[path], self.sources[path] = LabeledAudioFile(path, name, scene), row.where
-            self.places[path] = row.cells.get("identifier") or parse_recording_location(path)
+        if allowed is not None and path not in allowed:
+            raise DataError(f"{row.location}: {name} is not in {META_NAME}: is this a list of another version?")
+        previous = self.audio_files.get(path)
+        if previous is not None and None not in (previous.category, scene) and previous.category != scene:
+            raise DataError(f"{row.location}: {name} is {scene!r}, but {previous.category!r} by {self.sources[path]}")
+        if previous is None or previous.category is None:
+            self.audio_files[path], self.sources[path] = LabeledAudioFile(path, name, scene), row.location
+            self.locations[path] = row.cells.get("identifier") or parse_recording_location(path)
         return path
 
 
 def parse_recording_location(path: Path) -> str:
     """The recording location from the file name, or the file itself."""
-    named = TAU_FILE_NAME.fullmatch(path.stem) or TUT_FILE_NAME.fullmatch(path.stem)
-    return named.group(1) if named else path.stem
+    match = TAU_FILE_NAME.fullmatch(path.stem) or TUT_FILE_NAME.fullmatch(path.stem)
+    return match.group(1) if match else path.stem
 
 
 def has_scene_lists(data: Path) -> bool:
@@ -101,88 +103,114 @@ def read_scene_lists(data: Path, test: Path | None) -> AudioDataset:
     """
     scenes = SceneLists()
     meta = find_scene_list(data, META_NAME)
-    known = set(scenes.read(data, meta, "meta", labelled=True)) if meta is not None else None
-    folds = read_scene_folds(scenes, data, known) if (data / SETUP_FOLDER).is_dir() else {}
+    meta_paths = set(scenes.read_list(data, meta, "meta", has_labels=True)) if meta is not None else None
+    folds = read_scene_folds(scenes, data, meta_paths) if (data / SETUP_FOLDER).is_dir() else {}
     if test is not None:
-        tested = set(read_evaluation_set(scenes, test))
-        pairs = {0: (set(scenes.sounds) - tested, tested)}
+        tested_paths = set(read_evaluation_set(scenes, test))
+        pairs = {0: (set(scenes.audio_files) - tested_paths, tested_paths)}
     else:
         pairs = folds
-    paths = [path for path in scenes.sounds if not pairs or any(path in fit | tests for fit, tests in pairs.values())]
-    sounds = [scenes.sounds[path] for path in paths]
-    places, labels = [scenes.places[path] for path in paths], [sound.category or "" for sound in sounds]
-    rounds = [
-        build_given_split(
-            number, np.array([p in fit for p in paths]), np.array([p in tests for p in paths]), places, labels, 1
+    paths = [
+        path
+        for path in scenes.audio_files
+        if not pairs or any(path in train_paths | test_paths for train_paths, test_paths in pairs.values())
+    ]
+    audio_files = [scenes.audio_files[path] for path in paths]
+    locations, labels = (
+        [scenes.locations[path] for path in paths],
+        [audio_file.category or "" for audio_file in audio_files],
+    )
+    splits = [
+        build_predefined_split(
+            fold,
+            np.array([p in train_paths for p in paths]),
+            np.array([p in test_paths for p in paths]),
+            locations,
+            labels,
+            1,
         )
-        for number, (fit, tests) in pairs.items()
-    ] or build_cross_validation_splits(assign_folds(places, labels) + 1, held_out=1)
-    left_out = len(scenes.sounds) - len(paths)
+        for fold, (train_paths, test_paths) in pairs.items()
+    ] or build_cross_validation_splits(assign_folds(locations, labels) + 1, num_held_out=1)
+    num_excluded = len(scenes.audio_files) - len(paths)
     return AudioDataset(
         task="dcase",
         title=data.resolve().name,
-        split=name_test_split(rounds, test, bool(pairs)),
+        split=name_test_split(splits, test, bool(pairs)),
         source=next(iter(scenes.files.values())),
-        sounds=sounds,
-        classes=tuple(sorted({sound.category for sound in sounds if sound.category is not None})),
-        rounds=rounds,
-        files=scenes.files | ({"sounds": data / "audio"} if (data / "audio").is_dir() else {}),
-        left_out={REASON_IN_NO_FOLD: left_out} if left_out else {},
-        recordings=places,
+        audio_files=audio_files,
+        classes=tuple(sorted({audio_file.category for audio_file in audio_files if audio_file.category is not None})),
+        splits=splits,
+        files=scenes.files | ({"audio": data / "audio"} if (data / "audio").is_dir() else {}),
+        excluded={REASON_IN_NO_FOLD: num_excluded} if num_excluded else {},
+        recordings=locations,
     )
 
 
-def name_test_split(rounds: Sequence[Split], test: Path | None, official: bool) -> str:
+def name_test_split(splits: Sequence[Split], test: Path | None, has_lists: bool) -> str:
     """The name of the test part."""
     if test is not None:
         return test.resolve().name
-    if not official:
-        return f"{len(rounds)} folds by place"
-    return f"{len(rounds)} folds" if len(rounds) > 1 else f"fold {rounds[0].number}"
+    if not has_lists:
+        return f"{len(splits)} folds by location"
+    return f"{len(splits)} folds" if len(splits) > 1 else f"fold {splits[0].fold}"
 
 
-def read_scene_folds(scenes: SceneLists, data: Path, known: set[Path] | None) -> dict[int, tuple[set[Path], set[Path]]]:
+def read_scene_folds(
+    scenes: SceneLists, data: Path, meta_paths: set[Path] | None
+) -> dict[int, tuple[set[Path], set[Path]]]:
     """The training and test files of each fold.
 
     Raises:
         DataError: A list is missing, or a file is both fitted and tested.
     """
     setup = data / SETUP_FOLDER
-    names = [named for path in setup.iterdir() if (named := TRAIN_LIST_NAME.fullmatch(path.name)) is not None]
-    numbers = sorted({int(named.group(1)) for named in names})
-    if not numbers:
-        raise DataError(f"{setup}: fold1_train.csv is missing, which says what is fitted")
-    if numbers != list(range(1, numbers[-1] + 1)):
-        absent = min(set(range(1, numbers[-1])) - set(numbers))
-        raise DataError(f"{setup}: fold{absent}_train.csv is missing, and fold{numbers[-1]}_train.csv is there")
+    matches = [match for path in setup.iterdir() if (match := TRAIN_LIST_NAME.fullmatch(path.name)) is not None]
+    fold_ids = sorted({int(match.group(1)) for match in matches})
+    if not fold_ids:
+        raise DataError(f"{setup}: fold1_train.csv, the training list, is missing")
+    if fold_ids != list(range(1, fold_ids[-1] + 1)):
+        absent = min(set(range(1, fold_ids[-1])) - set(fold_ids))
+        raise DataError(f"{setup}: fold{absent}_train.csv is missing, but fold{fold_ids[-1]}_train.csv exists")
     folds = {}
-    for number in numbers:
-        train = find_scene_list(setup, f"fold{number}_train")
-        assert train is not None
-        fit = set(scenes.read(data, train, f"fold {number} train", labelled=True, among=known))
-        tests = set(read_fold_test(scenes, data, number, known))
-        both = min(fit & tests, default=None)
-        if both is not None:
-            raise DataError(f"{train}: {scenes.sounds[both].name} is both fitted and tested in fold {number}")
-        folds[number] = (fit, tests)
+    for fold in fold_ids:
+        train_list = find_scene_list(setup, f"fold{fold}_train")
+        assert train_list is not None
+        train_paths = set(scenes.read_list(data, train_list, f"fold {fold} train", has_labels=True, allowed=meta_paths))
+        test_paths = set(read_fold_test(scenes, data, fold, meta_paths))
+        duplicate = min(train_paths & test_paths, default=None)
+        if duplicate is not None:
+            raise DataError(
+                f"{train_list}: {scenes.audio_files[duplicate].name} is in training and test set of fold {fold}"
+            )
+        folds[fold] = (train_paths, test_paths)
     return folds
 
 
-def read_fold_test(scenes: SceneLists, data: Path, number: int, known: set[Path] | None) -> list[Path]:
+def read_fold_test(scenes: SceneLists, data: Path, fold: int, meta_paths: set[Path] | None) -> list[Path]:
     """The test files of a fold: its evaluate list has labels, its test list names the same files without labels."""
     setup = data / SETUP_FOLDER
-    evaluate, names = find_scene_list(setup, f"fold{number}_evaluate"), find_scene_list(setup, f"fold{number}_test")
-    if evaluate is None and names is None:
-        raise DataError(f"{setup}: neither fold{number}_evaluate.csv nor fold{number}_test.csv says what is tested")
-    named = scenes.read(data, names, f"fold {number} test", labelled=False) if names is not None else []
-    if evaluate is None:
-        return named
-    told = scenes.read(data, evaluate, f"fold {number} evaluate", labelled=True, among=known)
-    other = min(set(told) ^ set(named), default=None) if names is not None else None
-    if other is not None:
-        here, there = (evaluate, names) if other in set(told) else (names, evaluate)
-        raise DataError(f"{here}: {scenes.sounds[other].name} is not in {there}: the lists are of different versions")
-    return told
+    evaluate_list, test_list = (
+        find_scene_list(setup, f"fold{fold}_evaluate"),
+        find_scene_list(setup, f"fold{fold}_test"),
+    )
+    if evaluate_list is None and test_list is None:
+        raise DataError(f"{setup}: neither fold{fold}_evaluate.csv nor fold{fold}_test.csv, the test list, exists")
+    test_paths = (
+        scenes.read_list(data, test_list, f"fold {fold} test", has_labels=False) if test_list is not None else []
+    )
+    if evaluate_list is None:
+        return test_paths
+    evaluate_paths = scenes.read_list(data, evaluate_list, f"fold {fold} evaluate", has_labels=True, allowed=meta_paths)
+    difference = min(set(evaluate_paths) ^ set(test_paths), default=None) if test_list is not None else None
+    if difference is not None:
+        first_list, second_list = (
+            (evaluate_list, test_list) if difference in set(evaluate_paths) else (test_list, evaluate_list)
+        )
+        raise DataError(
+            f"{first_list}: {scenes.audio_files[difference].name} is not in {second_list}: the lists are of different "
+            f"versions"
+        )
+    return evaluate_paths
 
 
 def read_evaluation_set(scenes: SceneLists, test: Path) -> list[Path]:
@@ -191,10 +219,10 @@ def read_evaluation_set(scenes: SceneLists, test: Path) -> list[Path]:
     Raises:
         DataError: There is no list.
     """
-    told = find_scene_list(test / SETUP_FOLDER, "evaluate") or find_scene_list(test, META_NAME)
-    if told is not None:
-        return scenes.read(test, told, "evaluation", labelled=True)
-    names = find_scene_list(test / SETUP_FOLDER, "test") or find_scene_list(test / SETUP_FOLDER, "fold1_test")
-    if names is None:
-        raise DataError(f"{test}: neither {SETUP_FOLDER}/test.csv nor {META_NAME}.csv says what is tested")
-    return scenes.read(test, names, "evaluation", labelled=False)
+    labeled_list = find_scene_list(test / SETUP_FOLDER, "evaluate") or find_scene_list(test, META_NAME)
+    if labeled_list is not None:
+        return scenes.read_list(test, labeled_list, "evaluation", has_labels=True)
+    test_list = find_scene_list(test / SETUP_FOLDER, "test") or find_scene_list(test / SETUP_FOLDER, "fold1_test")
+    if test_list is None:
+        raise DataError(f"{test}: neither {SETUP_FOLDER}/test.csv nor {META_NAME}.csv, the test list, exists")
+    return scenes.read_list(test, test_list, "evaluation", has_labels=False)

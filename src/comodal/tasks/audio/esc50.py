@@ -72,7 +72,7 @@ def evaluate_esc50(
         probe: the options of all evaluations of audio.
 
     Returns:
-        Flat numbers: sound.trained, and of the baselines sound.untrained, sound.spectrogram and sound.log_mel, each
+        Metrics: audio.trained, and of the baselines audio.untrained, audio.spectrogram and audio.log_mel, each
         with each fold and its interval.
 
     Raises:
@@ -90,7 +90,7 @@ def read_esc50(data: Path, subset: ESCSubset) -> AudioDataset:
     Raises:
         DataError: the meta file is missing or damaged, or an audio file is missing.
     """
-    clips, left_out = read_esc50_meta(data, subset)
+    clips, num_excluded = read_esc50_meta(data, subset)
     meta, folds = find_esc50_meta(data), np.array([clip.fold for clip in clips])
     categories = sorted({(clip.target, clip.category) for clip in clips})
     return AudioDataset(
@@ -98,34 +98,34 @@ def read_esc50(data: Path, subset: ESCSubset) -> AudioDataset:
         title="ESC-50" if subset == "esc50" else "ESC-10",
         split=f"{len(set(folds.tolist()))} folds",
         source=meta,
-        sounds=[LabeledAudioFile(clip.path, clip.path.name, clip.category) for clip in clips],
+        audio_files=[LabeledAudioFile(clip.path, clip.path.name, clip.category) for clip in clips],
         classes=tuple(category for _, category in categories),
-        rounds=build_cross_validation_splits(folds, held_out=len(folds)),
-        files={"meta": meta, "sounds": clips[0].path.parent},
-        left_out={REASON_NOT_ESC10: left_out} if left_out else {},
-        cell=ESC50_PAPER_RESULT if is_official_esc50(clips) else None,
+        splits=build_cross_validation_splits(folds, num_held_out=len(folds)),
+        files={"meta": meta, "audio": clips[0].path.parent},
+        excluded={REASON_NOT_ESC10: num_excluded} if num_excluded else {},
+        paper_result=ESC50_PAPER_RESULT if is_official_esc50(clips) else None,
         recordings=[clip.recording for clip in clips],
     )
 
 
 def is_official_esc50(clips: list[ESC50Clip]) -> bool:
     """Whether these are the 2,000 official clips in the official folds: eight of each of 50 classes in every fold."""
-    each = {(fold, target): 0 for fold in range(1, 6) for target in range(50)}
+    counts = {(fold, target): 0 for fold in range(1, 6) for target in range(50)}
     for clip in clips:
-        named = OFFICIAL_FILE_NAME.fullmatch(clip.path.name)
-        if named is None or (clip.fold, clip.target) not in each:
+        match = OFFICIAL_FILE_NAME.fullmatch(clip.path.name)
+        if match is None or (clip.fold, clip.target) not in counts:
             return False
-        each[clip.fold, clip.target] += 1
-    return set(each.values()) == {8}
+        counts[clip.fold, clip.target] += 1
+    return set(counts.values()) == {8}
 
 
 def find_esc50_meta(data: Path) -> Path:
     """The file that holds the labels."""
     if not data.is_dir():
-        raise DataError(f"{data}: there is no such folder")
-    meta = next((data / place for place in META_FILES if (data / place).is_file()), None)
+        raise DataError(f"{data}: no such folder")
+    meta = next((data / relative_path for relative_path in META_FILES if (data / relative_path).is_file()), None)
     if meta is None:
-        raise DataError(f"{data}: neither meta/esc50.csv nor meta.csv is there")
+        raise DataError(f"{data}: there is neither meta/esc50.csv nor meta.csv")
     return meta
 
 
@@ -134,30 +134,35 @@ def read_esc50_meta(data: Path, subset: ESCSubset) -> tuple[list[ESC50Clip], int
     meta = find_esc50_meta(data)
     audio = data / "audio" if (data / "audio").is_dir() else data
     table = read_table(meta)
-    old = "category_name" in table.columns  # the first revision: `category` is the id, `category_name` the name
-    number, name = ("category", "category_name") if old else ("target", "category")
-    check_columns(meta, table, ["filename", "fold", number, name])
+    is_first_revision = (
+        "category_name" in table.columns
+    )  # the first revision: `category` is the id, `category_name` the name
+    id_column, name_column = ("category", "category_name") if is_first_revision else ("target", "category")
+    check_columns(meta, table, ["filename", "fold", id_column, name_column])
     check_unique_rows(table.rows, "filename")
-    wanted = [parse_esc50_row(audio, row, number, name) for row in table.rows]
+    clips = [parse_esc50_row(audio, row, id_column, name_column) for row in table.rows]
     if subset == "esc10":
         if "esc10" in table.columns:
             marked = [row.cells["esc10"].lower() == "true" for row in table.rows]
-            wanted = [clip for clip, mark in zip(wanted, marked, strict=True) if mark]
-        elif len({clip.category for clip in wanted}) != 10:
-            raise DataError(f"{meta}: no column 'esc10', and not ten categories: which are ESC-10 is not known")
-    check_clips(meta, wanted)
-    return wanted, len(table.rows) - len(wanted)
+            clips = [clip for clip, mark in zip(clips, marked, strict=True) if mark]
+        elif len({clip.category for clip in clips}) != 10:
+            raise DataError(f"{meta}: no column 'esc10', and not ten categories: ESC-10 cannot be selected")
+    check_clips(meta, clips)
+    return clips, len(table.rows) - len(clips)
 
 
-def parse_esc50_row(audio: Path, row: TableRow, number: str, name: str) -> ESC50Clip:
+def parse_esc50_row(audio: Path, row: TableRow, id_column: str, name_column: str) -> ESC50Clip:
     """Parses one row; errors (fold or class not an integer, or not as in the file name) name the line."""
     path = audio / row.cells["filename"]
-    named, take = OFFICIAL_FILE_NAME.fullmatch(path.name), RECORDING_FILE_NAME.fullmatch(path.name)
-    recording = take.group(1) if take else path.name
-    clip = ESC50Clip(path, row.number("fold", 1), row.number(number, 0), row.cells[name], recording)
-    if named is not None and int(named.group(1)) != clip.fold:
+    match, recording_match = OFFICIAL_FILE_NAME.fullmatch(path.name), RECORDING_FILE_NAME.fullmatch(path.name)
+    recording = recording_match.group(1) if recording_match else path.name
+    clip = ESC50Clip(
+        path, row.parse_integer("fold", 1), row.parse_integer(id_column, 0), row.cells[name_column], recording
+    )
+    if match is not None and int(match.group(1)) != clip.fold:
         raise DataError(
-            f"{row.where}: {clip.path.name} is of fold {named.group(1)} by its name, of fold {clip.fold} by the table: "
+            f"{row.location}: {clip.path.name} is of fold {match.group(1)} by its name, of fold {clip.fold} by the "
+            f"table: "
             "is this the table of another version?"
         )
     return clip
@@ -168,7 +173,7 @@ def check_clips(meta: Path, clips: list[ESC50Clip]) -> None:
     check_audio_files(meta, [clip.path for clip in clips])
     folds, categories = {clip.fold for clip in clips}, {clip.category for clip in clips}
     if len(folds) < 3:
-        raise DataError(f"{meta}: {len(clips)} sounds in folds {sorted(folds)}; at least three folds are needed")
+        raise DataError(f"{meta}: {len(clips)} audio files in folds {sorted(folds)}; at least three folds are needed")
     for fold in sorted(folds):
         without = categories - {clip.category for clip in clips if clip.fold == fold}
         if without:

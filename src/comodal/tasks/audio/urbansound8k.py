@@ -1,6 +1,6 @@
 """Urban sound classification on UrbanSound8K (Salamon, Jacoby and Bello 2014), by L3-Net's protocol for ESC-50.
 
-The ten folds are the official ones and are never shuffled: all slices of one recording are in one fold, whereas a
+The ten folds are the official ones and are never shuffled. All slices of one recording are in one fold, whereas a
 random split would put near-duplicates on both sides. Each fold is tested once by a probe that is fitted on the other
 nine; C is chosen on the fold that follows it. The accuracy is the mean over the folds. L3-Net's paper does not report
 this data set.
@@ -43,7 +43,7 @@ def evaluate_us8k(
         probe: the options of all evaluations of audio.
 
     Returns:
-        Flat numbers: sound.trained, and of the baselines sound.untrained, sound.spectrogram and sound.log_mel, each
+        Metrics: audio.trained, and of the baselines audio.untrained, audio.spectrogram and audio.log_mel, each
         with its ten folds and its interval.
 
     Raises:
@@ -62,40 +62,44 @@ def read_urbansound8k(data: Path) -> AudioDataset:
         DataError: the table is missing or of another version, or a fold is missing.
     """
     if not data.is_dir():
-        raise DataError(f"{data}: there is no such folder")
-    path = next((data / place for place in METADATA_FILES if (data / place).is_file()), None)
+        raise DataError(f"{data}: no such folder")
+    path = next((data / relative_path for relative_path in METADATA_FILES if (data / relative_path).is_file()), None)
     if path is None:
-        raise DataError(f"{data}: {METADATA_FILES[0]} is not there")
+        raise DataError(f"{data}: {METADATA_FILES[0]} is missing")
     table = read_table(path)
     check_columns(path, table, URBANSOUND8K_COLUMNS)
     check_unique_rows(table.rows, "slice_file_name")
     folds = np.array([parse_fold(row) for row in table.rows])
     absent = sorted(set(range(1, NUM_FOLDS + 1)) - set(folds.tolist()))
     if absent:
-        raise DataError(f"{path}: no slice is in fold {absent[0]}; the {NUM_FOLDS} folds are used as they are")
-    sounds = [LabeledAudioFile(find_slice_file(data, row), f"fold{row.cells['fold']}/{row.cells['slice_file_name']}",
-                    row.cells["class"]) for row in table.rows]  # fmt: skip
-    numbers = [row.number("classID", 0) for row in table.rows]
+        raise DataError(f"{path}: no slice is in fold {absent[0]}; the {NUM_FOLDS} official folds must be complete")
+    audio_files = [
+        LabeledAudioFile(
+            find_slice_file(data, row), f"fold{row.cells['fold']}/{row.cells['slice_file_name']}", row.cells["class"]
+        )
+        for row in table.rows
+    ]
+    class_ids = [row.parse_integer("classID", 0) for row in table.rows]
     classes = [row.cells["class"] for row in table.rows]
-    check_class_names(path, list(zip([sound.name for sound in sounds], numbers, classes, strict=True)))
+    check_class_names(path, list(zip([audio_file.name for audio_file in audio_files], class_ids, classes, strict=True)))
     return AudioDataset(
         task="us8k",
         title="UrbanSound8K",
         split=f"{NUM_FOLDS} folds",
         source=path,
-        sounds=sounds,
-        classes=tuple(dict(sorted(zip(numbers, classes, strict=True))).values()),
-        rounds=build_cross_validation_splits(folds, held_out=1),
-        files={"metadata": path, "sounds": data / "audio"},
+        audio_files=audio_files,
+        classes=tuple(dict(sorted(zip(class_ids, classes, strict=True))).values()),
+        splits=build_cross_validation_splits(folds, num_held_out=1),
+        files={"metadata": path, "audio": data / "audio"},
         recordings=[row.cells["fsID"] for row in table.rows],
     )
 
 
 def parse_fold(row: TableRow) -> int:
     """The fold of a row, 1 to 10."""
-    fold = row.number("fold", 1)
+    fold = row.parse_integer("fold", 1)
     if fold > NUM_FOLDS:
-        raise DataError(f"{row.where}: fold {fold}; there are {NUM_FOLDS}")
+        raise DataError(f"{row.location}: fold {fold}; there are {NUM_FOLDS}")
     return fold
 
 
@@ -105,10 +109,11 @@ def find_slice_file(data: Path, row: TableRow) -> Path:
     The file name also has the recording and the class: FSID-CLASSID-OCCURRENCE-SLICE.wav.
     """
     name, fold = row.cells["slice_file_name"], row.cells["fold"]
-    told = name.removesuffix(".wav").split("-")
-    if len(told) == 4 and told[:2] != [row.cells["fsID"], row.cells["classID"]]:
+    name_parts = name.removesuffix(".wav").split("-")
+    if len(name_parts) == 4 and name_parts[:2] != [row.cells["fsID"], row.cells["classID"]]:
         raise DataError(
-            f"{row.where}: {name} is of recording {told[0]} and class {told[1]} by its name, of recording "
+            f"{row.location}: {name} is of recording {name_parts[0]} and class {name_parts[1]} by its name, of "
+            f"recording "
             f"{row.cells['fsID']} and class {row.cells['classID']} by the table: is this the table of another version?"
         )
     path = data / "audio" / f"fold{fold}" / name
@@ -116,7 +121,7 @@ def find_slice_file(data: Path, row: TableRow) -> Path:
         elsewhere = next((n for n in range(1, NUM_FOLDS + 1) if (data / "audio" / f"fold{n}" / name).is_file()), None)
         if elsewhere is not None:
             raise DataError(
-                f"{row.where}: {name} is in fold {fold} by the table, and lies in fold{elsewhere}: is this the table "
+                f"{row.location}: {name} is in fold {fold} by the table, but is in fold{elsewhere}: is this the table "
                 "of another version?"
             )
     return path

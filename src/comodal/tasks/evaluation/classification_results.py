@@ -24,7 +24,7 @@ class ClassProbabilities:
 
     Args:
         task: Name on the command line.
-        modality: Prefix of the result keys: vision or sound.
+        modality: Prefix of the result keys: vision or audio.
         title: Display name of the data.
         split: Name of the test part.
         model: The evaluated model folder.
@@ -33,7 +33,7 @@ class ClassProbabilities:
         scores: One row of probabilities per item.
         settings: Settings of the evaluation.
         files: The files that the labels were read from.
-        left_out: Number of excluded items, by reason.
+        excluded: Number of excluded items, by reason.
         groups: The recording of each item; without it, items are independent.
     """
 
@@ -47,59 +47,59 @@ class ClassProbabilities:
     scores: Float[np.ndarray, "items classes"]
     settings: Mapping[str, CardSetting]
     files: Mapping[str, Path] = field(default_factory=dict)
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    excluded: Mapping[str, int] = field(default_factory=dict)
     groups: tuple[str, ...] = ()
 
-    def comparison(self) -> Comparison:
-        """The predictions and the labels in the form that probes use."""
+    def build_comparison(self) -> Comparison:
+        """The predictions and the labels as a `Comparison`."""
         check_finite_scores(self.scores, "probabilities of the classes")
-        number = {name: place for place, name in enumerate(self.classes)}
-        truth = np.array([number[item.category] for item in self.items])
+        class_ids = {name: index for index, name in enumerate(self.classes)}
+        truth = np.array([class_ids[item.category] for item in self.items])
         names, folds = tuple(item.name for item in self.items), np.zeros(len(truth), dtype=np.int64)
-        answers, title = {"fine_tuned": self.scores.argmax(1)}, f"{self.title}, fine-tuned"
+        predictions, title = {"fine_tuned": self.scores.argmax(1)}, f"{self.title}, fine-tuned"
         classes, settings = tuple(self.classes), {"fine_tuned": dict[int, float]()}
-        return Comparison(self.modality, title, names, classes, truth, folds, answers, settings, self.groups)
+        return Comparison(self.modality, title, names, classes, truth, folds, predictions, settings, self.groups)
 
-    def tell(self, out: Path | None) -> dict[str, float]:
-        """Prints the table; with `out`, writes results.json, answers.csv, confusion.png and the card."""
-        comparison = self.comparison()
-        numbers = comparison.numbers()
+    def report(self, out: Path | None) -> dict[str, float]:
+        """Prints the table; with `out`, writes results.json, predictions.csv, confusion.png and the card."""
+        comparison = self.build_comparison()
+        metrics = comparison.compute_metrics()
         if len(self.classes) > TOP_K_ACCURACY:
-            best = np.argsort(-self.scores, axis=1, kind="stable")[:, :TOP_K_ACCURACY]
-            right = (best == comparison.truth[:, None]).any(1)
+            top_classes = np.argsort(-self.scores, axis=1, kind="stable")[:, :TOP_K_ACCURACY]
+            is_correct = (top_classes == comparison.truth[:, None]).any(1)
             groups = self.groups or comparison.items
-            low, high = compute_bootstrap_interval(right, np.random.default_rng(0), groups=groups)
+            low, high = compute_bootstrap_interval(is_correct, np.random.default_rng(0), groups=groups)
             key = f"{self.modality}.fine_tuned.top{TOP_K_ACCURACY}"
-            numbers |= {key: float(right.mean()), f"{key}.low": low, f"{key}.high": high}
+            metrics |= {key: float(is_correct.mean()), f"{key}.low": low, f"{key}.high": high}
         comparison.print_table()
         if out is not None:
-            comparison.write(out, numbers)
-            write_card(self.card(numbers), out)
-        return numbers
+            comparison.write_files(out, metrics)
+            write_card(self.build_card(metrics), out)
+        return metrics
 
-    def card(self, numbers: Mapping[str, float]) -> ResultsCard:
+    def build_card(self, metrics: Mapping[str, float]) -> ResultsCard:
         """The results card, with the training settings."""
         keys = {
             f"{self.modality}.fine_tuned": "top-1",
             f"{self.modality}.fine_tuned.top{TOP_K_ACCURACY}": f"top-{TOP_K_ACCURACY}",
         }
-        every = len(self.items) + self.left_out.get(REASON_UNREADABLE, 0)
+        num_items = len(self.items) + self.excluded.get(REASON_UNREADABLE, 0)
         scores = {
-            label: ScoreEntry(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"])
+            label: ScoreEntry(metrics[key], metrics[f"{key}.low"], metrics[f"{key}.high"])
             for key, label in keys.items()
-            if key in numbers
+            if key in metrics
         }
         return ResultsCard(
             task=self.task,
             title=f"{self.title}, fine-tuned",
             split=self.split,
-            scores=scores | {"largest class": ScoreEntry(numbers[f"{self.modality}.chance"])},
+            scores=scores | {"largest class": ScoreEntry(metrics[f"{self.modality}.chance_level"])},
             model=str(self.model),
-            counts={**count_items(every, len(self.items), REASON_UNREADABLE), **self.left_out},
+            counts={**count_items(num_items, len(self.items), REASON_UNREADABLE), **self.excluded},
             files=self.files,
             settings={
                 **self.settings,
-                INTERVAL_NAME: self.comparison().interval(),
+                INTERVAL_NAME: self.build_comparison().describe_intervals(),
                 **read_training_settings(self.model),
                 "items": hash_labeled_files(self.items),
             },

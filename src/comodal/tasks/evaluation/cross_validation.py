@@ -27,111 +27,121 @@ class Split(NamedTuple):
     """One split: the items to fit and the items to test.
 
     Args:
-        number: The tested fold, or 0 where there is one split.
-        fitted: Mask of the training items.
-        tested: Mask of the test items.
-        parts: The inner fold of each training item; values of other items are ignored.
-        held_out: The inner folds that are held out in turn to choose C.
+        fold: The tested fold, or 0 where there is one split.
+        train_mask: Mask of the training items.
+        test_mask: Mask of the test items.
+        inner_folds: The inner fold of each training item; values of other items are ignored.
+        held_out_folds: The inner folds that are held out in turn to choose C.
     """
 
-    number: int
-    fitted: Bool[np.ndarray, " items"]
-    tested: Bool[np.ndarray, " items"]
-    parts: Int[np.ndarray, " items"]
-    held_out: tuple[int, ...]
+    fold: int
+    train_mask: Bool[np.ndarray, " items"]
+    test_mask: Bool[np.ndarray, " items"]
+    inner_folds: Int[np.ndarray, " items"]
+    held_out_folds: tuple[int, ...]
 
-    def of(self, kept: Bool[np.ndarray, " items"]) -> "Split":
+    def select(self, mask: Bool[np.ndarray, " items"]) -> "Split":
         """The same split, restricted to some items."""
-        return self._replace(fitted=self.fitted[kept], tested=self.tested[kept], parts=self.parts[kept])
+        return self._replace(
+            train_mask=self.train_mask[mask], test_mask=self.test_mask[mask], inner_folds=self.inner_folds[mask]
+        )
 
 
 class ProbePredictions(NamedTuple):
     """Predictions of all splits: the items, their splits, the classes by each system, and each system's C per split."""
 
-    items: Int[np.ndarray, " answers"]
-    rounds: Int[np.ndarray, " answers"]
-    answers: dict[str, Int[np.ndarray, " answers"]]
-    strengths: dict[str, dict[int, float]]
+    items: Int[np.ndarray, " predictions"]
+    folds: Int[np.ndarray, " predictions"]
+    predictions: dict[str, Int[np.ndarray, " predictions"]]
+    c_values: dict[str, dict[int, float]]
 
 
-def build_cross_validation_splits(folds: Int[np.ndarray, " items"], held_out: int) -> list[Split]:
-    """Each fold is tested once; the `held_out` folds that follow it (cyclically) are held out in turn to choose C."""
-    numbers = [int(fold) for fold in np.unique(folds)]
-    rounds = []
-    for place, fold in enumerate(numbers):
-        others = numbers[place + 1 :] + numbers[:place]
-        rounds.append(Split(fold, folds != fold, folds == fold, folds, tuple(sorted(others[:held_out]))))
-    return rounds
+def build_cross_validation_splits(folds: Int[np.ndarray, " items"], num_held_out: int) -> list[Split]:
+    """Each fold is tested once; the `num_held_out` folds after it (cyclically) are held out in turn to choose C."""
+    fold_ids = [int(fold) for fold in np.unique(folds)]
+    splits = []
+    for index, fold in enumerate(fold_ids):
+        other_folds = fold_ids[index + 1 :] + fold_ids[:index]
+        splits.append(Split(fold, folds != fold, folds == fold, folds, tuple(sorted(other_folds[:num_held_out]))))
+    return splits
 
 
-def build_given_split(
-    number: int,
-    fitted: Bool[np.ndarray, " items"],
-    tested: Bool[np.ndarray, " items"],
+def build_predefined_split(
+    fold: int,
+    train_mask: Bool[np.ndarray, " items"],
+    test_mask: Bool[np.ndarray, " items"],
     groups: Sequence[str],
     truth: Sequence[str],
-    held_out: int,
+    num_held_out: int,
 ) -> Split:
-    """A predefined split; the training items are assigned to inner folds, `held_out` of which are held out in turn."""
-    parts = np.full(len(fitted), -1)
-    chosen = np.flatnonzero(fitted).tolist()
-    parts[chosen] = assign_folds([groups[item] for item in chosen], [truth[item] for item in chosen])
-    return Split(number, fitted, tested, parts, tuple(range(held_out)))
+    """A predefined split; the training items are in inner folds, `num_held_out` of which are held out in turn."""
+    inner_folds = np.full(len(train_mask), -1)
+    train_items = np.flatnonzero(train_mask).tolist()
+    inner_folds[train_items] = assign_folds(
+        [groups[item] for item in train_items], [truth[item] for item in train_items]
+    )
+    return Split(fold, train_mask, test_mask, inner_folds, tuple(range(num_held_out)))
 
 
 def assign_folds(groups: Sequence[str], truth: Sequence[str]) -> Int[np.ndarray, " items"]:
     """Folds of nearly equal size for each class; all items of a group are in one fold, by a hash of its name."""
-    part: dict[str, int] = {}
+    fold_by_group: dict[str, int] = {}
     for category in sorted(set(truth)):
-        own = {group for group, other in zip(groups, truth, strict=True) if other == category and group not in part}
-        for place, group in enumerate(sorted(own, key=lambda name: hashlib.sha256(encode_for_hash(name)).digest())):
-            part[group] = place % NUM_INNER_FOLDS
-    return np.array([part[group] for group in groups], dtype=np.int64)
+        class_groups = {
+            group
+            for group, label in zip(groups, truth, strict=True)
+            if label == category and group not in fold_by_group
+        }
+        for index, group in enumerate(
+            sorted(class_groups, key=lambda name: hashlib.sha256(encode_for_hash(name)).digest())
+        ):
+            fold_by_group[group] = index % NUM_INNER_FOLDS
+    return np.array([fold_by_group[group] for group in groups], dtype=np.int64)
 
 
 def predict_splits(
     features: Mapping[str, Float[Tensor, "items _ _"]],
     truth: Int[np.ndarray, " items"],
-    rounds: Sequence[Split],
+    splits: Sequence[Split],
     classes: int,
     classifier: AnyClassifier,
     seed: int = 0,
 ) -> ProbePredictions:
     """Fits a probe for every system in every split, and predicts the test items."""
-    jobs = [(system, one) for system in features for one in rounds]
-    answers: dict[str, list[np.ndarray]] = {system: [] for system in features}
-    strengths: dict[str, dict[int, float]] = {system: {} for system in features}
-    for system, one in track_progress(jobs, "fitting probes"):
-        probe = fit_split_probe(features[system], truth, one, classes, classifier, seed)
-        answers[system].append(probe.predict(features[system][torch.from_numpy(one.tested)]))
-        strengths[system][one.number] = probe.strength
+    jobs = [(system, split) for system in features for split in splits]
+    predictions: dict[str, list[np.ndarray]] = {system: [] for system in features}
+    c_values: dict[str, dict[int, float]] = {system: {} for system in features}
+    for system, split in track_progress(jobs, "fitting probes"):
+        probe = fit_split_probe(features[system], truth, split, classes, classifier, seed)
+        predictions[system].append(probe.predict(features[system][torch.from_numpy(split.test_mask)]))
+        c_values[system][split.fold] = probe.C
     return ProbePredictions(
-        np.concatenate([np.flatnonzero(one.tested) for one in rounds]),
-        np.concatenate([np.full(int(one.tested.sum()), one.number) for one in rounds]),
-        {system: np.concatenate(given) for system, given in answers.items()},
-        strengths,
+        np.concatenate([np.flatnonzero(split.test_mask) for split in splits]),
+        np.concatenate([np.full(int(split.test_mask.sum()), split.fold) for split in splits]),
+        {system: np.concatenate(split_predictions) for system, split_predictions in predictions.items()},
+        c_values,
     )
 
 
 def fit_split_probe(
     features: Float[Tensor, "items windows features"],
     truth: Int[np.ndarray, " items"],
-    one: Split,
+    split: Split,
     classes: int,
     classifier: AnyClassifier,
     seed: int = 0,
 ) -> LinearProbe | MLPProbe:
     """The probe of one split, fitted on its training items alone."""
-    seen, target = features[torch.from_numpy(one.fitted)], torch.from_numpy(truth[one.fitted])
-    inner = one.parts[one.fitted]
-    held_out = select_usable_folds(one.held_out, inner)
+    train_features, target = features[torch.from_numpy(split.train_mask)], torch.from_numpy(truth[split.train_mask])
+    inner_folds = split.inner_folds[split.train_mask]
+    held_out_folds = select_usable_folds(split.held_out_folds, inner_folds)
     if classifier == "mlp":  # a fit is slow, so one inner fold is held out
-        return fit_mlp_probe(seen, target, inner, held_out[:1], classes, seed)
+        return fit_mlp_probe(train_features, target, inner_folds, held_out_folds[:1], classes, seed)
     linear: Classifier = classifier
-    return fit_probe(seen, target, inner, held_out, classes, linear)
+    return fit_probe(train_features, target, inner_folds, held_out_folds, classes, linear)
 
 
-def select_usable_folds(held_out: Iterable[int], parts: Int[np.ndarray, " items"]) -> list[int]:
+def select_usable_folds(held_out_folds: Iterable[int], inner_folds: Int[np.ndarray, " items"]) -> list[int]:
     """The held-out folds that contain items, provided that there are other folds."""
-    there = set(np.unique(parts).tolist())
-    return [part for part in held_out if part in there and len(there) > 1]
+    present_folds = set(np.unique(inner_folds).tolist())
+    return [fold for fold in held_out_folds if fold in present_folds and len(present_folds) > 1]

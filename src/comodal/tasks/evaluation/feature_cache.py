@@ -38,7 +38,7 @@ class FeatureFile:
         stamps: For each image, a text that changes with its content.
 
     Attributes:
-        done: Number of images whose features are stored.
+        num_done: Number of images whose features are stored.
         problems: Reason and detail for each of those images that cannot be read.
 
     Raises:
@@ -50,48 +50,50 @@ class FeatureFile:
     ) -> None:
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
         self.folder, self.shape, self.stamps = cache / key, shape, stamps
-        self.bytes_each = 2 * shape[1] * shape[2]
-        self.saved_at = time.monotonic()
+        self.bytes_per_image = 2 * shape[1] * shape[2]
+        self.saved_at_seconds = time.monotonic()
         self.problems: dict[int, tuple[str, str]] = {}
         with translate_os_errors(cache):
             if not (self.folder / DONE_FILE).is_file():
                 write_bytes_atomically(self.folder / ABOUT_FILE, encode_settings_json(dict(about)))
                 write_bytes_atomically(self.folder / FEATURES_FILE, b"")
-                self.note(0)
-            self.done = self.read_done()
-            os.truncate(self.folder / FEATURES_FILE, self.done * self.bytes_each)  # drops unrecorded rows
+                self.write_progress(0)
+            self.num_done = self.read_num_done()
+            os.truncate(self.folder / FEATURES_FILE, self.num_done * self.bytes_per_image)  # drops unrecorded rows
 
-    def read_done(self) -> int:
+    def read_num_done(self) -> int:
         """The number of images that were saved and are unchanged; checks the size of the feature file."""
         try:
-            noted = read_json_object(self.folder / DONE_FILE)
-            done, digest = int(noted["pictures"]), noted["stamps"]
-            problems = {int(place): (str(why[0]), str(why[1])) for place, why in noted.get("unreadable", {}).items()}
-            there = (self.folder / FEATURES_FILE).stat().st_size
+            progress = read_json_object(self.folder / DONE_FILE)
+            num_done, digest = int(progress["images"]), progress["stamps"]
+            problems = {
+                int(index): (str(reason[0]), str(reason[1])) for index, reason in progress.get("unreadable", {}).items()
+            }
+            num_bytes = (self.folder / FEATURES_FILE).stat().st_size
         except (DataError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise DataError(f"{self.folder}: a damaged feature cache ({error}); delete this folder") from error
-        if not 0 <= done <= self.shape[0] or there < done * self.bytes_each:
+            raise DataError(f"{self.folder}: the feature cache is damaged ({error}); delete this folder") from error
+        if not 0 <= num_done <= self.shape[0] or num_bytes < num_done * self.bytes_per_image:
             raise DataError(
-                f"{self.folder / FEATURES_FILE} has {there:,} bytes, "
-                f"and {done:,} images take {done * self.bytes_each:,}; "
+                f"{self.folder / FEATURES_FILE} has {num_bytes:,} bytes, "
+                f"and {num_done:,} images take {num_done * self.bytes_per_image:,}; "
                 "delete this folder"
             )
-        if digest != self.digest(done):
+        if digest != self.hash_stamps(num_done):
             return 0
         self.problems = problems
-        return done
+        return num_done
 
-    def digest(self, done: int) -> str:
+    def hash_stamps(self, num_done: int) -> str:
         """A hash of the stamps of the first images."""
-        return hashlib.sha256("\n".join(self.stamps[:done]).encode()).hexdigest()
+        return hashlib.sha256("\n".join(self.stamps[:num_done]).encode()).hexdigest()
 
-    def note(self, done: int) -> None:
+    def write_progress(self, num_done: int) -> None:
         """Records how many images are on disk."""
-        noted = {"pictures": done, "stamps": self.digest(done), "unreadable": self.problems}
-        write_bytes_atomically(self.folder / DONE_FILE, encode_settings_json(noted))
+        progress = {"images": num_done, "stamps": self.hash_stamps(num_done), "unreadable": self.problems}
+        write_bytes_atomically(self.folder / DONE_FILE, encode_settings_json(progress))
 
     def append(
-        self, features: Float[Tensor, "pictures shots features"], problems: Mapping[int, MediaError] | None = None
+        self, features: Float[Tensor, "images views features"], problems: Mapping[int, MediaError] | None = None
     ) -> None:
         """Appends the features of the next images; `problems` has the images without features, and the reasons.
 
@@ -99,12 +101,12 @@ class FeatureFile:
             DataError: A value is not finite, or too large for float16.
         """
         if not features.isfinite().all() or features.abs().max() > MAX_FLOAT16:
-            raise DataError(f"{self.folder}: picture {self.done:,} or one soon after has features that are no numbers")
+            raise DataError(f"{self.folder}: features of image {self.num_done:,} or one soon after are not finite")
         with translate_os_errors(self.folder), (self.folder / FEATURES_FILE).open("ab") as file:
             file.write(features.half().numpy().tobytes())
-        self.problems |= {self.done + place: (str(e.reason), e.detail) for place, e in (problems or {}).items()}
-        self.done += len(features)
-        if self.done == self.shape[0] or time.monotonic() - self.saved_at > SAVE_INTERVAL_SECONDS:
+        self.problems |= {self.num_done + index: (str(e.reason), e.detail) for index, e in (problems or {}).items()}
+        self.num_done += len(features)
+        if self.num_done == self.shape[0] or time.monotonic() - self.saved_at_seconds > SAVE_INTERVAL_SECONDS:
             self.save()
 
     def save(self) -> None:
@@ -112,10 +114,10 @@ class FeatureFile:
         with translate_os_errors(self.folder):
             with (self.folder / FEATURES_FILE).open("rb") as file:
                 os.fsync(file.fileno())
-            self.note(self.done)
-        self.saved_at = time.monotonic()
+            self.write_progress(self.num_done)
+        self.saved_at_seconds = time.monotonic()
 
-    def rows(self) -> Float16[np.ndarray, "pictures shots features"]:
+    def open_rows(self) -> Float16[np.ndarray, "images views features"]:
         """All features, memory-mapped."""
-        assert self.done == self.shape[0]
+        assert self.num_done == self.shape[0]
         return np.memmap(self.folder / FEATURES_FILE, np.float16, "r", shape=self.shape)

@@ -51,17 +51,17 @@ class L3FineTuneConfig(FineTuneConfig):
 
     Args:
         seed: Seed of the random initialization, the order and the crops.
-        head_rate: Learning rate of the new layer, and of a randomly initialized network.
+        head_learning_rate: Learning rate of the new layer, and of a randomly initialized network.
         dropout: Dropout probability on the features.
-        validation_share: Fraction of the training set that is held out; its score is logged.
+        validation_fraction: Fraction of the training set that is held out; its score is logged.
     """
 
     epochs: float = 40.0
     batch_size: int = 64
     learning_rate: float = 1e-3
-    head_rate: float = 1e-3
+    head_learning_rate: float = 1e-3
     dropout: float = 0.0
-    validation_share: float = 0.0
+    validation_fraction: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class L3EvaluationOptions(ComputeOptions):
     """The options that the evaluations of fine-tuned networks share.
 
     Args:
-        out: Folder for results.json, answers.csv, confusion.png and the results card; nothing is written without it.
+        out: Folder for results.json, predictions.csv, confusion.png and the results card; nothing is written without
+            it.
         workers: Threads that read the files.
     """
 
@@ -87,28 +88,28 @@ class ItemReader(Protocol):
     def __call__(self, item: LabeledFile, rng: np.random.Generator | None, /) -> np.ndarray: ...
 
 
-class LabelledItems:
+class LabeledItems:
     """A sample set for the loader: batches for any (epoch, index).
 
     Args:
         items: The labeled files.
         classes: Class names in the order of their indices.
-        read: Reads a file as input of the network.
+        read_item: Reads a file as input of the network.
         seed: Seed of the order and the augmentation; None for a fixed order without augmentation.
     """
 
     def __init__(
-        self, items: Sequence[LabeledFile], classes: Sequence[str], read: ItemReader, seed: int | None
+        self, items: Sequence[LabeledFile], classes: Sequence[str], read_item: ItemReader, seed: int | None
     ) -> None:
-        self.items, self.read, self.seed = items, read, seed
-        number = {name: place for place, name in enumerate(classes)}
-        self.target = np.array([number[item.category] for item in items])
+        self.items, self.read_item, self.seed = items, read_item, seed
+        class_ids = {name: index for index, name in enumerate(classes)}
+        self.target = np.array([class_ids[item.category] for item in items])
         self.orders: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def order(self, epoch: int) -> Int64[np.ndarray, " items"]:
+    def get_order(self, epoch: int) -> Int64[np.ndarray, " items"]:
         """The items of an epoch in random order."""
         if self.seed is None:
             return np.arange(len(self))
@@ -116,35 +117,35 @@ class LabelledItems:
             self.orders = {epoch: np.random.default_rng((self.seed, epoch, 0, ORDER_STREAM)).permutation(len(self))}
         return self.orders[epoch]
 
-    def shown(self, item: LabeledFile, rng: np.random.Generator | None) -> np.ndarray:
+    def read_input(self, item: LabeledFile, rng: np.random.Generator | None) -> np.ndarray:
         """A file as input of the network; an unreadable file raises an error of the data set."""
         try:
-            return self.read(item, rng)
+            return self.read_item(item, rng)
         except MediaError as error:
             raise DataError(f"a file of class {item.category!r} cannot be read: {error}") from error
 
-    def batch(self, places: Sequence[tuple[int, int]]) -> ClassificationBatch:
+    def batch(self, positions: Sequence[tuple[int, int]]) -> ClassificationBatch:
         """The items of these (epoch, index), in this order."""
-        shown, chosen = [], []
-        for epoch, index in places:
-            item = int(self.order(epoch)[index])
+        inputs, rows = [], []
+        for epoch, index in positions:
+            item = int(self.get_order(epoch)[index])
             rng = (
                 None
                 if self.seed is None
                 else np.random.default_rng((self.seed, epoch, index, L3NET_AUGMENTATION_STREAM))
             )
-            shown.append(self.shown(self.items[item], rng))
-            chosen.append(item)
+            inputs.append(self.read_input(self.items[item], rng))
+            rows.append(item)
         return ClassificationBatch(
-            shown=convert_to_tensor(np.stack(shown)),
-            target=torch.from_numpy(self.target[chosen]),
-            keys=tuple(self.items[item].name for item in chosen),
+            inputs=convert_to_tensor(np.stack(inputs)),
+            target=torch.from_numpy(self.target[rows]),
+            keys=tuple(self.items[item].name for item in rows),
         )
 
 
-def convert_to_tensor(shown: np.ndarray) -> Tensor:
+def convert_to_tensor(array: np.ndarray) -> Tensor:
     """A tensor of waveforms, or of images with channels first (channels-last in memory)."""
-    tensor = torch.from_numpy(shown)
+    tensor = torch.from_numpy(array)
     return tensor.permute(0, 3, 1, 2) if tensor.ndim == 4 else tensor
 
 
@@ -156,71 +157,77 @@ class ClassificationObjective(nn.Module):
         self.model = model
 
     def forward(self, batch: ClassificationBatch) -> dict[str, Tensor]:
-        scores = self.model(batch.shown).float()
-        right = (scores.argmax(1) == batch.target).float().mean()
-        return {"loss": F.cross_entropy(scores, batch.target), "accuracy": right}
+        scores = self.model(batch.inputs).float()
+        accuracy = (scores.argmax(1) == batch.target).float().mean()
+        return {"loss": F.cross_entropy(scores, batch.target), "accuracy": accuracy}
 
 
 def load_initial_l3net(path: Path, fine_tune: L3FineTuneConfig) -> L3Net:
     """The network that training starts from."""
     model = load_any_l3net(path)
-    return make_untrained_copy(model, fine_tune.seed) if fine_tune.start == "scratch" else model
+    return make_untrained_copy(model, fine_tune.seed) if fine_tune.start_from == "scratch" else model
 
 
 def build_l3net_run(
-    model: L3Net, modality: Modality, items: Sequence[LabeledFile], read: ItemReader, fine_tune: L3FineTuneConfig
+    model: L3Net, modality: Modality, items: Sequence[LabeledFile], read_item: ItemReader, fine_tune: L3FineTuneConfig
 ) -> Run:
     """The run: batches of the training set, the objective and its optimizer."""
     classes = sorted({item.category for item in items})
-    train, held_out = split_by_name_hash([item for item in items if not item.test], fine_tune.validation_share)
+    train_items, validation_items = split_by_name_hash(
+        [item for item in items if not item.is_test], fine_tune.validation_fraction
+    )
     objective = ClassificationObjective(build_l3_classifier(model, modality, len(classes), fine_tune.dropout))
-    tower = list(objective.model.trained_tower().parameters())
+    tower = list(objective.model.get_trained_tower().parameters())
     trained = {*tower, *objective.model.classifier.parameters()}
     for parameter in objective.parameters():
         parameter.requires_grad_(parameter in trained)
-    steps = max(1, round(fine_tune.epochs * len(train) / fine_tune.batch_size))
-    highest = max(fine_tune.head_rate, fine_tune.learning_rate)
-    pretrained = tower if fine_tune.start == "pretrained" else []
-    share = fine_tune.learning_rate / highest
+    steps = max(1, round(fine_tune.epochs * len(train_items) / fine_tune.batch_size))
+    max_learning_rate = max(fine_tune.head_learning_rate, fine_tune.learning_rate)
+    pretrained = tower if fine_tune.start_from == "pretrained" else []
+    lr_scale = fine_tune.learning_rate / max_learning_rate
     validation = None
-    if held_out:
-        length = -(-len(held_out) // fine_tune.batch_size) * fine_tune.batch_size
-        still = LabelledItems(held_out, classes, read, None)
-        validation = Loader(still, fine_tune.batch_size, fine_tune.workers, length)
-    samples = LabelledItems(train, classes, read, fine_tune.seed)
+    if validation_items:
+        length = -(-len(validation_items) // fine_tune.batch_size) * fine_tune.batch_size
+        validation_samples = LabeledItems(validation_items, classes, read_item, None)
+        validation = Loader(validation_samples, fine_tune.batch_size, fine_tune.workers, length)
+    samples = LabeledItems(train_items, classes, read_item, fine_tune.seed)
     return Run(
         objective=objective,
         batches=Loader(samples, fine_tune.batch_size, fine_tune.workers),
         validation=validation,
-        optimizer=make_adamw(objective, highest, L3NET_WEIGHT_DECAY, pretrained=pretrained, pretrained_share=share),
-        learning_rate=make_linear_schedule(highest, steps, round(L3NET_WARMUP_RATIO * steps)),
+        optimizer=make_adamw(
+            objective, max_learning_rate, L3NET_WEIGHT_DECAY, pretrained=pretrained, pretrained_lr_scale=lr_scale
+        ),
+        learning_rate=make_linear_schedule(max_learning_rate, steps, round(L3NET_WARMUP_RATIO * steps)),
         steps=steps,
         seed=fine_tune.seed,
-        fingerprint=hash_labeled_files([*train, *held_out]),
+        fingerprint=hash_labeled_files([*train_items, *validation_items]),
         files={CLASSES_FILE: (json.dumps(classes, ensure_ascii=False, indent=0) + "\n").encode()},
-        chosen_by="accuracy" if held_out else "",
+        selection_metric="accuracy" if validation_items else "",
     )
 
 
-def split_by_name_hash(items: Sequence[LabeledFile], share: float) -> tuple[list[LabeledFile], list[LabeledFile]]:
+def split_by_name_hash(items: Sequence[LabeledFile], fraction: float) -> tuple[list[LabeledFile], list[LabeledFile]]:
     """Splits into training and validation items by a hash of the name, so that a file never changes sides.
 
     Raises:
         DataError: Either side is empty.
     """
-    if not 0.0 <= share < 1.0:
-        raise ValueError(f"validation_share ({share}) must be at least 0 and less than 1")
+    if not 0.0 <= fraction < 1.0:
+        raise ValueError(f"validation_fraction ({fraction}) must be at least 0 and less than 1")
 
-    def place(item: LabeledFile) -> float:
+    def hash_to_fraction(item: LabeledFile) -> float:
         return int.from_bytes(hashlib.sha256(encode_for_hash(f"validation {item.name}")).digest()[:8], "big") / 2**64
 
-    held_out = [item for item in items if place(item) < share]
-    train = [item for item in items if place(item) >= share]
-    if len({item.category for item in train}) < len({item.category for item in items}) or (share and not held_out):
+    validation_items = [item for item in items if hash_to_fraction(item) < fraction]
+    train_items = [item for item in items if hash_to_fraction(item) >= fraction]
+    if len({item.category for item in train_items}) < len({item.category for item in items}) or (
+        fraction and not validation_items
+    ):
         raise DataError(
-            f"{len(items)} items are too few to hold out {share:.0%} of them: a class or all would be missing"
+            f"{len(items)} items are too few to hold out {fraction:.0%} of them: a class or all would be empty"
         )
-    return train, held_out
+    return train_items, validation_items
 
 
 def read_model_classes(model: Path) -> list[str]:
@@ -240,7 +247,7 @@ def check_item_classes(items: Sequence[LabeledFile], classes: Sequence[str]) -> 
     """
     unknown = next((item for item in items if item.category not in classes), None)
     if unknown is not None:
-        raise DataError(f"{unknown.path}: the model knows no class {unknown.category!r}")
+        raise DataError(f"{unknown.path}: the model has no class {unknown.category!r}")
 
 
 @runtime_checkable
@@ -251,8 +258,8 @@ class TestViews(Protocol):
 
 
 def predict_class_probabilities(
-    model: L3Classifier, items: Sequence[LabeledFile], shots: TestViews, compute: Compute, workers: int
-) -> tuple[Float[np.ndarray, "answered classes"], dict[int, MediaError]]:
+    model: L3Classifier, items: Sequence[LabeledFile], read_views: TestViews, compute: Compute, workers: int
+) -> tuple[Float[np.ndarray, "predicted classes"], dict[int, MediaError]]:
     """Predicts the class probabilities of every readable item: the mean over its views.
 
     Returns:
@@ -261,20 +268,20 @@ def predict_class_probabilities(
     device = compute.device
     model = model.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")
-    found = parallel(joblib.delayed(try_read)(shots, item) for item in items)
+    results = parallel(joblib.delayed(try_read)(read_views, item) for item in items)
     problems: dict[int, MediaError] = {}
     rows, size = [], max(MAX_FORWARD_BATCH, compute.batch_size)
-    for start in track_progress(range(0, len(items), size), "answering"):
-        some = []
-        for place, shown in zip(range(start, min(start + size, len(items))), found, strict=False):
-            if isinstance(shown, MediaError):
-                problems[place] = shown
+    for start in track_progress(range(0, len(items), size), "predicting"):
+        batch = []
+        for index, views in zip(range(start, min(start + size, len(items))), results, strict=False):
+            if isinstance(views, MediaError):
+                problems[index] = views
             else:
-                some.append(shown)
-        if some:
+                batch.append(views)
+        if batch:
             with torch.inference_mode(), compute.autocast():
-                scores = model(convert_to_tensor(np.concatenate(some)).to(device))
-            rows.append(scores.float().softmax(1).unflatten(0, (len(some), -1)).mean(1).cpu().numpy())
+                scores = model(convert_to_tensor(np.concatenate(batch)).to(device))
+            rows.append(scores.float().softmax(1).unflatten(0, (len(batch), -1)).mean(1).cpu().numpy())
     report_unreadable(problems.values())
     return np.concatenate(rows) if rows else np.zeros((0, 0), np.float32), problems
 

@@ -32,14 +32,14 @@ LINEAR_PROBE_C_VALUES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 class FittedClassifier(Protocol):
     """A fitted classifier that gives each item a score for each class."""
 
-    def scores(self, features: Float[Tensor, "items windows features"]) -> Float[Tensor, "items classes"]: ...
+    def compute_scores(self, features: Float[Tensor, "items windows features"]) -> Float[Tensor, "items classes"]: ...
 
 
 @runtime_checkable
 class ProbeProblem(Protocol):
     """A training set that can be fitted with any C, for a number of iterations."""
 
-    def fit(self, strength: float, iterations: int, /) -> FittedClassifier: ...
+    def fit(self, C: float, iterations: int, /) -> FittedClassifier: ...
 
 
 def select_best_class(scores: Float[Tensor, "items classes"]) -> Int[Tensor, " items"]:
@@ -57,13 +57,13 @@ class LinearProbe:
     """A fitted probe: the z-score of the training set, one linear layer, and C."""
 
     classifier: Classifier
-    strength: float
+    C: float
     mean: Float[Tensor, " features"]
     scale: Float[Tensor, " features"]
     weight: Float[Tensor, "classes features"]
     bias: Float[Tensor, "classes 1"]
 
-    def scores(self, features: Float[Tensor, "items windows features"]) -> Float[Tensor, "items classes"]:
+    def compute_scores(self, features: Float[Tensor, "items windows features"]) -> Float[Tensor, "items classes"]:
         """The mean over the windows of decision values (SVM) or of probabilities (logistic regression)."""
         weight = self.weight / self.scale
         values = features @ weight.mT + (self.bias[:, 0] - weight @ self.mean)
@@ -71,7 +71,7 @@ class LinearProbe:
 
     def predict(self, features: Float[Tensor, "items windows features"]) -> Int[np.ndarray, " items"]:
         """The class with the highest score, for each item."""
-        return select_best_class(self.scores(features)).numpy()
+        return select_best_class(self.compute_scores(features)).numpy()
 
 
 class LinearProbeProblem:
@@ -99,13 +99,13 @@ class LinearProbeProblem:
         self.weight = self.rows.new_zeros(classes, self.rows.shape[1])
         self.bias = self.rows.new_zeros(classes, 1)
 
-    def fit(self, strength: float, iterations: int) -> LinearProbe:
+    def fit(self, C: float, iterations: int) -> LinearProbe:
         """Minimizes the objective from the last solution.
 
         L-BFGS runs in coordinates in which the objective is well conditioned (`factor_preconditioner`). Classes
         are the first dimension in all products: with ten classes these are three times as fast as with rows first.
         """
-        factor = factor_preconditioner(self.gram, 1.0 / (strength * len(self.rows)))
+        factor = factor_preconditioner(self.gram, 1.0 / (C * len(self.rows)))
         rounded = (self.weight @ factor).requires_grad_(True)
         bias = self.bias.requires_grad_(True)
         optimizer = torch.optim.LBFGS(
@@ -121,7 +121,7 @@ class LinearProbeProblem:
             optimizer.zero_grad()
             weight = torch.linalg.solve_triangular(factor, rounded, upper=False, left=False).contiguous()
             loss = compute_probe_loss(weight @ self.rows.mT + bias, self.target, self.classifier) / len(self.rows)
-            loss = loss + weight.square().sum() / (2.0 * strength * len(self.rows))
+            loss = loss + weight.square().sum() / (2.0 * C * len(self.rows))
             loss.backward()
             return loss
 
@@ -129,15 +129,15 @@ class LinearProbeProblem:
         self.weight = torch.linalg.solve_triangular(factor, rounded.detach(), upper=False, left=False)
         self.bias = bias.detach()
         weight = self.weight if self.basis is None else self.weight @ self.basis.mT
-        return LinearProbe(self.classifier, strength, self.mean, self.scale, weight, self.bias.clone())
+        return LinearProbe(self.classifier, C, self.mean, self.scale, weight, self.bias.clone())
 
 
 def compute_mean_and_std(
     rows: Float[Tensor, "rows features"],
 ) -> tuple[Float[Tensor, " features"], Float[Tensor, " features"]]:
     """The mean and std of each feature; a constant feature has scale 1."""
-    deviation, mean = torch.std_mean(rows, dim=0, correction=0)
-    return mean, torch.where(deviation > 1e-6 * (1.0 + mean.abs()), deviation, torch.ones_like(deviation))
+    std, mean = torch.std_mean(rows, dim=0, correction=0)
+    return mean, torch.where(std > 1e-6 * (1.0 + mean.abs()), std, torch.ones_like(std))
 
 
 def compute_probe_loss(
@@ -163,9 +163,9 @@ def choose_c(
     features: Float[Tensor, "items windows features"],
     target: Int[Tensor, " items"],
     folds: Int[np.ndarray, " items"],
-    held_out: Sequence[int],
+    held_out_folds: Sequence[int],
     problem: Callable[[Tensor, Tensor], ProbeProblem],
-    strengths: Sequence[float],
+    c_values: Sequence[float],
     iterations: int = MAX_SEARCH_ITERATIONS,
 ) -> float:
     """The C with the highest accuracy on the held-out folds, after fitting on the others.
@@ -173,20 +173,20 @@ def choose_c(
     C increases from its smallest value until accuracy no longer improves. Without held-out folds, it is the smallest.
     """
     problems = []
-    for fold in held_out:
-        held = torch.from_numpy(np.asarray(folds == fold))
-        if not held.any() or held.all():
-            raise ValueError(f"fold {fold} holds {int(held.sum())} of the {len(held)} training items")
-        problems.append((problem(features[~held], target[~held]), held))
-    best, most = min(strengths), -1
-    for strength in sorted(strengths):
-        right = 0
-        for part, held in problems:
-            answers = select_best_class(part.fit(strength, iterations).scores(features[held]))
-            right += int((answers == target[held]).sum())
-        if right <= most:
+    for fold in held_out_folds:
+        is_held_out = torch.from_numpy(np.asarray(folds == fold))
+        if not is_held_out.any() or is_held_out.all():
+            raise ValueError(f"fold {fold} holds {int(is_held_out.sum())} of the {len(is_held_out)} training items")
+        problems.append((problem(features[~is_held_out], target[~is_held_out]), is_held_out))
+    best, max_correct = min(c_values), -1
+    for C in sorted(c_values):
+        num_correct = 0
+        for fold_problem, is_held_out in problems:
+            predictions = select_best_class(fold_problem.fit(C, iterations).compute_scores(features[is_held_out]))
+            num_correct += int((predictions == target[is_held_out]).sum())
+        if num_correct <= max_correct:
             break
-        best, most = strength, right
+        best, max_correct = C, num_correct
     return best
 
 
@@ -194,10 +194,10 @@ def fit_probe(
     features: Float[Tensor, "items windows features"],
     target: Int[Tensor, " items"],
     folds: Int[np.ndarray, " items"],
-    held_out: Sequence[int],
+    held_out_folds: Sequence[int],
     classes: int,
     classifier: Classifier,
-    strengths: Sequence[float] = LINEAR_PROBE_C_VALUES,
+    c_values: Sequence[float] = LINEAR_PROBE_C_VALUES,
 ) -> LinearProbe:
     """Chooses C within the training set, then fits on all of it.
 
@@ -205,14 +205,14 @@ def fit_probe(
         features: the training set, windows grouped by item.
         target: class of each item.
         folds: inner fold of each training item.
-        held_out: the folds that are held out in turn to choose C.
+        held_out_folds: the folds that are held out in turn to choose C.
         classes: number of classes.
         classifier: "svm" or "logistic".
-        strengths: the values of C to try.
+        c_values: the values of C to try.
 
     Returns:
         The probe fitted on the whole training set with the chosen C.
     """
     problem = partial(LinearProbeProblem, classes=classes, classifier=classifier)
-    strength = choose_c(features, target, folds, held_out, problem, strengths)
-    return problem(features, target).fit(strength, MAX_FIT_ITERATIONS)
+    C = choose_c(features, target, folds, held_out_folds, problem, c_values)
+    return problem(features, target).fit(C, MAX_FIT_ITERATIONS)

@@ -45,36 +45,36 @@ class FeatureRows:
     Args:
         views: One array per view.
         target: The class of each item.
-        chosen: The items that are used.
+        is_used: The items that are used.
     """
 
     def __init__(
         self,
         views: Sequence[Float16[np.ndarray, "items 1 features"]],
         target: Int[np.ndarray, " items"],
-        chosen: Bool[np.ndarray, " items"],
+        is_used: Bool[np.ndarray, " items"],
     ) -> None:
-        self.views, self.target, self.chosen = views, target, chosen
+        self.views, self.target, self.is_used = views, target, is_used
         self.features = views[0].shape[2]
-        self.block = max(1, MAX_BLOCK_BYTES // (2 * self.features))
+        self.block_rows = max(1, MAX_BLOCK_BYTES // (2 * self.features))
 
     def __len__(self) -> int:
-        return int(self.chosen.sum())
+        return int(self.is_used.sum())
 
     def blocks(
-        self, view: int, order: np.random.Generator | None
+        self, view: int, rng: np.random.Generator | None
     ) -> Iterator[tuple[Float[Tensor, "rows features"], Int[Tensor, " rows"]]]:
         """All rows of a view in blocks, in random order or in storage order."""
-        starts = np.arange(0, len(self.target), self.block)
-        for start in starts if order is None else order.permutation(starts):
-            inside = np.flatnonzero(self.chosen[start : start + self.block])
-            inside = inside if order is None else order.permutation(inside)
-            rows = np.asarray(self.views[view][start : start + self.block, 0])[inside].astype(np.float32)
+        starts = np.arange(0, len(self.target), self.block_rows)
+        for start in starts if rng is None else rng.permutation(starts):
+            inside = np.flatnonzero(self.is_used[start : start + self.block_rows])
+            inside = inside if rng is None else rng.permutation(inside)
+            rows = np.asarray(self.views[view][start : start + self.block_rows, 0])[inside].astype(np.float32)
             if len(rows):
-                yield torch.from_numpy(rows), torch.from_numpy(self.target[start : start + self.block][inside])
+                yield torch.from_numpy(rows), torch.from_numpy(self.target[start : start + self.block_rows][inside])
 
     @cached_property
-    def standardisation(self) -> tuple[Float[Tensor, " features"], Float[Tensor, " features"]]:
+    def standardization(self) -> tuple[Float[Tensor, " features"], Float[Tensor, " features"]]:
         """Mean and std over all views, with blocks merged as by Chan et al. (1979); a constant feature has
         scale 1.
         """
@@ -82,53 +82,51 @@ class FeatureRows:
         mean, squares = (torch.zeros(self.features, dtype=torch.float64) for _ in range(2))
         for view in range(len(self.views)):
             for rows, _ in self.blocks(view, None):
-                variance, centre = (part.double() for part in torch.var_mean(rows, 0, correction=0))
-                both = count + len(rows)
-                squares += variance * len(rows) + (centre - mean).square() * (count * len(rows) / both)
-                mean += (centre - mean) * (len(rows) / both)
-                count = both
-        deviation = (squares / count).sqrt()
-        scale = torch.where(deviation > 1e-6 * (1.0 + mean.abs()), deviation, torch.ones_like(deviation))
+                variance, block_mean = (part.double() for part in torch.var_mean(rows, 0, correction=0))
+                total = count + len(rows)
+                squares += variance * len(rows) + (block_mean - mean).square() * (count * len(rows) / total)
+                mean += (block_mean - mean) * (len(rows) / total)
+                count = total
+        std = (squares / count).sqrt()
+        scale = torch.where(std > 1e-6 * (1.0 + mean.abs()), std, torch.ones_like(std))
         return mean.float(), scale.float()
 
 
-def fit_sgd_probe(
-    rows: FeatureRows, classes: int, classifier: Classifier, strength: float, steps: SGDConfig
-) -> LinearProbe:
+def fit_sgd_probe(rows: FeatureRows, classes: int, classifier: Classifier, C: float, config: SGDConfig) -> LinearProbe:
     """Minimizes the objective; the order depends on the seed alone."""
-    mean, scale = rows.standardisation
-    weight = torch.zeros(classes, rows.features, device=steps.device, requires_grad=True)
-    bias = torch.zeros(classes, 1, device=steps.device, requires_grad=True)
-    decay = 1.0 / (strength * len(rows))
+    mean, scale = rows.standardization
+    weight = torch.zeros(classes, rows.features, device=config.device, requires_grad=True)
+    bias = torch.zeros(classes, 1, device=config.device, requires_grad=True)
+    decay = 1.0 / (C * len(rows))
     groups = [{"params": [weight], "weight_decay": decay}, {"params": [bias], "weight_decay": 0.0}]
-    if steps.solver == "sgd":
-        highest = 1.0 / (bound_curvature(rows, mean, scale, classifier, steps) + decay)
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=highest, momentum=MOMENTUM)
+    if config.solver == "sgd":
+        max_learning_rate = 1.0 / (bound_curvature(rows, mean, scale, classifier, config) + decay)
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=max_learning_rate, momentum=MOMENTUM)
     else:
-        highest = ADAM_STEP_SCALE / rows.features
-        optimizer = torch.optim.Adam(groups, lr=highest)
-    total = steps.epochs * -(-len(rows) // steps.batch_size)
-    rate = make_cosine_schedule(highest, total, round(SGD_WARMUP_RATIO * total), final_fraction=0.0)
-    on_device = (mean.to(steps.device), scale.to(steps.device))
-    for step, (batch, target) in enumerate(iterate_batches(rows, steps)):
+        max_learning_rate = ADAM_STEP_SCALE / rows.features
+        optimizer = torch.optim.Adam(groups, lr=max_learning_rate)
+    num_steps = config.epochs * -(-len(rows) // config.batch_size)
+    schedule = make_cosine_schedule(max_learning_rate, num_steps, round(SGD_WARMUP_RATIO * num_steps), min_lr_ratio=0.0)
+    on_device = (mean.to(config.device), scale.to(config.device))
+    for step, (batch, target) in enumerate(iterate_batches(rows, config)):
         for group in optimizer.param_groups:
-            group["lr"] = rate(min(step, total))
-        standard = (batch.to(steps.device) - on_device[0]) / on_device[1]
-        loss = compute_probe_loss(weight @ standard.mT + bias, target.to(steps.device), classifier) / len(target)
+            group["lr"] = schedule(min(step, num_steps))
+        standard = (batch.to(config.device) - on_device[0]) / on_device[1]
+        loss = compute_probe_loss(weight @ standard.mT + bias, target.to(config.device), classifier) / len(target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return LinearProbe(classifier, strength, mean, scale, weight.detach().cpu(), bias.detach().cpu())
+    return LinearProbe(classifier, C, mean, scale, weight.detach().cpu(), bias.detach().cpu())
 
 
 def iterate_batches(
-    rows: FeatureRows, steps: SGDConfig
+    rows: FeatureRows, config: SGDConfig
 ) -> Iterator[tuple[Float[Tensor, "rows features"], Int[Tensor, " rows"]]]:
     """The batches of all epochs; epoch e reads view e."""
-    for epoch in track_progress(range(steps.epochs), "fitting by steps"):
-        rng = np.random.default_rng((steps.seed, epoch))
+    for epoch in track_progress(range(config.epochs), "fitting by SGD"):
+        rng = np.random.default_rng((config.seed, epoch))
         for block, target in rows.blocks(epoch % len(rows.views), rng):
-            yield from zip(block.split(steps.batch_size), target.split(steps.batch_size), strict=True)
+            yield from zip(block.split(config.batch_size), target.split(config.batch_size), strict=True)
 
 
 def bound_curvature(
@@ -136,71 +134,74 @@ def bound_curvature(
     mean: Float[Tensor, " features"],
     scale: Float[Tensor, " features"],
     classifier: Classifier,
-    steps: SGDConfig,
+    config: SGDConfig,
 ) -> float:
     """An upper bound of the curvature of a batch's loss, estimated from a sample; the step size of SGD is its inverse.
 
     It combines the largest eigenvalue of the features' covariance with the sampling noise of a small batch. The factor
     is 1/2 for cross-entropy and 2 for squared hinges.
     """
-    block, _ = next(rows.blocks(0, np.random.default_rng(steps.seed)))
+    block, _ = next(rows.blocks(0, np.random.default_rng(config.seed)))
     sample = (block[:CURVATURE_SAMPLE_ROWS] - mean) / scale
     sample = torch.cat([sample, torch.ones(len(sample), 1)], 1)
     largest = float(torch.linalg.matrix_norm(sample, 2)) ** 2 / len(sample)
-    by_chance = sample.square().sum(1).max().item() / min(steps.batch_size, len(sample))
-    return (0.5 if classifier == "logistic" else 2.0) * (largest**0.5 + by_chance**0.5) ** 2
+    sampling_noise = sample.square().sum(1).max().item() / min(config.batch_size, len(sample))
+    return (0.5 if classifier == "logistic" else 2.0) * (largest**0.5 + sampling_noise**0.5) ** 2
 
 
 def choose_c_with_sgd(
     views: Sequence[Float16[np.ndarray, "items 1 features"]],
     target: Int[np.ndarray, " items"],
-    fitted: Bool[np.ndarray, " items"],
-    held_out: Bool[np.ndarray, " items"],
+    train_mask: Bool[np.ndarray, " items"],
+    validation_mask: Bool[np.ndarray, " items"],
     classes: int,
     classifier: Classifier,
-    steps: SGDConfig,
-    strengths: Sequence[float] = LINEAR_PROBE_C_VALUES,
+    config: SGDConfig,
+    c_values: Sequence[float] = LINEAR_PROBE_C_VALUES,
 ) -> float:
     """The C with the highest accuracy on the held-out training items, after fitting on the others.
 
     C increases from its smallest value until accuracy no longer improves; these fits take a quarter of the epochs.
     """
-    shorter = steps._replace(epochs=max(len(views), round(SEARCH_FRACTION * steps.epochs)))
-    rest, held = FeatureRows(views, target, fitted), FeatureRows(views[:1], target, held_out)
-    best, most = min(strengths), -1
-    for strength in sorted(strengths):
-        probe = fit_sgd_probe(rest, classes, classifier, strength, shorter)
-        right = sum(
+    search_config = config._replace(epochs=max(len(views), round(SEARCH_FRACTION * config.epochs)))
+    train_rows, validation_rows = (
+        FeatureRows(views, target, train_mask),
+        FeatureRows(views[:1], target, validation_mask),
+    )
+    best, max_correct = min(c_values), -1
+    for C in sorted(c_values):
+        probe = fit_sgd_probe(train_rows, classes, classifier, C, search_config)
+        num_correct = sum(
             int((predict_top_classes(probe, rows[:, None], 1)[:, 0] == truth).sum())
-            for rows, truth in held.blocks(0, None)
+            for rows, truth in validation_rows.blocks(0, None)
         )
-        if right <= most:
+        if num_correct <= max_correct:
             break
-        best, most = strength, right
+        best, max_correct = C, num_correct
     return best
 
 
 def predict_top_classes(
-    probe: LinearProbe, features: Float[Tensor, "items shots features"], count: int
+    probe: LinearProbe, features: Float[Tensor, "items views features"], top_k: int
 ) -> Int[Tensor, "items _"]:
     """The classes with the highest scores, in descending order.
 
     Raises:
         DataError: A score is not finite.
     """
-    scores = probe.scores(features)
+    scores = probe.compute_scores(features)
     check_finite_scores(scores.numpy(), "scores of the probe")
-    return scores.topk(count, dim=1).indices
+    return scores.topk(top_k, dim=1).indices
 
 
 def map_row_blocks(
-    rows: Float16[np.ndarray, "items shots features"],
-    answer: Callable[[Float[Tensor, "block shots features"]], Int[Tensor, "block count"]],
+    rows: Float16[np.ndarray, "items views features"],
+    predict: Callable[[Float[Tensor, "block views features"]], Int[Tensor, "block count"]],
 ) -> Int[np.ndarray, "items count"]:
     """Applies a function to all rows, one block at a time."""
     size = max(1, MAX_BLOCK_BYTES // (2 * rows.shape[1] * rows.shape[2]))
     parts = [
-        answer(torch.from_numpy(np.asarray(rows[start : start + size]).astype(np.float32)))
+        predict(torch.from_numpy(np.asarray(rows[start : start + size]).astype(np.float32)))
         for start in range(0, len(rows), size)
     ]
     return torch.cat(parts).numpy()

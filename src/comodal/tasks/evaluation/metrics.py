@@ -24,7 +24,7 @@ class PerClass(NamedTuple):
 def compute_accuracy(predicted: Int[np.ndarray, " items"], truth: Int[np.ndarray, " items"]) -> float:
     """The fraction of the items whose class was predicted."""
     if not len(truth):
-        raise ValueError("accuracy of no items")
+        raise ValueError("accuracy needs at least one item")
     return float(np.mean(predicted == truth))
 
 
@@ -39,21 +39,22 @@ def count_confusions(
 
 def compute_per_class(confusion: Int[np.ndarray, "classes classes"]) -> PerClass:
     """Recall and precision of each class from the confusion matrix."""
-    right = np.diag(confusion).astype(np.float64)
-    counts, answered = confusion.sum(1), confusion.sum(0)
-    return PerClass(counts, right / np.maximum(counts, 1), right / np.maximum(answered, 1))
+    num_correct = np.diag(confusion).astype(np.float64)
+    counts, num_predicted = confusion.sum(1), confusion.sum(0)
+    return PerClass(counts, num_correct / np.maximum(counts, 1), num_correct / np.maximum(num_predicted, 1))
 
 
-def check_finite_scores(scores: np.ndarray, of: object) -> None:
+def check_finite_scores(scores: np.ndarray, description: object) -> None:
     """Checks that every score is finite. NaN compares false with everything, so its rank is arbitrary.
 
     Raises:
-        DataError: A score is not finite; `of` names what was scored.
+        DataError: A score is not finite; `description` names what was scored.
     """
     if not np.isfinite(scores).all():
         count = int((~np.isfinite(scores)).sum())
         raise DataError(
-            f"{of}: {count:,} of {scores.size:,} scores are NaN or infinite, so there is no result; check the model's "
+            f"{description}: {count:,} of {scores.size:,} scores are NaN or infinite, so there is no result; check "
+            f"the model's "
             "weights and the input, or compute with --precision fp32"
         )
 
@@ -81,30 +82,32 @@ def compute_bootstrap_interval(
         groups: Group of each item; None where items are independent.
     """
     if not len(correct):
-        raise ValueError("interval of no items")
+        raise ValueError("an interval needs at least one item")
     check_finite_scores(correct, "accuracy")
     values, items, mean = correct.astype(np.float64), len(correct), float(correct.mean())
     inverse = np.arange(items) if groups is None else np.unique(groups, return_inverse=True)[1]
-    size, yes_or_no = int(inverse.max()) + 1, bool(np.isin(values, (0.0, 1.0)).all())
-    if yes_or_no and size == items:
+    size, is_binary = int(inverse.max()) + 1, bool(np.isin(values, (0.0, 1.0)).all())
+    if is_binary and size == items:
         return compute_wilson_interval(mean, items, confidence)
     means = compute_bootstrap_means(values, inverse, rng, resamples)
     variance = float(means.var())
     if variance < 1e-15:
         return compute_wilson_interval(mean, size, confidence)
-    if yes_or_no:
+    if is_binary:
         return compute_wilson_interval(mean, min(items, mean * (1.0 - mean) / variance), confidence)
     tail = (1.0 - confidence) / 2.0
     low, high = np.quantile(means, [tail, 1.0 - tail])
     return float(low), float(high)
 
 
-def compute_wilson_interval(share: float, items: int | float, confidence: float = 0.95) -> tuple[float, float]:
+def compute_wilson_interval(proportion: float, items: int | float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion over independent items."""
     z = NormalDist().inv_cdf((1.0 + confidence) / 2.0)
-    middle = (share + z * z / (2.0 * items)) / (1.0 + z * z / items)
-    half = z * math.sqrt(share * (1.0 - share) / items + z * z / (4.0 * items * items)) / (1.0 + z * z / items)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    center = (proportion + z * z / (2.0 * items)) / (1.0 + z * z / items)
+    half_width = (
+        z * math.sqrt(proportion * (1.0 - proportion) / items + z * z / (4.0 * items * items)) / (1.0 + z * z / items)
+    )
+    return max(0.0, center - half_width), min(1.0, center + half_width)
 
 
 def compute_bootstrap_means(
@@ -115,16 +118,18 @@ def compute_bootstrap_means(
     block = max(1, MAX_BOOTSTRAP_DRAWS // len(sums))
     means = []
     for start in range(0, resamples, block):
-        drawn = rng.integers(len(sums), size=(min(block, resamples - start), len(sums)))
-        means.append(sums[drawn].sum(1) / counts[drawn].sum(1))
+        sampled = rng.integers(len(sums), size=(min(block, resamples - start), len(sums)))
+        means.append(sums[sampled].sum(1) / counts[sampled].sum(1))
     return np.concatenate(means)
 
 
-def describe_interval(groups: Sequence[str] | Int[np.ndarray, " items"], of: str, graded: bool = False) -> str:
-    """How `compute_bootstrap_interval` computes an interval, for a card; `of` names the groups, as "images"."""
+def describe_interval(
+    groups: Sequence[str] | Int[np.ndarray, " items"], group_name: str, is_graded: bool = False
+) -> str:
+    """How `compute_bootstrap_interval` computes an interval, for a card; `group_name` names the groups, as "images"."""
     count = len(np.unique(groups))
-    if graded:
-        return f"bootstrap, {count:,} {of} resampled"
+    if is_graded:
+        return f"bootstrap, {count:,} {group_name} resampled"
     if count == len(groups):
         return f"Wilson, {count:,} independent items"
-    return f"Wilson, {len(groups):,} items in {count:,} {of}, which are resampled for the design effect"
+    return f"Wilson, {len(groups):,} items in {count:,} {group_name}, which are resampled for the design effect"

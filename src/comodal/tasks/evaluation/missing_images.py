@@ -2,7 +2,7 @@
 
 Such an item has no prediction and counts as incorrect, as VQA's server counts a question without an answer. Where the
 official evaluation rejects incomplete predictions (NLVR2's and GQA's scripts), comodal refuses the evaluation.
-Results and cards have both denominators: all items ("items"), and those whose image is in the store ("answered").
+Results and cards have both denominators: all items ("items"), and those whose image is in the store ("predicted").
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,47 +28,53 @@ def check_no_missing_images(file: Path, title: str, missing: Sequence[str], item
     if missing:
         raise DataError(
             f"{file}: the images of {len(missing):,} of {items:,} items are not in the store, the first is "
-            f"{missing[0]!r}; {title}'s official evaluation needs an answer to every item: add regions of these images"
+            f"{missing[0]!r}; {title}'s official evaluation needs every prediction: add regions of these images"
         )
 
 
 def format_missing_count(counts: Mapping[str, int]) -> str:
     """The number of items that count as incorrect because their image is missing, as the end of a line."""
-    missing = counts["items"] - counts["answered"]
-    return f"; {missing:,} scored as wrong: {REASON_MISSING_IMAGE}" if missing else ""
+    missing = counts["items"] - counts["predicted"]
+    return f"; {missing:,} counted as incorrect: {REASON_MISSING_IMAGE}" if missing else ""
 
 
-def count_items(items: int, answered: int, reason: str = f"{REASON_MISSING_IMAGE} (scored as wrong)") -> dict[str, int]:
-    """The numbers of items, of predictions, and of missing items by reason, for the counts of a card.
+def count_items(
+    num_items: int, num_predicted: int, reason: str = f"{REASON_MISSING_IMAGE} (incorrect)"
+) -> dict[str, int]:
+    """Counts of items, of predictions, and of missing items by reason, for a card.
 
     An item whose own file cannot be read is not scored (`tasks/evaluation/unreadable_files.py`).
     """
-    return {"items": items, "answered": answered, **({reason: items - answered} if answered < items else {})}
+    return {
+        "items": num_items,
+        "predicted": num_predicted,
+        **({reason: num_items - num_predicted} if num_predicted < num_items else {}),
+    }
 
 
-def compute_accuracy_numbers(
+def compute_accuracy_metrics(
     key: str,
     correct: Bool[np.ndarray, " items"] | Float[np.ndarray, " items"],
-    answered: Bool[np.ndarray, " items"],
+    has_prediction: Bool[np.ndarray, " items"],
     groups: Sequence[str],
 ) -> dict[str, float]:
-    """The mean over all items with its interval by group, and the mean over items with a prediction (`.answered`)."""
+    """The mean over all items with its interval by group, and the mean over items with a prediction (`.predicted`)."""
     low, high = compute_bootstrap_interval(correct, np.random.default_rng(0), groups=groups)
-    over_answered = float(correct[answered].mean())
-    return {key: float(correct.mean()), f"{key}.low": low, f"{key}.high": high, f"{key}.answered": over_answered}
+    predicted_accuracy = float(correct[has_prediction].mean())
+    return {key: float(correct.mean()), f"{key}.low": low, f"{key}.high": high, f"{key}.predicted": predicted_accuracy}
 
 
 def build_score_entries(
-    label: str, key: str, numbers: Mapping[str, float], counts: Mapping[str, int], paper: float | None = None
+    label: str, key: str, metrics: Mapping[str, float], counts: Mapping[str, int], paper: float | None = None
 ) -> dict[str, ScoreEntry]:
-    """The entries of a card for one key of `compute_accuracy_numbers`; `.answered` only where items are missing."""
-    scores = {label: ScoreEntry(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"], paper)}
-    if counts["answered"] < counts["items"]:
-        scores[f"{label}, of the answered"] = ScoreEntry(numbers[f"{key}.answered"])
+    """The entries of a card for one key of `compute_accuracy_metrics`; `.predicted` only where items are missing."""
+    scores = {label: ScoreEntry(metrics[key], metrics[f"{key}.low"], metrics[f"{key}.high"], paper)}
+    if counts["predicted"] < counts["items"]:
+        scores[f"{label}, of the predicted items"] = ScoreEntry(metrics[f"{key}.predicted"])
     return scores
 
 
-def is_paper_protocol(counts: Mapping[str, int], blank: str, training: Mapping[str, object]) -> bool:
+def is_paper_protocol(counts: Mapping[str, int], ablate: str, training: Mapping[str, object]) -> bool:
     """Whether a score can be compared with the paper's: no item is missing, and no modality is ablated."""
-    left_out = {blank, training.get("training blank", "nothing")} - {"nothing"}
-    return counts["answered"] == counts["items"] and not left_out
+    ablated = {ablate, training.get("training ablate", "none")} - {"none"}
+    return counts["predicted"] == counts["items"] and not ablated

@@ -3,8 +3,9 @@
 The widths of 512 and 128 with ReLU are those of OpenL3's evaluation (Cramer et al. 2019, section 4). Features are
 z-scored on the training set; each window is a training example, and the probabilities of an item are the mean over its
 windows. The objective is the mean cross-entropy and w'w / 2C over the weights of all layers; the values of C correspond
-to OpenL3's weight decays of 1e-3, 1e-4 and 1e-5. Departs from OpenL3: only C is chosen within the training set, on
-whole items (OpenL3 splits windows, so that those of one file are on both sides), and the number of epochs is fixed.
+to OpenL3's weight decays of 1e-3, 1e-4 and 1e-5. Departs from OpenL3: only C is chosen within the training set, and the
+number of epochs is fixed. The choice uses whole items (OpenL3 splits windows, so that those of one file are on both
+sides).
 """
 
 from collections.abc import Sequence
@@ -31,21 +32,21 @@ MAX_PREDICTION_ROWS = 8192  # rows per forward pass
 class MLPProbe:
     """A fitted perceptron: the z-score of the training set, three layers, and C."""
 
-    strength: float
+    C: float
     mean: Float[Tensor, " features"]
     scale: Float[Tensor, " features"]
     layers: nn.Sequential
 
     @torch.inference_mode()
-    def scores(self, features: Float[Tensor, "items windows features"]) -> Float[Tensor, "items classes"]:
+    def compute_scores(self, features: Float[Tensor, "items windows features"]) -> Float[Tensor, "items classes"]:
         """The mean over the windows of the class probabilities."""
         rows = features.flatten(0, 1).split(MAX_PREDICTION_ROWS)
-        values = torch.cat([self.layers((piece - self.mean) / self.scale).softmax(-1) for piece in rows])
+        values = torch.cat([self.layers((part - self.mean) / self.scale).softmax(-1) for part in rows])
         return values.unflatten(0, features.shape[:2]).mean(1)
 
     def predict(self, features: Float[Tensor, "items windows features"]) -> Int[np.ndarray, " items"]:
         """The class with the highest score, for each item."""
-        return select_best_class(self.scores(features)).numpy()
+        return select_best_class(self.compute_scores(features)).numpy()
 
 
 class MLPProbeProblem:
@@ -64,37 +65,37 @@ class MLPProbeProblem:
         self.rows.sub_(self.mean).div_(self.scale)
         self.classes, self.seed = classes, seed
 
-    def fit(self, strength: float, epochs: int) -> MLPProbe:
+    def fit(self, C: float, epochs: int) -> MLPProbe:
         """Minimizes by Adam over mini-batches with a cosine schedule; the seed determines initial weights and order."""
-        chance = torch.Generator().manual_seed(self.seed)
-        layers = build_mlp_layers((self.rows.shape[1], *HIDDEN_WIDTHS, self.classes), chance)
+        generator = torch.Generator().manual_seed(self.seed)
+        layers = build_mlp_layers((self.rows.shape[1], *HIDDEN_WIDTHS, self.classes), generator)
         weights = [layer.weight for layer in layers if isinstance(layer, nn.Linear)]
         biases = [layer.bias for layer in layers if isinstance(layer, nn.Linear)]
-        groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": 1.0 / strength}, {"params": biases}]
+        groups: list[dict[str, Any]] = [{"params": weights, "weight_decay": 1.0 / C}, {"params": biases}]
         optimizer = torch.optim.Adam(groups, lr=MLP_LEARNING_RATE, fused=True)  # weight decay: the gradient of w'w / 2C
-        batch = min(MLP_BATCH_SIZE, len(self.rows))
-        steps = max(MIN_STEPS, epochs * -(-len(self.rows) // batch))
-        rate = make_cosine_schedule(MLP_LEARNING_RATE, steps, 0, final_fraction=0.0)
-        order = torch.randperm(len(self.rows), generator=chance)
+        batch_size = min(MLP_BATCH_SIZE, len(self.rows))
+        steps = max(MIN_STEPS, epochs * -(-len(self.rows) // batch_size))
+        schedule = make_cosine_schedule(MLP_LEARNING_RATE, steps, 0, min_lr_ratio=0.0)
+        order = torch.randperm(len(self.rows), generator=generator)
         for step in range(steps):
-            if len(order) < batch:
-                order = torch.cat([order, torch.randperm(len(self.rows), generator=chance)])
-            chosen, order = order[:batch], order[batch:]
-            loss = F.cross_entropy(layers(self.rows[chosen]), self.target[chosen])
+            if len(order) < batch_size:
+                order = torch.cat([order, torch.randperm(len(self.rows), generator=generator)])
+            rows, order = order[:batch_size], order[batch_size:]
+            loss = F.cross_entropy(layers(self.rows[rows]), self.target[rows])
             for group in optimizer.param_groups:
-                group["lr"] = rate(step)
+                group["lr"] = schedule(step)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        return MLPProbe(strength, self.mean, self.scale, layers)
+        return MLPProbe(C, self.mean, self.scale, layers)
 
 
-def build_mlp_layers(widths: Sequence[int], chance: torch.Generator) -> nn.Sequential:
+def build_mlp_layers(widths: Sequence[int], generator: torch.Generator) -> nn.Sequential:
     """Linear layers with ReLU between them; weights initialized as by He et al. (2015), biases with zero."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
         layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
-        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=chance)
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
         nn.init.zeros_(layer.bias)
         layers += [layer, nn.ReLU()]
     return nn.Sequential(*layers[:-1])
@@ -104,14 +105,14 @@ def fit_mlp_probe(
     features: Float[Tensor, "items windows features"],
     target: Int[Tensor, " items"],
     folds: Int[np.ndarray, " items"],
-    held_out: Sequence[int],
+    held_out_folds: Sequence[int],
     classes: int,
     seed: int,
 ) -> MLPProbe:
     """Chooses C within the training set, then fits on all of it, as `fit_probe` does."""
 
-    def problem(some: Tensor, truth: Tensor) -> MLPProbeProblem:
-        return MLPProbeProblem(some, truth, classes, seed)
+    def problem(inputs: Tensor, truth: Tensor) -> MLPProbeProblem:
+        return MLPProbeProblem(inputs, truth, classes, seed)
 
-    strength = choose_c(features, target, folds, held_out, problem, MLP_PROBE_C_VALUES, NUM_SEARCH_EPOCHS)
-    return problem(features, target).fit(strength, NUM_FIT_EPOCHS)
+    C = choose_c(features, target, folds, held_out_folds, problem, MLP_PROBE_C_VALUES, NUM_SEARCH_EPOCHS)
+    return problem(features, target).fit(C, NUM_FIT_EPOCHS)

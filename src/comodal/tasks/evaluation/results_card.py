@@ -23,12 +23,12 @@ CARD_FILE, CARD_PAGE_FILE = "card.json", "card.md"
 CARD_LIBRARIES = ("comodal", "torch", "numpy", "scikit-learn")
 HASH_CHUNK_BYTES = 1 << 20
 TRAINING_SETTINGS = (
-    "start",
-    "blank",
+    "start_from",
+    "ablate",
     "epochs",
     "batch_size",
     "learning_rate",
-    "head_rate",
+    "head_learning_rate",
     "dropout",
     "seed",
     "layout",
@@ -85,8 +85,8 @@ class ResultsCard:
 def read_training_settings(model: Path) -> dict[str, str | int | float | bool | None]:
     """The training settings of a model, its seed included, from its config.json."""
     parameters = read_model_about(model).get("parameters")
-    told = parameters if isinstance(parameters, dict) else {}
-    return {f"training {name}": told[name] for name in TRAINING_SETTINGS if name in told}
+    parameters_by_name = parameters if isinstance(parameters, dict) else {}
+    return {f"training {name}": parameters_by_name[name] for name in TRAINING_SETTINGS if name in parameters_by_name}
 
 
 def write_card(card: ResultsCard, out: Path) -> None:
@@ -95,34 +95,34 @@ def write_card(card: ResultsCard, out: Path) -> None:
     Raises:
         DataError: A file that the card names cannot be read.
     """
-    described = serialize_card(card)
-    write_bytes_atomically(out / CARD_FILE, (json.dumps(described, indent=2, ensure_ascii=False) + "\n").encode())
-    write_bytes_atomically(out / CARD_PAGE_FILE, render_card_markdown(described).encode())
+    card_values = serialize_card(card)
+    write_bytes_atomically(out / CARD_FILE, (json.dumps(card_values, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes_atomically(out / CARD_PAGE_FILE, render_card_markdown(card_values).encode())
 
 
-def report_results(numbers: Mapping[str, float], card: ResultsCard, out: Path | None) -> None:
+def report_results(metrics: Mapping[str, float], card: ResultsCard, out: Path | None) -> None:
     """Prints the scores of an evaluation; with `out`, writes results.json and the card."""
-    for name, value in numbers.items():
+    for name, value in metrics.items():
         print_line(f"{name:<36} {value:.4f}")
     if out is not None:
-        write_bytes_atomically(out / "results.json", (json.dumps(dict(numbers), indent=2) + "\n").encode())
+        write_bytes_atomically(out / "results.json", (json.dumps(dict(metrics), indent=2) + "\n").encode())
         write_card(card, out)
 
 
-def format_exclusions(left_out: Mapping[str, int]) -> str:
+def format_exclusions(excluded: Mapping[str, int]) -> str:
     """The numbers of excluded items, as the end of a line."""
-    return "".join(f"; {count:,} left out: {reason}" for reason, count in left_out.items())
+    return "".join(f"; {count:,} excluded: {reason}" for reason, count in excluded.items())
 
 
 def serialize_card(card: ResultsCard) -> dict[str, Any]:
     """A card as JSON values, with the hashes of its files and the versions of the libraries."""
-    described = asdict(card) | {"kind": "card"}
-    described["files"] = {
+    card_values = asdict(card) | {"kind": "card"}
+    card_values["files"] = {
         label: {"name": path.name, "sha256": hash_card_file(path)} for label, path in card.files.items()
     }
-    described["versions"] = {library: version(library) for library in CARD_LIBRARIES}
-    described["hardware"] = summarize_environment()
-    return described
+    card_values["versions"] = {library: version(library) for library in CARD_LIBRARIES}
+    card_values["hardware"] = summarize_environment()
+    return card_values
 
 
 def hash_card_file(path: Path) -> str:
@@ -141,42 +141,42 @@ def hash_card_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def render_card_markdown(described: Mapping[str, Any]) -> str:
+def render_card_markdown(card_values: Mapping[str, Any]) -> str:
     """A card as Markdown."""
-    lines = [f"# {described['title']}, {described['split']}", ""]
-    if described["scores"]:
+    lines = [f"# {card_values['title']}, {card_values['split']}", ""]
+    if card_values["scores"]:
         lines += ["| score | value | 95 % | paper |", "|---|---|---|---|"]
     else:
-        lines.append("No score: the right answers are not known.")
-    for name, score in described["scores"].items():
+        lines.append("No score: the labels are not known.")
+    for name, score in card_values["scores"].items():
         lines.append(
-            f"| {name} | {format_number(score['value'])} | {format_interval(score)} | {format_number(score['paper'])} |"
+            f"| {name} | {format_score(score['value'])} | {format_interval(score)} | {format_score(score['paper'])} |"
         )
-    lines += ["", f"Model: `{described['model']}`"]
-    if described["regions"] is not None:
-        lines.append(f"Regions: {described['regions']}")
+    lines += ["", f"Model: `{card_values['model']}`"]
+    if card_values["regions"] is not None:
+        lines.append(f"Regions: {card_values['regions']}")
     for heading in ("counts", "seeds", "settings", "versions"):
-        if described[heading]:
-            listed = ", ".join(f"{name} {value}" for name, value in described[heading].items())
+        if card_values[heading]:
+            listed = ", ".join(f"{name} {value}" for name, value in card_values[heading].items())
             lines.append(f"{heading.capitalize()}: {listed}")
-    if described["files"]:
+    if card_values["files"]:
         lines += ["", "| file | name | SHA-256 |", "|---|---|---|"]
-        lines += [f"| {label} | {file['name']} | `{file['sha256']}` |" for label, file in described["files"].items()]
+        lines += [f"| {label} | {file['name']} | `{file['sha256']}` |" for label, file in card_values["files"].items()]
     return "\n\n".join("\n".join(part) for part in join_paragraphs(lines)) + "\n"
 
 
 def join_paragraphs(lines: Iterable[str]) -> list[list[str]]:
-    """Keeps tables together; every other line becomes a paragraph."""
-    found: list[list[str]] = []
+    """Keeps the lines of a table adjacent; every other line becomes a paragraph."""
+    paragraphs: list[list[str]] = []
     for line in lines:
-        if line.startswith("|") and found and found[-1][-1].startswith("|"):
-            found[-1].append(line)
+        if line.startswith("|") and paragraphs and paragraphs[-1][-1].startswith("|"):
+            paragraphs[-1].append(line)
         elif line:
-            found.append([line])
-    return found
+            paragraphs.append([line])
+    return paragraphs
 
 
-def format_number(value: float | None) -> str:
+def format_score(value: float | None) -> str:
     """Four digits, or an empty text for None."""
     return "" if value is None else f"{value:.4f}"
 
@@ -192,18 +192,18 @@ def read_card(path: Path) -> dict[str, Any]:
     Raises:
         DataError: The file is damaged, is not a card, or is of another version.
     """
-    described = read_json(path)
-    if not isinstance(described, dict) or described.get("kind") != "card":
+    card_values = read_json(path)
+    if not isinstance(card_values, dict) or card_values.get("kind") != "card":
         raise DataError(f"{path}: not a results card")
-    told = dict.fromkeys(("task", "title", "split", "model"), str)
-    listed = dict.fromkeys(("scores", "counts", "files", "seeds", "settings", "versions"), dict)
-    for name, kind in (told | listed | {"regions": str | None}).items():
-        if name not in described or not isinstance(described[name], kind):
-            raise DataError(f"{path}: a results card of another version: {name!r} is {described.get(name)!r:.40}")
-    for name, score in described["scores"].items():
+    text_fields = dict.fromkeys(("task", "title", "split", "model"), str)
+    mapping_fields = dict.fromkeys(("scores", "counts", "files", "seeds", "settings", "versions"), dict)
+    for name, kind in (text_fields | mapping_fields | {"regions": str | None}).items():
+        if name not in card_values or not isinstance(card_values[name], kind):
+            raise DataError(f"{path}: a results card of another version: {name!r} is {card_values.get(name)!r:.40}")
+    for name, score in card_values["scores"].items():
         if not is_score_entry(score):
             raise DataError(f"{path}: a results card of another version: the score {name!r} is {score!r:.80}")
-    return described
+    return card_values
 
 
 def is_score_entry(score: Any) -> bool:
@@ -237,16 +237,16 @@ def results(folder: Path, out: Path | None = None) -> dict[str, float]:
     paths = sorted(folder.rglob(CARD_FILE))
     if not paths:
         raise DataError(
-            f"{folder}: no results card ({CARD_FILE}) below it; evaluations write one into their --out folder"
+            f"{folder}: no results card ({CARD_FILE}) in it or below; evaluations write one into their --out folder"
         )
-    rows, numbers = [], {}
+    rows, metrics = [], {}
     for path in paths:
-        card, place = read_card(path), path.parent.relative_to(folder).as_posix()
+        card, folder_name = read_card(path), path.parent.relative_to(folder).as_posix()
         for name, score in card["scores"].items():
-            value = format_number(score["value"])
-            rows.append((place, card["title"], card["split"], name, value, format_interval(score),
-                         format_number(score["paper"]), str(card["counts"].get("items", ""))))  # fmt: skip
-            numbers[f"{place}.{name}"] = float(score["value"])
+            value = format_score(score["value"])
+            rows.append((folder_name, card["title"], card["split"], name, value, format_interval(score),
+                         format_score(score["paper"]), str(card["counts"].get("items", ""))))  # fmt: skip
+            metrics[f"{folder_name}.{name}"] = float(score["value"])
     headings = ("card", "task", "split", "score", "value", "95 %", "paper", "items")
     table = Table(*headings)
     for row in rows:
@@ -256,4 +256,4 @@ def results(folder: Path, out: Path | None = None) -> dict[str, float]:
         lines = ["| " + " | ".join(headings) + " |", "|" + "---|" * len(headings)]
         lines += ["| " + " | ".join(row) + " |" for row in rows]
         write_bytes_atomically(out, ("\n".join(lines) + "\n").encode())
-    return numbers
+    return metrics

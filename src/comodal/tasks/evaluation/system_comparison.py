@@ -1,6 +1,6 @@
-"""Compares the predictions of several systems for the same items: a table, flat numbers, and a confusion matrix.
+"""Compares the predictions of several systems for the same items: a table, flat metrics, and a confusion matrix.
 
-A score is always reported together with its baselines.
+A score is always reported with its baselines.
 """
 
 import csv
@@ -25,7 +25,7 @@ from comodal.tasks.evaluation.metrics import (
 )
 
 MAX_NAMED_CLASSES = 100  # with more classes, the names are not shown
-CLASSIFICATION_TASKS = {"vision": "image classification", "sound": "sound classification"}  # by `Comparison.task`
+CLASSIFICATION_TASKS = {"vision": "image classification", "audio": "sound classification"}  # by `Comparison.task`
 SYSTEM_TITLES = {
     "trained": "trained network",
     "untrained": "untrained network",
@@ -50,51 +50,56 @@ class Comparison:
     classes: tuple[str, ...]
     truth: Int[np.ndarray, " items"]
     folds: Int[np.ndarray, " items"]
-    answers: dict[str, Int[np.ndarray, " items"]]
-    strengths: dict[str, dict[int, float]]
+    predictions: dict[str, Int[np.ndarray, " items"]]
+    c_values: dict[str, dict[int, float]]
     groups: tuple[str, ...] = ()
     grouped_by: str = "recordings"
 
-    def interval(self) -> str:
+    def describe_intervals(self) -> str:
         """A description of how the intervals are computed."""
         return describe_interval(self.groups or self.items, self.grouped_by)
 
-    def numbers(self) -> dict[str, float]:
+    def compute_metrics(self) -> dict[str, float]:
         """Flat keys: `task.system`, its folds, the std over the folds, and a 95 % interval over the items."""
         flat: dict[str, float] = {}
         folds = np.unique(self.folds)
-        for system, answers in self.answers.items():
+        for system, predicted in self.predictions.items():
             key = f"{self.task}.{system}"
-            by_fold = [compute_accuracy(answers[self.folds == fold], self.truth[self.folds == fold]) for fold in folds]
+            by_fold = [
+                compute_accuracy(predicted[self.folds == fold], self.truth[self.folds == fold]) for fold in folds
+            ]
             flat[key] = float(np.mean(by_fold))
             if len(folds) > 1:
-                flat |= {f"{key}.fold{fold}": share for fold, share in zip(folds, by_fold, strict=True)}
-                flat[f"{key}.deviation"] = float(np.std(by_fold, ddof=1))
-            right, groups = answers == self.truth, self.groups or self.items
-            low, high = compute_bootstrap_interval(right, np.random.default_rng(0), groups=groups)
+                flat |= {f"{key}.fold{fold}": accuracy for fold, accuracy in zip(folds, by_fold, strict=True)}
+                flat[f"{key}.std"] = float(np.std(by_fold, ddof=1))
+            is_correct, groups = predicted == self.truth, self.groups or self.items
+            low, high = compute_bootstrap_interval(is_correct, np.random.default_rng(0), groups=groups)
             flat |= {f"{key}.low": low, f"{key}.high": high}
-            flat |= {f"{key}.strength{fold}": strength for fold, strength in self.strengths[system].items()}
-        flat[f"{self.task}.chance"] = float(np.bincount(self.truth).max() / len(self.truth))
+            flat |= {f"{key}.C{fold}": C for fold, C in self.c_values[system].items()}
+        flat[f"{self.task}.chance_level"] = float(np.bincount(self.truth).max() / len(self.truth))
         flat[f"{self.task}.items"] = float(len(self.truth))
         flat[f"{self.task}.classes"] = float(len(self.classes))
         return flat
 
     def print_table(self) -> None:
         """Prints the accuracy of each system, its folds, and the recall of each class unless there are too many."""
-        numbers = self.numbers()
+        metrics = self.compute_metrics()
         folds = [int(fold) for fold in np.unique(self.folds)]
-        chance = numbers[f"{self.task}.chance"]
-        about = f"{len(self.items)} items; always the largest class: {chance:.3f}; 95 %: {self.interval()}"
+        chance_level = metrics[f"{self.task}.chance_level"]
+        about = (
+            f"{len(self.items)} items; largest class (chance level): {chance_level:.3f}; 95 %: "
+            f"{self.describe_intervals()}"
+        )
         table = Table("system", "accuracy", "95 %", title=self.title, caption=about)
         if len(folds) > 1:
-            table.add_column("deviation")
+            table.add_column("std")
             table.add_column("folds " + " ".join(map(str, folds)))
-        for system in self.answers:
+        for system in self.predictions:
             key = f"{self.task}.{system}"
-            cells = [system, f"{numbers[key]:.4f}", f"{numbers[f'{key}.low']:.3f}-{numbers[f'{key}.high']:.3f}"]
+            cells = [system, f"{metrics[key]:.4f}", f"{metrics[f'{key}.low']:.3f}-{metrics[f'{key}.high']:.3f}"]
             if len(folds) > 1:
-                shares = " ".join(f"{numbers[f'{key}.fold{fold}']:.2f}" for fold in folds)
-                cells += [f"{numbers[f'{key}.deviation']:.3f}", shares]
+                fold_accuracies = " ".join(f"{metrics[f'{key}.fold{fold}']:.2f}" for fold in folds)
+                cells += [f"{metrics[f'{key}.std']:.3f}", fold_accuracies]
             table.add_row(*cells)
         table.show()
         if len(self.classes) <= MAX_NAMED_CLASSES:
@@ -106,73 +111,75 @@ class Comparison:
         table.add_column("class")
         table.add_column("items", right=True)
         columns = []
-        for system in self.answers:
+        for system in self.predictions:
             table.add_column(system, right=True)
-            columns.append(compute_per_class(self.confusion(system)))
-        for place, name in enumerate(self.classes):
-            recalls = [f"{column.recall[place]:.3f}" for column in columns]
-            table.add_row(name, str(columns[0].counts[place]), *recalls)
+            columns.append(compute_per_class(self.compute_confusion(system)))
+        for index, name in enumerate(self.classes):
+            recalls = [f"{column.recall[index]:.3f}" for column in columns]
+            table.add_row(name, str(columns[0].counts[index]), *recalls)
         table.show()
 
-    def class_table(self) -> str:
+    def format_class_table(self) -> str:
         """A table of classes: number of items, and for each system recall, precision and the most frequent error."""
         text = io.StringIO()
         rows = csv.writer(text)
-        columns = [f"{name} {column}" for name in self.answers for column in ("recall", "precision", "taken for")]
+        columns = [
+            f"{name} {column}" for name in self.predictions for column in ("recall", "precision", "confused with")
+        ]
         rows.writerow(["class", "items", *columns])
-        matrices = {name: self.confusion(name) for name in self.answers}
-        shares = {name: compute_per_class(matrix) for name, matrix in matrices.items()}
+        matrices = {name: self.compute_confusion(name) for name in self.predictions}
+        per_class = {name: compute_per_class(matrix) for name, matrix in matrices.items()}
         counts = np.bincount(self.truth, minlength=len(self.classes))
-        for place, category in enumerate(self.classes):
-            cells: list[object] = [category, int(counts[place])]
+        for index, category in enumerate(self.classes):
+            cells: list[object] = [category, int(counts[index])]
             for name, matrix in matrices.items():
-                wrong = matrix[place].copy()
-                wrong[place] = 0
-                other = self.classes[int(wrong.argmax())] if wrong.any() else ""
-                each = shares[name]
-                cells += [f"{each.recall[place]:.4f}", f"{each.precision[place]:.4f}", other]
+                errors = matrix[index].copy()
+                errors[index] = 0
+                confused_class = self.classes[int(errors.argmax())] if errors.any() else ""
+                class_scores = per_class[name]
+                cells += [f"{class_scores.recall[index]:.4f}", f"{class_scores.precision[index]:.4f}", confused_class]
             rows.writerow(cells)
         return text.getvalue()
 
-    def confusion(self, system: str) -> Int[np.ndarray, "classes classes"]:
+    def compute_confusion(self, system: str) -> Int[np.ndarray, "classes classes"]:
         """Counts: a row for each true class, a column for each predicted class."""
-        return count_confusions(self.answers[system], self.truth, len(self.classes))
+        return count_confusions(self.predictions[system], self.truth, len(self.classes))
 
-    def write(self, out: Path, numbers: dict[str, float]) -> None:
-        """Writes results.json (flat), answers.csv (one row per item), classes.csv and confusion.png into `out`."""
-        write_bytes_atomically(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
-        write_bytes_atomically(out / "classes.csv", self.class_table().encode("utf-8", "backslashreplace"))
+    def write_files(self, out: Path, metrics: dict[str, float]) -> None:
+        """Writes results.json (flat), predictions.csv (one row per item), classes.csv and confusion.png into `out`."""
+        write_bytes_atomically(out / "results.json", (json.dumps(metrics, indent=2) + "\n").encode())
+        write_bytes_atomically(out / "classes.csv", self.format_class_table().encode("utf-8", "backslashreplace"))
         text = io.StringIO()
         rows = csv.writer(text)
-        rows.writerow(["item", "fold", "truth", *self.answers])
-        for place, item in enumerate(self.items):
-            given = [self.classes[answers[place]] for answers in self.answers.values()]
-            rows.writerow([item, self.folds[place], self.classes[self.truth[place]], *given])
-        write_bytes_atomically(out / "answers.csv", text.getvalue().encode("utf-8", "backslashreplace"))
-        picture = io.BytesIO()
-        self.draw_confusion(next(iter(self.answers))).savefig(picture, format="png", dpi=110)
-        write_bytes_atomically(out / "confusion.png", picture.getvalue())
+        rows.writerow(["item", "fold", "truth", *self.predictions])
+        for index, item in enumerate(self.items):
+            predicted = [self.classes[classes[index]] for classes in self.predictions.values()]
+            rows.writerow([item, self.folds[index], self.classes[self.truth[index]], *predicted])
+        write_bytes_atomically(out / "predictions.csv", text.getvalue().encode("utf-8", "backslashreplace"))
+        png = io.BytesIO()
+        self.draw_confusion(next(iter(self.predictions))).savefig(png, format="png", dpi=110)
+        write_bytes_atomically(out / "confusion.png", png.getvalue())
 
     def draw_confusion(self, system: str) -> Figure:
         """The confusion matrix of one system, each row normalized by its true class."""
-        confusion = self.confusion(system)
-        shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+        confusion = self.compute_confusion(system)
+        fractions = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
         side = 2.2 + 0.34 * min(len(self.classes), 50)
         figure = Figure(figsize=(side + 0.8, side), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+        image = axes.imshow(fractions, cmap="Blues", vmin=0.0, vmax=1.0)
         if len(self.classes) <= MAX_NAMED_CLASSES:
             labels = [*map(escape_plot_text, self.classes)]
             axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
             axes.set_yticks(range(len(labels)), labels, fontsize=8)
-        axes.set_xlabel("answer")
-        axes.set_ylabel("truth")
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
         axes.set_title(
             f"{CLASSIFICATION_TASKS.get(self.task, self.task)}: {SYSTEM_TITLES.get(system, system)}", fontsize=10
         )
         for row, column in zip(*np.nonzero(confusion), strict=True) if len(self.classes) <= 20 else ():
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(confusion[row, column]), ha="center", va="center", fontsize=7, color=colour)
+            color = "white" if fractions[row, column] > 0.5 else "black"
+            axes.text(column, row, str(confusion[row, column]), ha="center", va="center", fontsize=7, color=color)
         figure.colorbar(image, shrink=0.7, label="fraction of the true class")
         return figure

@@ -31,38 +31,38 @@ class FileItem(Protocol):
 FileType = TypeVar("FileType", bound=FileItem)
 
 
-def try_read(read: Callable[[FileType], T], item: FileType) -> T | MediaError:
+def try_read(read_file: Callable[[FileType], T], item: FileType) -> T | MediaError:
     """Reads a file; returns the error if it cannot be read, whatever reading it raises."""
     try:
         with wrap_item_errors(item.path):
-            return read(item)
+            return read_file(item)
     except MediaError as error:
         return error
 
 
 def exclude_unreadable(items: Sequence[A], problems: Collection[int]) -> list[A]:
     """The items without a problem."""
-    return [item for place, item in enumerate(items) if place not in problems]
+    return [item for index, item in enumerate(items) if index not in problems]
 
 
-def mask_readable(items: int, problems: Collection[int]) -> Bool[np.ndarray, " items"]:
+def mask_readable(num_items: int, problems: Collection[int]) -> Bool[np.ndarray, " items"]:
     """A mask of the items without a problem."""
-    return np.isin(np.arange(items), list(problems), invert=True)
+    return np.isin(np.arange(num_items), list(problems), invert=True)
 
 
-def count_exclusions(left_out: Mapping[str, int], problems: Collection[object]) -> dict[str, int]:
+def count_exclusions(excluded: Mapping[str, int], problems: Collection[object]) -> dict[str, int]:
     """The number of excluded items by reason, unreadable ones included."""
-    return {**left_out, **({REASON_UNREADABLE: len(problems)} if problems else {})}
+    return {**excluded, **({REASON_UNREADABLE: len(problems)} if problems else {})}
 
 
 def check_readable_classes(
-    source: object, side: str, classes: Sequence[str | None], problems: Mapping[int, MediaError]
+    source: object, part: str, classes: Sequence[str | None], problems: Mapping[int, MediaError]
 ) -> None:
     """Checks that every class has a file that can be read.
 
     Args:
         source: Where the files come from, for the error.
-        side: Side of the split, as "to test".
+        part: Side of the split, as "to test".
         classes: Class of each file; None where it is unknown.
         problems: Errors of the files that cannot be read.
 
@@ -72,16 +72,19 @@ def check_readable_classes(
     lost = set(classes) - set(exclude_unreadable(classes, problems))
     if lost:
         name = min(lost, key=str)
-        theirs = [problems[place] for place, category in enumerate(classes) if category == name]
-        of = "" if name is None else f" of class {name!r}"
-        raise DataError(f"{source}: none of the {len(theirs)} files{of} {side} can be read; the first: {theirs[0]}")
+        class_problems = [problems[index] for index, category in enumerate(classes) if category == name]
+        of_class = "" if name is None else f" of class {name!r}"
+        raise DataError(
+            f"{source}: none of the {len(class_problems)} files{of_class} {part} can be read; the first: "
+            f"{class_problems[0]}"
+        )
 
 
 def report_unreadable(problems: Collection[MediaError]) -> None:
     """Prints a table of the files and their errors."""
     if not problems:
         return
-    print_line(f"files that cannot be read and are left out: {len(problems)}")
+    print_line(f"files that cannot be read and are excluded: {len(problems)}")
     table = Table("file", "reason")
     for problem in sorted(problems, key=lambda problem: problem.path):
         table.add_row(problem.path, f"{problem.reason}: {problem.detail}")

@@ -38,12 +38,14 @@ from comodal.training.recipe_run import Run
 class ImageReader:
     """Reads a square of the training crop's size: a random augmented crop in training, the center crop otherwise."""
 
-    showing: ViewConfig
+    view_config: ViewConfig
 
     def __call__(self, item: LabeledFile, rng: np.random.Generator | None, /) -> np.ndarray:
-        picture = read_resized_image(item, self.showing.short_side)
+        image = read_resized_image(item, self.view_config.short_side)
         return (
-            crop_image_center(picture, self.showing.crop) if rng is None else augment_image(picture, self.showing, rng)
+            crop_image_center(image, self.view_config.crop)
+            if rng is None
+            else augment_image(image, self.view_config, rng)
         )
 
 
@@ -51,13 +53,13 @@ class ImageReader:
 class ImageViews:
     """The center crop, or ten crops."""
 
-    showing: ViewConfig
+    view_config: ViewConfig
     crops: CropMode
 
     def __call__(self, item: LabeledFile, /) -> np.ndarray:
-        picture = read_resized_image(item, self.showing.short_side)
-        size = self.showing.crop
-        return cut_ten_crops(picture, size) if self.crops == "ten" else crop_image_center(picture, size)[None]
+        image = read_resized_image(item, self.view_config.short_side)
+        size = self.view_config.crop
+        return cut_ten_crops(image, size) if self.crops == "ten" else crop_image_center(image, size)[None]
 
 
 IMAGE_FINE_TUNING = L3FineTuneConfig(batch_size=64)
@@ -67,9 +69,9 @@ IMAGE_FINE_TUNING = L3FineTuneConfig(batch_size=64)
 def recipe(
     model: Path,
     data: Path,
-    mirror: bool = True,
-    brightness: float = 32 / 255,
-    saturation: float = 0.5,
+    horizontal_flip: bool = True,
+    brightness_jitter: float = 32 / 255,
+    saturation_jitter: float = 0.5,
     fine_tune: L3FineTuneConfig = IMAGE_FINE_TUNING,
 ) -> Run:
     """Fine-tunes an L3-Net end to end for image classification.
@@ -78,25 +80,27 @@ def recipe(
         model: Run or model folder of an L3-Net, or of a fine-tuned one.
         data: ImageNet in the layout of ILSVRC or Kaggle; or train/CLASS/IMAGE and test/ (or val/, validation/)
             CLASS/IMAGE; or CLASS/IMAGE alone, of which a fifth is the test by a hash of the file's name.
-        mirror: Flip half of the images horizontally. Not for digits and letters.
-        brightness: Brightness jitter: the largest change, where 1 is the range from black to white.
-        saturation: Saturation jitter: the saturation changes by up to this fraction.
+        horizontal_flip: Flip half of the images horizontally. Not for digits and letters.
+        brightness_jitter: Brightness jitter: the largest change, where 1 is the range from black to white.
+        saturation_jitter: Saturation jitter: the saturation changes by up to this fraction.
         fine_tune: The options of all fine-tuning recipes.
 
     Examples:
         comodal train image_classes --model RUN --data images/ --out runs/images
-        comodal train image_classes --model RUN --data images/ --start scratch --out runs/scratch
+        comodal train image_classes --model RUN --data images/ --start-from scratch --out runs/scratch
     """
     network, items = load_initial_l3net(model, fine_tune), read_labeled_images(data).items
-    showing = ViewConfig(network.config.image_size, Augmentation(mirror, brightness, saturation), fine_tune.seed)
-    return build_l3net_run(network, "picture", items, ImageReader(showing), fine_tune)
+    view_config = ViewConfig(
+        network.config.image_size, Augmentation(horizontal_flip, brightness_jitter, saturation_jitter), fine_tune.seed
+    )
+    return build_l3net_run(network, "image", items, ImageReader(view_config), fine_tune)
 
 
 @flatten_parameters
 def evaluate_image_classes(
     model: Path,
     data: Path,
-    crops: CropMode = "middle",
+    crops: CropMode = "center",
     evaluation: L3EvaluationOptions = DEFAULT_L3_EVALUATION,
 ) -> dict[str, float]:
     """Classifies the test images with a fine-tuned network.
@@ -104,7 +108,7 @@ def evaluate_image_classes(
     Args:
         model: Run or model folder written by `comodal train image_classes`.
         data: The training folder, or another with the same classes.
-        crops: "middle" for the center crop, or "ten" for the mean prediction over ten crops.
+        crops: "center" for the center crop, or "ten" for the mean prediction over ten crops.
         evaluation: The options of all evaluations of a fine-tuned L3-Net.
 
     Returns:
@@ -117,26 +121,26 @@ def evaluate_image_classes(
     Examples:
         comodal evaluate image_classes --model runs/images --data images/ --out results/images
     """
-    network, classes = load_l3_classifier(model, "picture"), read_model_classes(model)
+    network, classes = load_l3_classifier(model, "image"), read_model_classes(model)
     compute = evaluation.resolve()
-    pictures = read_labeled_images(data)
-    items = [item for item in pictures.items if item.test]
+    dataset = read_labeled_images(data)
+    items = [item for item in dataset.items if item.is_test]
     check_item_classes(items, classes)
-    print_line(f"{data}: {len(items):,} pictures to test{format_exclusions(pictures.left_out)}")
-    shots = ImageViews(ViewConfig(network.config.l3net.image_size, Augmentation(), 0), crops)
-    scores, problems = predict_class_probabilities(network, items, shots, compute, evaluation.workers)
+    print_line(f"{data}: {len(items):,} images to test{format_exclusions(dataset.excluded)}")
+    views = ImageViews(ViewConfig(network.config.l3net.image_size, Augmentation(), 0), crops)
+    scores, problems = predict_class_probabilities(network, items, views, compute, evaluation.workers)
     check_readable_tests(data, items, problems)
-    answers = ClassProbabilities(
+    results = ClassProbabilities(
         "image_classes",
         "vision",
-        "ImageNet" if pictures.imagenet else data.resolve().name,
-        pictures.split,
+        "ImageNet" if dataset.is_imagenet else data.resolve().name,
+        dataset.split,
         model,
         exclude_unreadable(items, problems),
         classes,
         scores,
         {"crops": crops, "precision": compute.precision},
-        pictures.files,
-        count_exclusions(pictures.left_out, problems),
+        dataset.files,
+        count_exclusions(dataset.excluded, problems),
     )
-    return answers.tell(evaluation.out)
+    return results.report(evaluation.out)

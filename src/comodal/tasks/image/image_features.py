@@ -36,7 +36,7 @@ from comodal.tasks.image.image_views import ImageView, ViewConfig, read_resized_
 Layer = Literal["conv1_1", "conv1_2", "conv2_1", "conv2_2", "conv3_1", "conv3_2", "conv4_1", "conv4_2"]
 Pooling = Literal["max", "mean"]
 SystemName = Literal["trained", "untrained", "pixels"]
-Squares = UInt8[np.ndarray, "shots side side 3"]
+Squares = UInt8[np.ndarray, "views side side 3"]
 DEFAULT_GRID_BY_BLOCK = {
     1: 12,
     2: 8,
@@ -61,8 +61,8 @@ class FeatureSystem(NamedTuple):
     """A feature extractor on image squares, the number of its features, and what they depend on."""
 
     name: SystemName
-    embed: Callable[[Squares], Float[Tensor, "shots features"]]
-    features: int
+    embed: Callable[[Squares], Float[Tensor, "views features"]]
+    num_features: int
     about: dict[str, Any]
 
 
@@ -74,43 +74,47 @@ def resolve_grid(config: L3NetConfig, layer: Layer, grid: int | None) -> int:
     return min(grid or DEFAULT_GRID_BY_BLOCK[block], config.image_size >> (block - 1))
 
 
-def read_center_crops(items: Sequence[LabeledFile], showing: ViewConfig) -> tuple[list[LabeledFile], Squares]:
+def read_center_crops(items: Sequence[LabeledFile], view_config: ViewConfig) -> tuple[list[LabeledFile], Squares]:
     """The images that can be read, and the center crop of each.
 
     Raises:
         DataError: None can be read.
     """
 
-    def look(item: LabeledFile) -> Squares:
-        return render_view(read_resized_image(item, showing.short_side), item.name, ImageView("middle"), showing)
+    def read_crop(item: LabeledFile) -> Squares:
+        return render_view(
+            read_resized_image(item, view_config.short_side), item.name, ImageView("center"), view_config
+        )
 
-    looks = [try_read(look, item) for item in items]
-    seen = [(item, squares) for item, squares in zip(items, looks, strict=True) if not isinstance(squares, MediaError)]
-    if not seen:
-        raise DataError(f"none of {len(looks)} pictures to fit can be read; the first: {looks[0]}")
-    return [item for item, _ in seen], np.concatenate([squares for _, squares in seen])
+    results = [try_read(read_crop, item) for item in items]
+    readable = [
+        (item, squares) for item, squares in zip(items, results, strict=True) if not isinstance(squares, MediaError)
+    ]
+    if not readable:
+        raise DataError(f"none of {len(results)} images to fit can be read; the first: {results[0]}")
+    return [item for item, _ in readable], np.concatenate([squares for _, squares in readable])
 
 
 def build_untrained_image_control(trained: L3Net, squares: Squares, seed: int) -> L3Net:
     """A network of the same shape with initial weights; its image tower's batch norms are calibrated on the images."""
-    pictures = torch.from_numpy(squares).permute(0, 3, 1, 2)
+    pixels = torch.from_numpy(squares).permute(0, 3, 1, 2)
     control = make_untrained_copy(trained, seed)
-    calibrate_batch_norms(control.image_tower, control.image_map, pictures)
+    calibrate_batch_norms(control.image_tower, control.compute_image_map, pixels)
     return control
 
 
 def describe_control(unlabeled: Sequence[LabeledFile], problems: Collection[int]) -> str:
     """A description of the untrained network for the card; unreadable images are not counted."""
     count = len(exclude_unreadable(unlabeled[:MAX_CALIBRATION_IMAGES], problems))
-    return f"batch norms calibrated on {count} pictures of the training part, without labels"
+    return f"batch norms calibrated on {count} images of the training part, without labels"
 
 
 def build_feature_system(
     name: SystemName,
     model: Path,
-    where: FeatureLayer,
+    feature_layer: FeatureLayer,
     unlabeled: Sequence[LabeledFile],
-    showing: ViewConfig,
+    view_config: ViewConfig,
     seed: int,
     compute: Compute,
 ) -> FeatureSystem:
@@ -119,9 +123,9 @@ def build_feature_system(
     Args:
         name: Name of the system.
         model: Run or model folder.
-        where: Layer and pooling.
+        feature_layer: Layer and pooling.
         unlabeled: Training images in random order, to calibrate the batch norms of the untrained network.
-        showing: The configuration of the views.
+        view_config: The configuration of the views.
         seed: Seed of the untrained network's weights.
         compute: Device and precision.
     """
@@ -130,21 +134,24 @@ def build_feature_system(
     trained = load_any_l3net(model)
     network, calibrated = trained, {}
     if name == "untrained":  # calibrated weights differ in their last bits between machines: not a cache key
-        some, squares = read_center_crops(unlabeled[:MAX_CALIBRATION_IMAGES], showing)
-        calibrated = {"calibrated_on": hash_image_names(some), "seed": seed}
+        calibration_items, squares = read_center_crops(unlabeled[:MAX_CALIBRATION_IMAGES], view_config)
+        calibrated = {"calibration_images": hash_image_names(calibration_items), "seed": seed}
         network = build_untrained_image_control(trained, squares, seed)
     network = network.to(compute.device)
-    quick = make_fast_l3net(network, compute.dtype)
+    fast_network = make_fast_l3net(network, compute.dtype)
 
-    def embed(squares: Squares) -> Float[Tensor, "shots features"]:
-        pictures = torch.from_numpy(squares).permute(0, 3, 1, 2)
-        maps = (quick.image_map(part.to(compute.device), where.layer) for part in pictures.split(compute.batch_size))
-        return torch.cat([pool_feature_map(part, where).float().cpu() for part in maps])
+    def embed(squares: Squares) -> Float[Tensor, "views features"]:
+        pixels = torch.from_numpy(squares).permute(0, 3, 1, 2)
+        maps = (
+            fast_network.compute_image_map(part.to(compute.device), feature_layer.layer)
+            for part in pixels.split(compute.batch_size)
+        )
+        return torch.cat([pool_feature_map(part, feature_layer).float().cpu() for part in maps])
 
-    filters = trained.config.width * 2 ** (int(where.layer[4]) - 1)
+    filters = trained.config.width * 2 ** (int(feature_layer.layer[4]) - 1)
     weights = f"{compute_weights_checksum(trained.state_dict()):08x}" if name == "trained" else "initial"
-    about = {"weights": weights, "network": asdict(trained.config), **where._asdict(), **calibrated}
-    return FeatureSystem(name, embed, filters * where.grid**2, about)
+    about = {"weights": weights, "network": asdict(trained.config), **feature_layer._asdict(), **calibrated}
+    return FeatureSystem(name, embed, filters * feature_layer.grid**2, about)
 
 
 def hash_image_names(items: Sequence[LabeledFile]) -> str:
@@ -153,15 +160,15 @@ def hash_image_names(items: Sequence[LabeledFile]) -> str:
 
 
 def pool_feature_map(
-    feature_map: Float[Tensor, "batch channels rows columns"], where: FeatureLayer
+    feature_map: Float[Tensor, "batch channels rows columns"], feature_layer: FeatureLayer
 ) -> Float[Tensor, "batch features"]:
     """The maximum or mean in each cell of the grid."""
-    if where.pooling == "max":
-        return max_pool_to_grid(feature_map, (where.grid, where.grid))
-    return F.adaptive_avg_pool2d(feature_map, where.grid).permute(0, 2, 3, 1).flatten(1)
+    if feature_layer.pooling == "max":
+        return max_pool_to_grid(feature_map, (feature_layer.grid, feature_layer.grid))
+    return F.adaptive_avg_pool2d(feature_map, feature_layer.grid).permute(0, 2, 3, 1).flatten(1)
 
 
-def flatten_squares(squares: Squares) -> Float[Tensor, "shots features"]:
+def flatten_squares(squares: Squares) -> Float[Tensor, "views features"]:
     """Each square as one row of raw pixels, the baseline."""
     return torch.stack([downsample_pixels(square) for square in squares])
 
@@ -183,70 +190,78 @@ def stamp_image_file(item: LabeledFile) -> str:
 
 def compute_image_features(
     items: Sequence[LabeledFile], views: Sequence[ImageView], systems: Sequence[FeatureSystem],
-    showing: ViewConfig, cache: Path,
+    view_config: ViewConfig, cache: Path,
     workers: int,
-) -> tuple[dict[SystemName, list[Float16[np.ndarray, "pictures shots features"]]], dict[int, MediaError]]:  # fmt: skip
+) -> tuple[dict[SystemName, list[Float16[np.ndarray, "images views features"]]], dict[int, MediaError]]:  # fmt: skip
     """The features of images for each system in each view, and the images that cannot be read: their rows are zeros.
 
     Features in the cache are not computed again.
     """
-    common = {"pictures": hash_image_names(items), "version": FEATURE_CACHE_VERSION}
+    common = {"images": hash_image_names(items), "version": FEATURE_CACHE_VERSION}
     stamps = [stamp_image_file(item) for item in items]
     files: dict[tuple[SystemName, ImageView], FeatureFile] = {}
     with lock_output_folder(cache):
         for system in systems:
             for view in views:
-                chance = {"augmentation": asdict(showing.augmentation), "seed": showing.seed}
-                seen = {"view": view._asdict(), "crop": showing.crop, **(chance if view.kind == "random" else {})}
-                shape = (len(items), view.shots, system.features)
-                files[system.name, view] = FeatureFile(cache, {**common, **system.about, **seen}, shape, stamps)
+                random_settings = {"augmentation": asdict(view_config.augmentation), "seed": view_config.seed}
+                view_settings = {
+                    "view": view._asdict(),
+                    "crop": view_config.crop,
+                    **(random_settings if view.kind == "random" else {}),
+                }
+                shape = (len(items), view.num_squares, system.num_features)
+                files[system.name, view] = FeatureFile(
+                    cache, {**common, **system.about, **view_settings}, shape, stamps
+                )
         try:
-            fill_feature_cache(items, views, systems, showing, files, workers)
+            fill_feature_cache(items, views, systems, view_config, files, workers)
         finally:  # also records the progress of an interrupted pass
             for file in files.values():
                 file.save()
-    found = {system.name: [files[system.name, view].rows() for view in views] for system in systems}
-    noted = {place: why for file in files.values() for place, why in file.problems.items()}
-    return found, {place: MediaError(items[place].path, *why) for place, why in sorted(noted.items())}
+    features = {system.name: [files[system.name, view].open_rows() for view in views] for system in systems}
+    problems = {index: reason for file in files.values() for index, reason in file.problems.items()}
+    return features, {index: MediaError(items[index].path, *reason) for index, reason in sorted(problems.items())}
 
 
 def fill_feature_cache(
-    items: Sequence[LabeledFile], views: Sequence[ImageView], systems: Sequence[FeatureSystem], showing: ViewConfig,
+    items: Sequence[LabeledFile], views: Sequence[ImageView], systems: Sequence[FeatureSystem], view_config: ViewConfig,
     files: dict[tuple[SystemName, ImageView], FeatureFile], workers: int,
 ) -> None:  # fmt: skip
     """Computes missing features, starting with the first image that any system lacks."""
-    begin = min(file.done for file in files.values())
-    if begin == len(items):
+    first_index = min(file.num_done for file in files.values())
+    if first_index == len(items):
         return
 
-    def look(item: LabeledFile) -> list[Squares]:
-        picture = read_resized_image(item, showing.short_side)
-        return [render_view(picture, item.name, view, showing) for view in views]
+    def read_views(item: LabeledFile) -> list[Squares]:
+        image = read_resized_image(item, view_config.short_side)
+        return [render_view(image, item.name, view, view_config) for view in views]
 
     parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")
-    looks = parallel(joblib.delayed(try_read)(look, item) for item in items[begin:])
-    size = max(1, IMAGE_FEATURE_BATCH_SIZE // sum(view.shots for view in views))
-    starts = range(begin, len(items), size)
-    for start in track_progress(starts, "embedding pictures"):
+    results = parallel(joblib.delayed(try_read)(read_views, item) for item in items[first_index:])
+    size = max(1, IMAGE_FEATURE_BATCH_SIZE // sum(view.num_squares for view in views))
+    starts = range(first_index, len(items), size)
+    for start in track_progress(starts, "embedding images"):
         stop = min(start + size, len(items))
-        held = [next(looks) for _ in range(start, stop)]
-        for place, view in enumerate(views):
+        pending = [next(results) for _ in range(start, stop)]
+        for view_index, view in enumerate(views):
             for system in systems:
                 file = files[system.name, view]
-                missing = held[file.done - start :] if file.done < stop else []
+                missing = pending[file.num_done - start :] if file.num_done < stop else []
                 if missing:
-                    seen = [None if isinstance(squares, MediaError) else squares[place] for squares in missing]
+                    view_squares = [
+                        None if isinstance(squares, MediaError) else squares[view_index] for squares in missing
+                    ]
                     problems = {n: squares for n, squares in enumerate(missing) if isinstance(squares, MediaError)}
-                    file.append(embed_images(seen, system, view.shots), problems)
+                    file.append(embed_images(view_squares, system, view.num_squares), problems)
 
 
 def embed_images(
-    pictures: Sequence[Squares | None], system: FeatureSystem, shots: int
-) -> Float[Tensor, "pictures shots features"]:
+    image_squares: Sequence[Squares | None], system: FeatureSystem, num_squares: int
+) -> Float[Tensor, "images views features"]:
     """The features of images; zeros for those that are missing."""
-    rows = torch.zeros(len(pictures), shots, system.features)
-    seen = [squares for squares in pictures if squares is not None]
-    if seen:
-        there = torch.tensor([squares is not None for squares in pictures])
-        rows[there] = system.embed(np.concatenate(seen)).unflatten(0, (len(seen), shots))
+    rows = torch.zeros(len(image_squares), num_squares, system.num_features)
+    readable = [squares for squares in image_squares if squares is not None]
+    if readable:
+        is_readable = torch.tensor([squares is not None for squares in image_squares])
+        rows[is_readable] = system.embed(np.concatenate(readable)).unflatten(0, (len(readable), num_squares))
     return rows

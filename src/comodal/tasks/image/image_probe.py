@@ -28,48 +28,50 @@ class ProbeFit(NamedTuple):
 
     classifier: Classifier
     solver: ProbeSolver
-    strength: float | None
-    steps: SGDConfig
+    C: float | None
+    sgd_config: SGDConfig
 
 
 class ImageProbeResult(NamedTuple):
     """The top predicted classes of each test image, the probe's C, and the solver."""
 
-    best: Int[np.ndarray, "tests first"]
-    strength: float
+    top_classes: Int[np.ndarray, "tests top_k"]
+    C: float
     solver: str
 
 
 def classify_images(
     views: Sequence[Float16[np.ndarray, "items 1 features"]],
-    tests: Float16[np.ndarray, "tests shots features"],
+    test_features: Float16[np.ndarray, "tests views features"],
     items: Sequence[LabeledFile],
-    usable: Bool[np.ndarray, " items"],
+    is_usable: Bool[np.ndarray, " items"],
     fit: ProbeFit,
 ) -> ImageProbeResult:
     """Fits the layer on the readable training images, choosing C on a fifth of them, and predicts the test images."""
     classes = sorted({item.category for item in items})
-    number = {category: place for place, category in enumerate(classes)}
-    target = np.array([number[item.category] for item in items])
-    held_out = np.array([assign_hash_part(f"C {item.name}") == 0 for item in items])
-    searched = fit.strength is None and held_out[usable].any() and not held_out[usable].all()
-    strengths = LINEAR_PROBE_C_VALUES if fit.strength is None else (fit.strength,)
+    class_ids = {category: index for index, category in enumerate(classes)}
+    target = np.array([class_ids[item.category] for item in items])
+    is_held_out = np.array([assign_hash_part(f"C {item.name}") == 0 for item in items])
+    is_c_searched = fit.C is None and is_held_out[is_usable].any() and not is_held_out[is_usable].all()
+    c_values = LINEAR_PROBE_C_VALUES if fit.C is None else (fit.C,)
     solver = fit.solver
     if solver == "auto":
         solver = "lbfgs" if 4 * len(views) * views[0].size <= MAX_MEMORY_BYTES else "adam"
     if solver == "lbfgs":
-        features = torch.from_numpy(np.concatenate([view[usable] for view in views], axis=1).astype(np.float32))
-        parts = np.where(held_out, 0, 1)[usable]
-        folds = [0] if searched else []
+        features = torch.from_numpy(np.concatenate([view[is_usable] for view in views], axis=1).astype(np.float32))
+        inner_folds = np.where(is_held_out, 0, 1)[is_usable]
+        folds = [0] if is_c_searched else []
         probe = fit_probe(
-            features, torch.from_numpy(target[usable]), parts, folds, len(classes), fit.classifier, strengths
+            features, torch.from_numpy(target[is_usable]), inner_folds, folds, len(classes), fit.classifier, c_values
         )
     else:
-        steps, chosen = fit.steps._replace(solver=solver), strengths[0]
-        if searched:
-            parts_of = usable & ~held_out, usable & held_out
-            chosen = choose_c_with_sgd(views, target, *parts_of, len(classes), fit.classifier, steps, strengths)
-        rows = FeatureRows(views, target, usable)
-        probe = fit_sgd_probe(rows, len(classes), fit.classifier, chosen, steps)
-    best = map_row_blocks(tests, lambda some: predict_top_classes(probe, some, min(TOP_K_CLASSES, len(classes))))
-    return ImageProbeResult(best, probe.strength, solver)
+        sgd_config, C = fit.sgd_config._replace(solver=solver), c_values[0]
+        if is_c_searched:
+            masks = is_usable & ~is_held_out, is_usable & is_held_out
+            C = choose_c_with_sgd(views, target, *masks, len(classes), fit.classifier, sgd_config, c_values)
+        rows = FeatureRows(views, target, is_usable)
+        probe = fit_sgd_probe(rows, len(classes), fit.classifier, C, sgd_config)
+    top_classes = map_row_blocks(
+        test_features, lambda block: predict_top_classes(probe, block, min(TOP_K_CLASSES, len(classes)))
+    )
+    return ImageProbeResult(top_classes, probe.C, solver)

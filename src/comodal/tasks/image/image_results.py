@@ -1,6 +1,6 @@
 """The results of image probes: top-1 and top-5 accuracy, per-class scores, and the results card.
 
-The card has the paper's numbers (L3-Net, section 4.3: ImageNet, top-1) where images and protocol are the paper's.
+The card has the paper's scores (L3-Net, section 4.3: ImageNet, top-1) where images and protocol are the paper's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,110 +22,112 @@ from comodal.tasks.image.image_probe import ImageProbeResult
 from comodal.tasks.image.imagenet_files import LabeledImages
 
 IMAGENET_PAPER_ACCURACY = {"trained": 0.323, "untrained": 0.129}
-PAPER_PROTOCOL = {"layer": "conv4_2", "pooling": "max", "grid": 4, "crops": "middle", "classifier": "logistic"}
+PAPER_PROTOCOL = {"layer": "conv4_2", "pooling": "max", "grid": 4, "crops": "center", "classifier": "logistic"}
 
 
 @dataclass(frozen=True)
 class ImageResults:
-    """The predictions of every system, with the settings; of the `asked` test images, some cannot be read."""
+    """The predictions of every system, with the settings; of the `num_tests` test images, some cannot be read."""
 
     data: Path
     model: str
-    pictures: LabeledImages
-    tests: Sequence[LabeledFile]
-    asked: int
-    found: Mapping[SystemName, ImageProbeResult]
+    dataset: LabeledImages
+    test_items: Sequence[LabeledFile]
+    num_tests: int
+    results: Mapping[SystemName, ImageProbeResult]
     settings: Mapping[str, str | int | float | bool | None]
     seed: int
 
     @property
     def categories(self) -> list[str]:
         """The names of the class folders, in the order of their indices."""
-        return sorted({item.category for item in self.pictures.items})
+        return sorted({item.category for item in self.dataset.items})
 
     @property
     def title(self) -> str:
         """The display name of the data."""
-        return "ImageNet" if self.pictures.imagenet else self.data.resolve().name
+        return "ImageNet" if self.dataset.is_imagenet else self.data.resolve().name
 
-    def comparison(self) -> Comparison:
+    def build_comparison(self) -> Comparison:
         """The top-1 predictions in the form that other tasks use."""
         categories = self.categories
-        number = {category: place for place, category in enumerate(categories)}
+        class_ids = {category: index for index, category in enumerate(categories)}
         return Comparison(
             "vision",
             f"{self.title}, {self.settings['classifier']}",
-            tuple(item.name for item in self.tests),
-            tuple(self.called(category) for category in categories),
-            np.array([number[item.category] for item in self.tests]),
-            np.zeros(len(self.tests), dtype=np.int64),
-            {name: found.best[:, 0] for name, found in self.found.items()},
-            {name: {0: found.strength} for name, found in self.found.items()},
+            tuple(item.name for item in self.test_items),
+            tuple(self.format_class_name(category) for category in categories),
+            np.array([class_ids[item.category] for item in self.test_items]),
+            np.zeros(len(self.test_items), dtype=np.int64),
+            {name: result.top_classes[:, 0] for name, result in self.results.items()},
+            {name: {0: result.C} for name, result in self.results.items()},
         )
 
-    def called(self, category: str) -> str:
+    def format_class_name(self, category: str) -> str:
         """The display name of a class, if it is known."""
-        name = self.pictures.names.get(category)
+        name = self.dataset.names.get(category)
         return f"{category} {name}" if name else category
 
-    def among_the_first(self, system: SystemName, truth: Int[np.ndarray, " tests"]) -> Bool[np.ndarray, " tests"]:
+    def is_in_top_k(self, system: SystemName, truth: Int[np.ndarray, " tests"]) -> Bool[np.ndarray, " tests"]:
         """Whether the correct class is among the top predictions."""
-        return (self.found[system].best == truth[:, None]).any(1)
+        return (self.results[system].top_classes == truth[:, None]).any(1)
 
-    def numbers(self) -> dict[str, float]:
+    def compute_metrics(self) -> dict[str, float]:
         """Flat keys: `vision.SYSTEM`, its interval, and its `.top5` where there are more than five classes."""
-        comparison = self.comparison()
-        flat = comparison.numbers()
-        for name, found in self.found.items():
-            kept = found.best.shape[1]
-            if kept < len(comparison.classes):
-                right = self.among_the_first(name, comparison.truth)
-                low, high = compute_bootstrap_interval(right, np.random.default_rng(0))
-                key = f"vision.{name}.top{kept}"
-                flat |= {key: float(right.mean()), f"{key}.low": low, f"{key}.high": high}
+        comparison = self.build_comparison()
+        flat = comparison.compute_metrics()
+        for name, result in self.results.items():
+            top_k = result.top_classes.shape[1]
+            if top_k < len(comparison.classes):
+                is_correct = self.is_in_top_k(name, comparison.truth)
+                low, high = compute_bootstrap_interval(is_correct, np.random.default_rng(0))
+                key = f"vision.{name}.top{top_k}"
+                flat |= {key: float(is_correct.mean()), f"{key}.low": low, f"{key}.high": high}
         return flat
 
-    def tell(self, numbers: Mapping[str, float], out: Path | None) -> None:
-        """Prints the table; with `out`, writes results.json, answers.csv, classes.csv, confusion.png and the card."""
-        comparison = self.comparison()
+    def report(self, metrics: Mapping[str, float], out: Path | None) -> None:
+        """Prints the table; `out` receives results.json, predictions.csv, classes.csv, confusion.png and the card."""
+        comparison = self.build_comparison()
         comparison.print_table()
-        for name in self.found:
-            if f"vision.{name}.top5" in numbers:
-                print_line(f"{name}: among the first five {numbers[f'vision.{name}.top5']:.4f}")
+        for name in self.results:
+            if f"vision.{name}.top5" in metrics:
+                print_line(f"{name}: top-5 accuracy {metrics[f'vision.{name}.top5']:.4f}")
         if out is not None:
-            comparison.write(out, dict(numbers))
-            write_card(self.card(numbers), out)
+            comparison.write_files(out, dict(metrics))
+            write_card(self.build_card(metrics), out)
 
-    def card(self, numbers: Mapping[str, float]) -> ResultsCard:
+    def build_card(self, metrics: Mapping[str, float]) -> ResultsCard:
         """The results card."""
-        papers = self.pictures.official and all(self.settings[name] == value for name, value in PAPER_PROTOCOL.items())
+        is_paper_setting = self.dataset.is_official and all(
+            self.settings[name] == value for name, value in PAPER_PROTOCOL.items()
+        )
         scores = {}
-        for name in self.found:
+        for name in self.results:
             for suffix, label in (("", "top-1"), (".top5", "top-5")):
                 key = f"vision.{name}{suffix}"
-                if key in numbers:
-                    paper = IMAGENET_PAPER_ACCURACY.get(name) if papers and not suffix else None
-                    said = label if name == "trained" else f"{label} {name}"
-                    scores[said] = ScoreEntry(numbers[key], numbers[f"{key}.low"], numbers[f"{key}.high"], paper)
-        scores["largest class"] = ScoreEntry(numbers["vision.chance"])
-        strengths = {f"C {name}": found.strength for name, found in self.found.items()}
-        solvers = {f"solver {name}": found.solver for name, found in self.found.items()}
+                if key in metrics:
+                    paper = IMAGENET_PAPER_ACCURACY.get(name) if is_paper_setting and not suffix else None
+                    score_name = label if name == "trained" else f"{label} {name}"
+                    scores[score_name] = ScoreEntry(metrics[key], metrics[f"{key}.low"], metrics[f"{key}.high"], paper)
+        scores["largest class"] = ScoreEntry(metrics["vision.chance_level"])
+        c_settings = {f"C {name}": result.C for name, result in self.results.items()}
+        solvers = {f"solver {name}": result.solver for name, result in self.results.items()}
         return ResultsCard(
             task="images",
             title=self.title,
-            split=self.pictures.split,
+            split=self.dataset.split,
             scores=scores,
             model=self.model,
-            counts=count_items(self.asked, len(self.tests), f"{REASON_UNREADABLE}, to test")
-            | {"fitted": len(self.pictures.items) - len(self.tests)}
-            | dict(self.pictures.left_out),
-            files=self.pictures.files,
+            counts=count_items(self.num_tests, len(self.test_items), f"{REASON_UNREADABLE}, to test")
+            | {"fitted": len(self.dataset.items) - len(self.test_items)}
+            | dict(self.dataset.excluded),
+            files=self.dataset.files,
             seeds={"untrained weights, views, order": self.seed},
             settings={
                 **self.settings,
-                INTERVAL_NAME: self.comparison().interval(),
-                **strengths,
+                INTERVAL_NAME: self.build_comparison().describe_intervals(),
+                **c_settings,
                 **solvers,
-                "pictures": hash_labeled_files(self.pictures.items),
+                "images": hash_labeled_files(self.dataset.items),
             },
         )

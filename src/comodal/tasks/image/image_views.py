@@ -17,7 +17,7 @@ from comodal.media.augmentation import jitter_color, random_crop, random_horizon
 from comodal.media.image import crop_image_center, read_image, resize_short_side
 from comodal.tasks.evaluation.class_folders import LabeledFile
 
-CropMode = Literal["middle", "ten"]
+CropMode = Literal["center", "ten"]
 
 
 class ImageView(NamedTuple):
@@ -27,14 +27,14 @@ class ImageView(NamedTuple):
         kind: `middle` is the center square of the whole short side. `ten` are squares of the training crop's size in
             the four corners and the center, and their horizontal flips (Krizhevsky et al. 2012). `random` is one such
             square at a random position, with color jitter.
-        number: Index of a random view; each index has its own random state.
+        view_index: Index of a random view; each index has its own random state.
     """
 
-    kind: Literal["middle", "ten", "random"]
-    number: int = 0
+    kind: Literal["center", "ten", "random"]
+    view_index: int = 0
 
     @property
-    def shots(self) -> int:
+    def num_squares(self) -> int:
         """The number of squares of one image."""
         return 10 if self.kind == "ten" else 1
 
@@ -58,42 +58,44 @@ class ViewConfig(NamedTuple):
         return round(self.crop * 8 / 7)
 
 
-def read_resized_image(image: LabeledFile, short_side: int) -> UInt8[np.ndarray, "height width 3"]:
+def read_resized_image(item: LabeledFile, short_side: int) -> UInt8[np.ndarray, "height width 3"]:
     """Reads an image and resizes its short side.
 
     Raises:
         MediaError: It cannot be read.
     """
-    with wrap_item_errors(image.path):
-        return resize_short_side(read_image(image.path), short_side)
+    with wrap_item_errors(item.path):
+        return resize_short_side(read_image(item.path), short_side)
 
 
 def render_view(
-    picture: UInt8[np.ndarray, "height width 3"], name: str, view: ImageView, showing: ViewConfig
-) -> UInt8[np.ndarray, "shots side side 3"]:
+    image: UInt8[np.ndarray, "height width 3"], name: str, view: ImageView, view_config: ViewConfig
+) -> UInt8[np.ndarray, "views side side 3"]:
     """Renders an image in a view; the random state depends on the image's name, so the result is reproducible."""
-    if view.kind == "middle":
-        return crop_image_center(picture, showing.short_side)[None]
+    if view.kind == "center":
+        return crop_image_center(image, view_config.short_side)[None]
     if view.kind == "ten":
-        return cut_ten_crops(picture, showing.crop)
-    chance = int.from_bytes(hashlib.sha256(encode_for_hash(name)).digest()[:8], "big")
-    return augment_image(picture, showing, np.random.default_rng((showing.seed, view.number, chance)))[None]
+        return cut_ten_crops(image, view_config.crop)
+    name_seed = int.from_bytes(hashlib.sha256(encode_for_hash(name)).digest()[:8], "big")
+    return augment_image(image, view_config, np.random.default_rng((view_config.seed, view.view_index, name_seed)))[
+        None
+    ]
 
 
 def augment_image(
-    picture: UInt8[np.ndarray, "height width 3"], showing: ViewConfig, rng: np.random.Generator
+    image: UInt8[np.ndarray, "height width 3"], view_config: ViewConfig, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "side side 3"]:
     """Augments an image as in training: random crop, horizontal flip, brightness and saturation jitter."""
-    augmentation = showing.augmentation
-    crop = random_crop(picture, showing.crop, rng)
-    if augmentation.mirror:
+    augmentation = view_config.augmentation
+    crop = random_crop(image, view_config.crop, rng)
+    if augmentation.horizontal_flip:
         crop = random_horizontal_flip(crop, rng)
-    return jitter_color(crop, augmentation.brightness, augmentation.saturation, rng)
+    return jitter_color(crop, augmentation.brightness_jitter, augmentation.saturation_jitter, rng)
 
 
-def cut_ten_crops(picture: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.ndarray, "10 size size 3"]:
+def cut_ten_crops(image: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.ndarray, "10 size size 3"]:
     """The four corners and the center, then the same flipped horizontally."""
-    bottom, right = picture.shape[0] - size, picture.shape[1] - size
-    places = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
-    crops = np.stack([picture[top : top + size, left : left + size] for top, left in places])
+    bottom, right = image.shape[0] - size, image.shape[1] - size
+    offsets = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
+    crops = np.stack([image[top : top + size, left : left + size] for top, left in offsets])
     return np.concatenate([crops, crops[:, :, ::-1]])

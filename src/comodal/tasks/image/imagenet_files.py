@@ -41,7 +41,7 @@ DEVKIT_FOLDERS = (
     ".",
 )
 SOLUTION_FILE, CLASS_NAME_FILES = "LOC_val_solution.csv", ("LOC_synset_mapping.txt", "synset_words.txt")
-REASON_UNTRAINED_CLASS = "its class has no training picture"
+REASON_UNTRAINED_CLASS = "its class has no training image"
 
 
 class LabeledImages(NamedTuple):
@@ -52,24 +52,28 @@ class LabeledImages(NamedTuple):
         split: Name of the test part.
         names: Class names, where the files have them.
         files: The files that the labels were read from.
-        left_out: Number of excluded images, by reason.
-        imagenet: Whether the classes are ImageNet's.
+        excluded: Number of excluded images, by reason.
+        is_imagenet: Whether the classes are ImageNet's.
     """
 
     items: list[LabeledFile]
     split: str
     names: Mapping[str, str]
     files: Mapping[str, Path]
-    left_out: Mapping[str, int]
-    imagenet: bool
+    excluded: Mapping[str, int]
+    is_imagenet: bool
 
     @property
-    def official(self) -> bool:
+    def is_official(self) -> bool:
         """Whether these are exactly the images that the papers use."""
-        tests = [item for item in self.items if item.test]
+        tests = [item for item in self.items if item.is_test]
         counts = (len(self.items) - len(tests), len(tests), len({item.category for item in self.items}))
-        named = all(VALIDATION_NAME.match(item.path.name) for item in tests)
-        return self.imagenet and counts == (NUM_TRAINING_IMAGES, NUM_VALIDATION_IMAGES, NUM_CLASSES) and named
+        has_official_names = all(VALIDATION_NAME.match(item.path.name) for item in tests)
+        return (
+            self.is_imagenet
+            and counts == (NUM_TRAINING_IMAGES, NUM_VALIDATION_IMAGES, NUM_CLASSES)
+            and has_official_names
+        )
 
 
 def read_labeled_images(data: Path) -> LabeledImages:
@@ -81,19 +85,19 @@ def read_labeled_images(data: Path) -> LabeledImages:
     folders = find_imagenet_folders(data)
     if folders is None:
         items = list_labeled_files(data, IMAGENET_SUFFIXES)
-        test = next(item.name.split("/")[0] for item in items if item.test)
-        return LabeledImages(items, test if (data / "train").is_dir() else "a fifth", {}, {}, {}, False)
+        test_name = next(item.name.split("/")[0] for item in items if item.is_test)
+        return LabeledImages(items, test_name if (data / "train").is_dir() else "a fifth", {}, {}, {}, False)
     train, validation = folders
-    items = list(list_class_files(train, data, IMAGENET_SUFFIXES, test=False))
+    items = list(list_class_files(train, data, IMAGENET_SUFFIXES, is_test=False))
     files: dict[str, Path] = {}
-    left_out: dict[str, int] = {}
+    excluded: dict[str, int] = {}
     if any(path.is_dir() for path in validation.iterdir()):
-        tested = list(list_class_files(validation, data, IMAGENET_SUFFIXES, test=True))
+        test_items = list(list_class_files(validation, data, IMAGENET_SUFFIXES, is_test=True))
     else:
         categories, files = read_validation_labels(data, validation)
-        tested, left_out = read_flat_folder(data, validation, categories, {item.category for item in items})
-    check_labeled_items(data, [*items, *tested])
-    return LabeledImages([*items, *tested], "val", read_class_names(data), files, left_out, True)
+        test_items, excluded = read_flat_folder(data, validation, categories, {item.category for item in items})
+    check_labeled_items(data, [*items, *test_items])
+    return LabeledImages([*items, *test_items], "val", read_class_names(data), files, excluded, True)
 
 
 def find_imagenet_folders(data: Path) -> tuple[Path, Path] | None:
@@ -109,7 +113,7 @@ def find_imagenet_folders(data: Path) -> tuple[Path, Path] | None:
 
 
 def read_flat_folder(
-    data: Path, validation: Path, categories: Mapping[str, str], known: set[str]
+    data: Path, validation: Path, categories: Mapping[str, str], train_classes: set[str]
 ) -> tuple[list[LabeledFile], dict[str, int]]:
     """The images of a folder without class folders, and the number of excluded ones.
 
@@ -118,34 +122,34 @@ def read_flat_folder(
     """
     paths = sorted(path for path in validation.iterdir() if path.suffix.lower() in IMAGENET_SUFFIXES)
     if not paths:
-        raise DataError(f"{validation}: no pictures")
-    unlabelled = [path for path in paths if path.stem not in categories]
-    if unlabelled:
-        raise DataError(f"{unlabelled[0]}: no label; {len(unlabelled):,} of {len(paths):,} pictures have none")
+        raise DataError(f"{validation}: no images")
+    unlabeled = [path for path in paths if path.stem not in categories]
+    if unlabeled:
+        raise DataError(f"{unlabeled[0]}: no label; {len(unlabeled):,} of {len(paths):,} images have none")
     items = [LabeledFile(path, path.relative_to(data).as_posix(), categories[path.stem], True) for path in paths]
-    kept = [item for item in items if item.category in known]
+    usable = [item for item in items if item.category in train_classes]
     stems = {path.stem for path in paths}
-    missing = [name for name, category in categories.items() if category in known and name not in stems]
+    missing = [name for name, category in categories.items() if category in train_classes and name not in stems]
     if missing:
         raise DataError(
-            f"{validation}: {len(missing):,} of {len(kept) + len(missing):,} labelled pictures are missing, the first "
-            f"is {missing[0]}; lay the others out in class folders to score a part"
+            f"{validation}: {len(missing):,} of {len(usable) + len(missing):,} labeled images are missing, the first "
+            f"is {missing[0]}; move the others into class folders to score a part of them"
         )
-    return kept, {REASON_UNTRAINED_CLASS: len(items) - len(kept)} if len(kept) < len(items) else {}
+    return usable, {REASON_UNTRAINED_CLASS: len(items) - len(usable)} if len(usable) < len(items) else {}
 
 
 def read_validation_labels(data: Path, validation: Path) -> tuple[dict[str, str], dict[str, Path]]:
     """The class of each validation image by its name without suffix, and the label files."""
-    for place in list_label_folders(data):
-        solution = place / SOLUTION_FILE
+    for folder in list_label_folders(data):
+        solution = folder / SOLUTION_FILE
         if solution.is_file():
             return read_kaggle_solution(solution), {"labels": solution}
         for devkit in DEVKIT_FOLDERS:
-            truth = sorted((place / devkit).glob("ILSVRC*validation_ground_truth.txt"))
+            truth = sorted((folder / devkit).glob("ILSVRC*validation_ground_truth.txt"))
             if truth:
                 return read_ground_truth(truth[0])
     raise DataError(
-        f"{validation}: its images lie in no class folders; {SOLUTION_FILE} or ILSVRC2012_devkit_t12 must be in {data}"
+        f"{validation}: its images are not in class folders; {SOLUTION_FILE} or ILSVRC2012_devkit_t12 must be in {data}"
     )
 
 
@@ -162,7 +166,7 @@ def read_kaggle_solution(path: Path) -> dict[str, str]:
         raise DataError(f"{path}: its first line must be ImageId,PredictionString")
     for line, row in rows:
         if len(row) != 2 or not WNID.match(row[1]):
-            raise DataError(f"{path}, line {line}: {','.join(row)[:60]!r} is not a picture and its class")
+            raise DataError(f"{path}, line {line}: {','.join(row)[:60]!r} is not an image and its class")
         categories[row[0]] = row[1].split()[0]
     return categories
 
@@ -173,23 +177,23 @@ def read_ground_truth(path: Path) -> tuple[dict[str, str], dict[str, Path]]:
     categories = {}
     for line, text in enumerate(read_text(path).split(), start=1):
         if not text.isdigit() or int(text) not in classes:
-            raise DataError(f"{path}, line {line}: {text!r} is not the number of a class of {source}")
+            raise DataError(f"{path}, line {line}: {text!r} is not a class id of {source}")
         categories[f"ILSVRC2012_val_{line:08d}"] = classes[int(text)]
-    return categories, {"labels": path, "numbers of classes": source}
+    return categories, {"labels": path, "class ids": source}
 
 
 def read_class_ids(truth: Path) -> tuple[dict[int, str], Path]:
     """The WordNet id of each class id of the devkit, from the file next to the ground truth."""
-    listed, meta = truth.with_name("map_clsloc.txt"), truth.with_name("meta.mat")
-    if meta.is_file():
-        return {number: wnid for number, wnid, _ in read_devkit_meta(meta)}, meta
-    if not listed.is_file():
-        raise DataError(f"{truth}: neither meta.mat nor map_clsloc.txt is beside it, so its class numbers mean nothing")
-    rows = [line.split() for line in read_lines(listed) if line.strip()]
+    list_path, meta_path = truth.with_name("map_clsloc.txt"), truth.with_name("meta.mat")
+    if meta_path.is_file():
+        return {class_id: wnid for class_id, wnid, _ in read_devkit_meta(meta_path)}, meta_path
+    if not list_path.is_file():
+        raise DataError(f"{truth}: neither meta.mat nor map_clsloc.txt, which list the class ids, is next to it")
+    rows = [line.split() for line in read_lines(list_path) if line.strip()]
     for line, row in enumerate(rows, start=1):
         if len(row) < 2 or not WNID.fullmatch(row[0]) or not row[1].isdigit():
-            raise DataError(f"{listed}, line {line}: {' '.join(row)!r} is not a class and its number")
-    return {int(row[1]): row[0] for row in rows}, listed
+            raise DataError(f"{list_path}, line {line}: {' '.join(row)!r} is not a class and its id")
+    return {int(row[1]): row[0] for row in rows}, list_path
 
 
 def read_devkit_meta(path: Path) -> list[tuple[int, str, str]]:
@@ -197,19 +201,21 @@ def read_devkit_meta(path: Path) -> list[tuple[int, str, str]]:
     try:
         synsets = loadmat(path, squeeze_me=True, variable_names=["synsets"])["synsets"]
         rows = [(row["num_children"], row["ILSVRC2012_ID"], row["WNID"], row["words"]) for row in synsets]
-        return [(int(number), str(wnid), str(words)) for children, number, wnid, words in rows if int(children) == 0]
+        return [
+            (int(class_id), str(wnid), str(words)) for children, class_id, wnid, words in rows if int(children) == 0
+        ]
     except (OSError, KeyError, ValueError, TypeError, IndexError, MatReadError, NotImplementedError) as error:
         raise DataError(f"{path}: not the devkit's list of classes ({error})") from error
 
 
 def read_class_names(data: Path) -> dict[str, str]:
     """The first word for each class, from the first mapping file found: `n01440764 tench, Tinca tinca`."""
-    for place in list_label_folders(data):
+    for folder in list_label_folders(data):
         for name in CLASS_NAME_FILES:
-            if (place / name).is_file():
-                lines = read_lines(place / name)
+            if (folder / name).is_file():
+                lines = read_lines(folder / name)
                 return {wnid: words.split(",")[0] for wnid, _, words in (line.partition(" ") for line in lines)}
         for devkit in DEVKIT_FOLDERS:
-            if (place / devkit / "meta.mat").is_file():
-                return {wnid: words.split(",")[0] for _, wnid, words in read_devkit_meta(place / devkit / "meta.mat")}
+            if (folder / devkit / "meta.mat").is_file():
+                return {wnid: words.split(",")[0] for _, wnid, words in read_devkit_meta(folder / devkit / "meta.mat")}
     return {}

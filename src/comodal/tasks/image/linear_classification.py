@@ -1,7 +1,7 @@
 """Linear classification of images from frozen features (L3-Net, section 4.3): ImageNet, or any ImageFolder tree.
 
-The default is the paper's protocol: the map of the last convolution on the center crop at the scale of training,
-max-pooled to 4 x 4 (8192 features in the paper's network), z-scored, and one linear layer whose C is chosen within the
+The default is the paper's protocol. The map of the last convolution on the center crop, at the scale of training, is
+max-pooled to 4 x 4 (8192 features in the paper's network) and z-scored. C of the linear layer is chosen within the
 training set. Other layers, poolings, crops and random augmentation are options. The baselines are an untrained network
 of the same shape and raw pixels, under the same protocol. Features are computed in one pass and cached on disk. The
 layer is fitted by L-BFGS where they fit into memory, else by mini-batches from the cache.
@@ -75,13 +75,13 @@ class ViewOptions:
     Args:
         views: number of views of each training image: the first is the center crop, the others are augmented at
             random as in training; each is cached.
-        mirror: flip half of the augmented views horizontally. Not for digits and letters.
-        crops: "middle" for the center crop of a test image (the paper), "ten" for the mean prediction over ten crops.
+        horizontal_flip: flip half of the augmented views horizontally. Not for digits and letters.
+        crops: "center" for the center crop of a test image (the paper), "ten" for the mean prediction over ten crops.
     """
 
     views: int = 1
-    mirror: bool = True
-    crops: CropMode = "middle"
+    horizontal_flip: bool = True
+    crops: CropMode = "center"
 
 
 @dataclass(frozen=True)
@@ -92,21 +92,21 @@ class ImageProbeOptions:
         classifier: "logistic" (one softmax) or "svm" (linear, one-vs-all).
         solver: "lbfgs" over all features at once, "sgd" or "adam" over mini-batches from disk; "auto" takes lbfgs
             where the training features take less than a gigabyte, else adam.
-        strength: C, the inverse regularization strength; by default chosen on a fifth of the training set.
+        C: C, the inverse regularization strength; by default chosen on a fifth of the training set.
         epochs: number of epochs of sgd and adam.
         batch_size: batch size of sgd and adam.
     """
 
     classifier: Classifier = "logistic"
     solver: ProbeSolver = "auto"
-    strength: float | None = None
+    C: float | None = None
     epochs: int = 20
     batch_size: int = 256
 
     def build_fit(self, device: torch.device, seed: int) -> ProbeFit:
         """The fit with these options; mini-batches are drawn by the seed."""
         sgd = SGDConfig("adam", self.epochs, self.batch_size, device, seed)
-        return ProbeFit(self.classifier, self.solver, self.strength, sgd)
+        return ProbeFit(self.classifier, self.solver, self.C, sgd)
 
 
 @dataclass(frozen=True)
@@ -116,8 +116,8 @@ class ImageEvaluationOptions(ComputeOptions):
     Args:
         cache: folder of the feature cache, so that features are reused and an interrupted command resumes. About 16 KB
             for each image, view and system. Without it, features are computed again.
-        out: folder for results.json, answers.csv, classes.csv, confusion.png and the results card; nothing is written
-            without it.
+        out: folder for results.json, predictions.csv, classes.csv, confusion.png and the results card; nothing is
+            written without it.
         seed: seed of the untrained network's weights, the random views and the order of mini-batches.
         workers: threads that read images.
     """
@@ -158,7 +158,7 @@ def evaluate_images(
         running: Where features are computed and stored, and where results are written.
 
     Returns:
-        Flat numbers: vision.trained, vision.untrained, vision.pixels, each with its interval and, for more than five
+        Metrics: vision.trained, vision.untrained, vision.pixels, each with its interval and, for more than five
         classes, the top-5 accuracy (.top5).
 
     Raises:
@@ -168,45 +168,63 @@ def evaluate_images(
         comodal evaluate images --model RUN --data images/ --out results/images
         comodal evaluate images --model RUN --data imagenet/ --cache features/ --views 4 --out results/imagenet
     """
-    counts, strength = (shown.views, probe.epochs, probe.batch_size, features.grid or 1), probe.strength
-    if min(counts) < 1 or not systems or (strength is not None and strength <= 0):
-        raise ValueError("views, epochs, batch_size and grid are at least 1, strength above 0, and a system is needed")
-    started = time.perf_counter()
+    counts, C = (shown.views, probe.epochs, probe.batch_size, features.grid or 1), probe.C
+    if min(counts) < 1 or not systems or (C is not None and C <= 0):
+        raise ValueError("views, epochs, batch_size and grid must be at least 1, C above 0, and systems not empty")
+    start_seconds = time.perf_counter()
     config = load_any_l3net(model).config
-    where = FeatureLayer(features.layer, features.pooling, resolve_grid(config, features.layer, features.grid))
+    feature_layer = FeatureLayer(features.layer, features.pooling, resolve_grid(config, features.layer, features.grid))
     compute, workers = running.resolve(), running.workers
-    pictures = read_labeled_images(data)
-    train, test = split_train_test(pictures)
-    print_line(f"{data}: {len(train):,} pictures to fit, {len(test):,} to test{format_exclusions(pictures.left_out)}")
-    showing = ViewConfig(config.image_size, Augmentation(mirror=shown.mirror), running.seed)
-    compared = [
-        build_feature_system(name, model, where, train, showing, running.seed, compute)
+    dataset = read_labeled_images(data)
+    train_items, test_items = split_train_test(dataset)
+    print_line(
+        f"{data}: {len(train_items):,} images to fit, {len(test_items):,} to test{format_exclusions(dataset.excluded)}"
+    )
+    view_config = ViewConfig(config.image_size, Augmentation(horizontal_flip=shown.horizontal_flip), running.seed)
+    feature_systems = [
+        build_feature_system(name, model, feature_layer, train_items, view_config, running.seed, compute)
         for name in dict.fromkeys(systems)
     ]
-    seen = [ImageView("middle"), *(ImageView("random", number) for number in range(1, shown.views))]
+    train_views = [ImageView("center"), *(ImageView("random", view_index) for view_index in range(1, shown.views))]
     fit = probe.build_fit(compute.device, running.seed)
     with ExitStack() as stack:
-        kept = running.cache or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="comodal-features-")))
-        fitted, lost = compute_image_features(train, seen, compared, showing, kept / "train", workers)
-        tested, failed = compute_image_features(
-            test, [ImageView(shown.crops)], compared, showing, kept / "test", workers
+        cache_folder = running.cache or Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="comodal-features-"))
         )
-        check_readable_images(data, (train, lost), (test, failed))
-        usable, scored = mask_readable(len(train), lost), mask_readable(len(test), failed)
-        found = {name: classify_images(fitted[name], tested[name][0], train, usable, fit) for name in fitted}
-    found = {name: one._replace(best=one.best[scored]) for name, one in found.items()}
-    settings = {**where._asdict(), **asdict(shown), "classifier": probe.classifier}
+        train_features, train_problems = compute_image_features(
+            train_items, train_views, feature_systems, view_config, cache_folder / "train", workers
+        )
+        test_features, test_problems = compute_image_features(
+            test_items, [ImageView(shown.crops)], feature_systems, view_config, cache_folder / "test", workers
+        )
+        check_readable_images(data, (train_items, train_problems), (test_items, test_problems))
+        is_usable, is_scored = (
+            mask_readable(len(train_items), train_problems),
+            mask_readable(len(test_items), test_problems),
+        )
+        probe_results = {
+            name: classify_images(train_features[name], test_features[name][0], train_items, is_usable, fit)
+            for name in train_features
+        }
+    probe_results = {
+        name: result._replace(top_classes=result.top_classes[is_scored]) for name, result in probe_results.items()
+    }
+    settings = {**feature_layer._asdict(), **asdict(shown), "classifier": probe.classifier}
     settings |= {"epochs": probe.epochs, "batch_size": probe.batch_size}
     if "untrained" in systems:
-        settings["untrained network"] = describe_control(train, lost)
-    problems = [*lost.values(), *failed.values()]
+        settings["untrained network"] = describe_control(train_items, train_problems)
+    problems = [*train_problems.values(), *test_problems.values()]
     report_unreadable(problems)
-    left = exclude_unreadable(train, lost), exclude_unreadable(test, failed)
-    pictures = pictures._replace(items=[*left[0], *left[1]], left_out=count_exclusions(pictures.left_out, problems))
-    results = ImageResults(data, str(model), pictures, left[1], len(test), found, settings, running.seed)
-    numbers = results.numbers() | {"vision.seconds": time.perf_counter() - started}
-    results.tell(numbers, running.out)
-    return numbers
+    readable = exclude_unreadable(train_items, train_problems), exclude_unreadable(test_items, test_problems)
+    dataset = dataset._replace(
+        items=[*readable[0], *readable[1]], excluded=count_exclusions(dataset.excluded, problems)
+    )
+    results = ImageResults(
+        data, str(model), dataset, readable[1], len(test_items), probe_results, settings, running.seed
+    )
+    metrics = results.compute_metrics() | {"vision.seconds": time.perf_counter() - start_seconds}
+    results.report(metrics, running.out)
+    return metrics
 
 
 def check_readable_images(data: Path, *parts: tuple[Sequence[LabeledFile], Mapping[int, MediaError]]) -> None:
@@ -215,12 +233,12 @@ def check_readable_images(data: Path, *parts: tuple[Sequence[LabeledFile], Mappi
     Raises:
         DataError: A class has none.
     """
-    for side, (items, problems) in zip(("to fit", "to test"), parts, strict=True):
-        check_readable_classes(data, side, [item.category for item in items], problems)
+    for part, (items, problems) in zip(("to fit", "to test"), parts, strict=True):
+        check_readable_classes(data, part, [item.category for item in items], problems)
 
 
-def split_train_test(pictures: LabeledImages) -> tuple[list[LabeledFile], list[LabeledFile]]:
+def split_train_test(dataset: LabeledImages) -> tuple[list[LabeledFile], list[LabeledFile]]:
     """The training images in random order (so that blocks mix classes), and the test images."""
-    train = [item for item in pictures.items if not item.test]
-    train.sort(key=lambda item: hashlib.sha256(encode_for_hash(item.name)).digest())
-    return train, [item for item in pictures.items if item.test]
+    train_items = [item for item in dataset.items if not item.is_test]
+    train_items.sort(key=lambda item: hashlib.sha256(encode_for_hash(item.name)).digest())
+    return train_items, [item for item in dataset.items if item.is_test]

@@ -59,7 +59,7 @@ from comodal.tasks.retrieval.retrieval_results import (
     RankingMethod,
     build_retrieval_card,
     build_retrieval_table,
-    collect_retrieval_numbers,
+    collect_retrieval_metrics,
     format_reranking_cost,
     write_retrieval_results,
 )
@@ -85,8 +85,8 @@ def recipe(
     model: Path,
     captions: Path,
     regions: Path,
-    max_words: int = DEFAULT_MAX_TOKENS,
-    validation_share: float = DEFAULT_HELD_OUT_FRACTION,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    validation_fraction: float = DEFAULT_HELD_OUT_FRACTION,
     fine_tune: ViLBERTFineTuneConfig = RETRIEVAL_FINE_TUNING,
 ) -> Run:
     """Fine-tunes a ViLBERT to choose the matching pair among four pairs of a caption and an image.
@@ -95,8 +95,8 @@ def recipe(
         model: Run or model folder of a pretrained ViLBERT.
         captions: Karpathy's JSON, the original's jsonline, or any file that `comodal train vilbert` reads.
         regions: The region store of the images.
-        max_words: Maximum number of tokens of a caption.
-        validation_share: Fraction of the images held out where the captions name no split.
+        max_tokens: Maximum number of tokens of a caption.
+        validation_fraction: Fraction of the images held out where the captions name no split.
         fine_tune: The options of all fine-tuning recipes.
         batch_size: Captions per step, over all processes; each has four pairs.
         seed: Seed of the head's initialization, the order and the negatives.
@@ -105,19 +105,26 @@ def recipe(
         comodal train retrieval --model RUN --captions dataset_flickr30k.json --regions flickr30k/ --out runs/retrieval
     """
     parts = load_fine_tuning_data(model, regions, fine_tune)
-    found = split_matched_captions(
-        match_captions(read_captions(captions), parts.store.ids).pairs, parts.store.ids, validation_share, 0.0
+    split_pairs = split_matched_captions(
+        match_captions(read_captions(captions), parts.store.ids).pairs, parts.store.ids, validation_fraction, 0.0
     )
-    if not found["train"]:
-        raise DataError(f"{captions}: no caption of an image of {regions} is for training")
+    if not split_pairs["train"]:
+        raise DataError(f"{captions}: no caption of the training split has its image in {regions}")
 
-    def choices(pairs: IndexedCaptions) -> FourWayDataset:
-        return FourWayDataset(pairs, parts.store, parts.words, max_words, fine_tune.seed)
+    def build_dataset(pairs: IndexedCaptions) -> FourWayDataset:
+        return FourWayDataset(pairs, parts.store, parts.tokenizer, max_tokens, fine_tune.seed)
 
-    held_out = choices(found["validation"]) if found["validation"] else None
+    validation_dataset = build_dataset(split_pairs["validation"]) if split_pairs["validation"] else None
     fingerprint = compute_fine_tuning_fingerprint(fine_tune, parts.store, [captions])
     return build_vilbert_run(
-        parts, fine_tune, RETRIEVAL_HEAD, compute_choice_loss, choices(found["train"]), held_out, fingerprint, {}
+        parts,
+        fine_tune,
+        RETRIEVAL_HEAD,
+        compute_choice_loss,
+        build_dataset(split_pairs["train"]),
+        validation_dataset,
+        fingerprint,
+        {},
     )
 
 
@@ -130,15 +137,15 @@ class RetrievalSettings(NamedTuple):
     rerank: int | None
     seed: int
     zero_shot: bool
-    scores: ScoreType
+    score_type: ScoreType
 
 
 class RetrievalResult(NamedTuple):
-    """The ranks by a network, the ranks by the first stage if there is one, and further numbers."""
+    """The ranks by a network, the ranks by the first stage if there is one, and further metrics."""
 
     ranks: RetrievalRanks
     first_stage: RetrievalRanks | None
-    numbers: dict[str, float]
+    metrics: dict[str, float]
 
 
 ALIGNMENT_RANKING, RETRIEVAL_EVALUATION = RankingOptions(), EvaluationOptions(max_regions=PAPER_NUM_REGIONS)
@@ -160,18 +167,18 @@ def evaluate_retrieval(
             single-stream baseline, with the vocabulary.
         captions: Any file that `comodal train vilbert` reads.
         regions: The region store of the images, prepared like that of the training.
-        split: The split to search; by default test, or validation where there is no test split: the captions' own, or
-            what the run held out where they name no split. Without either, all.
+        split: The split to search; by default test, or validation where there is no test split: of the captions, or
+            what the run held out if they have no splits. Without either, all.
         ranking: How pairs are scored and ranked.
         evaluation: The options of all evaluations of a ViLBERT.
-        blank: Ablate one modality, for a model that was trained with this ablation.
+        ablate: Ablate one modality, for a model that was trained with this ablation.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16; bf16 changes
             ranks of pairs that hardly differ.
         out: Folder for results.json, ranks.csv and the results card; nothing is written without it.
 
     Returns:
-        Flat numbers: retrieval.text_to_image.r1 (r5, r10, median, mean; .low and .high of 95 % intervals) and
-        retrieval.image_to_text, the same under retrieval.untrained, and retrieval.chance.
+        A flat dict of metrics: retrieval.text_to_image.r1 (r5, r10, median, mean; .low and .high of 95 % intervals) and
+        retrieval.image_to_text, the same under retrieval.untrained, and retrieval.chance_level.
 
     Raises:
         DataError: A file is missing or damaged, does not fit the model, the split has no captions, or --rerank would
@@ -184,39 +191,44 @@ def evaluate_retrieval(
     """
     ranking.check()
     rerank, max_regions, out = ranking.rerank, evaluation.max_regions, evaluation.out
-    started = time.perf_counter()
+    start_seconds = time.perf_counter()
     trained = load_scoring_model(model, ranking.zero_shot)
     if ranking.scores == "contrastive":
         check_contrastive_head(trained, model)
-    material = load_retrieval_data(
-        model, unwrap_backbone(trained).config, captions, regions, split, max_regions, evaluation.blank
+    retrieval_data = load_retrieval_data(
+        model, unwrap_backbone(trained).config, captions, regions, split, max_regions, evaluation.ablate
     )
-    gallery, split = material.gallery, material.split
+    gallery, split = retrieval_data.gallery, retrieval_data.split
     if rerank is not None:
-        check_first_stage(material, captions, split)
+        check_first_stage(retrieval_data, captions, split)
     print_line(describe_gallery(gallery, split))
     settings = RetrievalSettings(
         evaluation.resolve(), ranking.batch_size, max_regions, rerank, ranking.seed, ranking.zero_shot, ranking.scores
     )
-    results = {"trained": rank_queries(trained, material, settings, "trained")}
-    results["untrained"] = rank_queries(make_untrained_copy(trained, ranking.seed), material, settings, "untrained")
+    results = {"trained": rank_queries(trained, retrieval_data, settings, "trained")}
+    results["untrained"] = rank_queries(
+        make_untrained_copy(trained, ranking.seed), retrieval_data, settings, "untrained"
+    )
     systems = {name: result.ranks for name, result in results.items()}
     if (first := results["trained"].first_stage) is not None:
         systems["first_stage"] = first
-    numbers = collect_retrieval_numbers(systems, gallery, material.missing) | {
-        f"{RETRIEVAL_TASK}.{k}": v for k, v in results["trained"].numbers.items()
+    metrics = collect_retrieval_metrics(systems, gallery, retrieval_data.missing_images) | {
+        f"{RETRIEVAL_TASK}.{k}": v for k, v in results["trained"].metrics.items()
     }
-    numbers[f"{RETRIEVAL_TASK}.seconds"] = time.perf_counter() - started
-    way = build_ranking_method(trained, material, settings)
-    build_retrieval_table(list(systems), numbers, way.title).show()
+    metrics[f"{RETRIEVAL_TASK}.seconds"] = time.perf_counter() - start_seconds
+    method = build_ranking_method(trained, retrieval_data, settings)
+    build_retrieval_table(list(systems), metrics, method.title).show()
     if rerank is not None:
-        print_line(format_reranking_cost(numbers, rerank))
+        print_line(format_reranking_cost(metrics, rerank))
     if out is not None:
-        write_retrieval_results(out, numbers, systems, gallery)
-        told: dict[str, str | int | None] = {"rerank": rerank, "scores": ranking.scores}
-        told |= {"precision": settings.compute.precision, "max_regions": max_regions}
-        write_card(build_retrieval_card(numbers, material, split, way, model, captions, told, ranking.seed), out)
-    return numbers
+        write_retrieval_results(out, metrics, systems, gallery)
+        card_settings: dict[str, str | int | None] = {"rerank": rerank, "scores": ranking.scores}
+        card_settings |= {"precision": settings.compute.precision, "max_regions": max_regions}
+        write_card(
+            build_retrieval_card(metrics, retrieval_data, split, method, model, captions, card_settings, ranking.seed),
+            out,
+        )
+    return metrics
 
 
 def load_scoring_model(path: Path, zero_shot: bool) -> RetrievalModel:
@@ -229,8 +241,10 @@ def load_scoring_model(path: Path, zero_shot: bool) -> RetrievalModel:
     if not isinstance(model, RetrievalModel):
         raise CheckpointError(f"{path}: a {type(model).__name__}; this needs a ViLBERT")
     if isinstance(model, TaskModel) and not zero_shot and RETRIEVAL_HEAD.name not in model.heads:
-        there = ", ".join(model.heads)
-        raise CheckpointError(f"{path} is fine-tuned for {there}, not for retrieval; --zero-shot asks its alignment")
+        head_names = ", ".join(model.heads)
+        raise CheckpointError(
+            f"{path} is fine-tuned for {head_names}, not for retrieval; use --zero-shot for alignment"
+        )
     return model
 
 
@@ -244,35 +258,38 @@ def check_contrastive_head(model: RetrievalModel, path: Path) -> None:
         raise CheckpointError(f"{path} was trained without --contrastive-weight; rank by --scores alignment")
 
 
-def check_first_stage(material: RetrievalData, captions: Path, split: CaptionSplit) -> None:
+def check_first_stage(retrieval_data: RetrievalData, captions: Path, split: CaptionSplit) -> None:
     """Checks that the first stage is not fitted on images of the gallery.
 
     Raises:
         DataError: Images of the training split are in the gallery.
     """
-    shared = np.intersect1d(material.gallery.rows, [row for _, row in material.train])
+    shared = np.intersect1d(retrieval_data.gallery.rows, [row for _, row in retrieval_data.train])
     if len(shared):
         raise DataError(
             f"{captions}: --rerank fits its first stage on the captions of the training split, and {len(shared):,} of "
-            f"the {len(material.gallery.counts):,} images of --split {split} are among them; search another split, or "
-            "everything without --rerank"
+            f"the {len(retrieval_data.gallery.counts):,} images of --split {split} are among them; use another split, "
+            f"or "
+            "the whole gallery without --rerank"
         )
 
 
-def build_ranking_method(model: RetrievalModel, material: RetrievalData, settings: RetrievalSettings) -> RankingMethod:
+def build_ranking_method(
+    model: RetrievalModel, retrieval_data: RetrievalData, settings: RetrievalSettings
+) -> RankingMethod:
     """How pairs are ranked, and whether this is the paper's setting: its network, 36 regions, fp32, no first stage."""
-    fitted = None if settings.rerank is None else min(len(material.train), MAX_CAPTIONS)
-    exact = settings.compute.precision == "fp32" and settings.max_regions == PAPER_NUM_REGIONS and fitted is None
-    if settings.scores == "contrastive":
+    num_fitted = None if settings.rerank is None else min(len(retrieval_data.train), MAX_CAPTIONS)
+    exact = settings.compute.precision == "fp32" and settings.max_regions == PAPER_NUM_REGIONS and num_fitted is None
+    if settings.score_type == "contrastive":
         return RankingMethod("contrastive", None, False)
     if select_scoring_head(model, settings.zero_shot) is not None:
-        return RankingMethod("fine-tuned", fitted, exact and is_paper_network(unwrap_backbone(model)))
-    return RankingMethod("zero-shot", fitted, exact and isinstance(model, ViLBERT) and is_paper_network(model))
+        return RankingMethod("fine-tuned", num_fitted, exact and is_paper_network(unwrap_backbone(model)))
+    return RankingMethod("zero-shot", num_fitted, exact and isinstance(model, ViLBERT) and is_paper_network(model))
 
 
 def is_paper_network(model: ViLBERT | SingleStream) -> bool:
     """Whether a network has the sizes of the paper's base model with six co-attention layers."""
-    sizes = ("text", "vision", "joint_dim", "joint_heads", "schedule", "region_features", "co_attention")
+    sizes = ("text", "vision", "joint_dim", "joint_heads", "co_attention_layers", "region_feature_dim", "co_attention")
     paper = ViLBERTConfig()
     return isinstance(model, ViLBERT) and all(getattr(model.config, n) == getattr(paper, n) for n in sizes)
 
@@ -293,85 +310,91 @@ def select_scoring_head(model: RetrievalModel, zero_shot: bool) -> Callable[[Ten
 def describe_gallery(gallery: Gallery, split: CaptionSplit) -> str:
     """One line about the gallery."""
     captions, texts = len(gallery.text_of), len(gallery.lengths)
-    same = f", {captions - texts:,} in words that another has" if texts < captions else ""
-    cut = f", {gallery.truncated:,} cut at their end" if gallery.truncated else ""
-    return f"{split}: {captions:,} captions{same}{cut}; {len(gallery.counts):,} images"
+    shared = f", {captions - texts:,} identical to another" if texts < captions else ""
+    truncated = f", {gallery.num_truncated:,} truncated" if gallery.num_truncated else ""
+    return f"{split}: {captions:,} captions{shared}{truncated}; {len(gallery.counts):,} images"
 
 
 def rank_queries(
-    model: RetrievalModel, material: RetrievalData, settings: RetrievalSettings, name: str
+    model: RetrievalModel, retrieval_data: RetrievalData, settings: RetrievalSettings, name: str
 ) -> RetrievalResult:
     """The ranks by one network."""
-    scorer = build_pair_scorer(model, material.gallery, settings)
+    scorer = build_pair_scorer(model, retrieval_data.gallery, settings)
     if settings.rerank is not None:
-        return search_two_stages(scorer, material, settings)
-    started = time.perf_counter()
-    if settings.scores == "contrastive":
-        scores = scorer.contrastive_matrix()
+        return search_two_stages(scorer, retrieval_data, settings)
+    start_seconds = time.perf_counter()
+    if settings.score_type == "contrastive":
+        scores = scorer.compute_contrastive_matrix()
     else:
-        scores = scorer.matrix(lambda tiles: iter(track_progress(tiles, f"scoring pairs, {name}")))
-    rate = scores.size / (time.perf_counter() - started)
-    return RetrievalResult(rank_score_matrix(scores, material.gallery), None, {"pairs_per_second": rate})
+        scores = scorer.score_all_pairs(lambda tiles: iter(track_progress(tiles, f"scoring pairs, {name}")))
+    pairs_per_second = scores.size / (time.perf_counter() - start_seconds)
+    return RetrievalResult(
+        rank_score_matrix(scores, retrieval_data.gallery), None, {"pairs_per_second": pairs_per_second}
+    )
 
 
 def build_pair_scorer(model: RetrievalModel, gallery: Gallery, settings: RetrievalSettings) -> PairScorer:
     """A pair scorer with these settings."""
-    model, way = model.to(settings.compute.device), select_scoring_head(model, settings.zero_shot)
-    return PairScorer(unwrap_backbone(model), gallery, settings.compute, settings.batch_size, way)
+    model, score_head = model.to(settings.compute.device), select_scoring_head(model, settings.zero_shot)
+    return PairScorer(unwrap_backbone(model), gallery, settings.compute, settings.batch_size, score_head)
 
 
-def search_two_stages(scorer: PairScorer, material: RetrievalData, settings: RetrievalSettings) -> RetrievalResult:
+def search_two_stages(
+    scorer: PairScorer, retrieval_data: RetrievalData, settings: RetrievalSettings
+) -> RetrievalResult:
     """Both directions in two stages, and the recall of scoring the whole gallery on a sample of the queries."""
     assert settings.rerank is not None
     gallery, rng = scorer.gallery, np.random.default_rng(settings.seed)
-    chosen = rng.permutation(len(material.train))[:MAX_CAPTIONS].tolist()
-    if not chosen:
+    sampled = rng.permutation(len(retrieval_data.train))[:MAX_CAPTIONS].tolist()
+    if not sampled:
         raise DataError("the first stage of --rerank is fitted on captions of the training split, and there are none")
-    known = build_gallery(
-        [material.train[i] for i in chosen],
+    train_gallery = build_gallery(
+        [retrieval_data.train[i] for i in sampled],
         gallery.store,
-        material.words,
+        retrieval_data.tokenizer,
         scorer.model.config,
         settings.max_regions,
-        gallery.blank,
+        gallery.ablate,
     )
     two_stages = TwoStageSearch(
-        scorer, fit_projections(build_pair_scorer(scorer.model, known, settings), settings.seed)
+        scorer, fit_projections(build_pair_scorer(scorer.model, train_gallery, settings), settings.seed)
     )
     to_texts, to_images = list_text_answers(gallery), list_image_answers(gallery)
     texts, images = np.arange(len(gallery.lengths)), np.arange(len(gallery.counts))
-    by_text = two_stages.of_texts(texts, to_texts, settings.rerank)
-    by_image = two_stages.of_images(images, to_images, settings.rerank)
-    numbers = {"rerank.kept": float(settings.rerank)}
-    for direction, found in zip(DIRECTIONS, (by_text, by_image), strict=True):
-        numbers[f"rerank.{direction}.recall"] = float((found.first < settings.rerank).mean())
-    numbers |= measure_sampled_recall(two_stages, settings.rerank, rng)
+    by_text = two_stages.rank_images_for_texts(texts, to_texts, settings.rerank)
+    by_image = two_stages.rank_texts_for_images(images, to_images, settings.rerank)
+    metrics = {"rerank.top_k": float(settings.rerank)}
+    for direction, ranks in zip(DIRECTIONS, (by_text, by_image), strict=True):
+        metrics[f"rerank.{direction}.recall"] = float((ranks.first_stage < settings.rerank).mean())
+    metrics |= measure_sampled_recall(two_stages, settings.rerank, rng)
     return RetrievalResult(
         RetrievalRanks(reorder_by_caption(by_text.reranked, gallery), by_image.reranked),
-        RetrievalRanks(reorder_by_caption(by_text.first, gallery), by_image.first),
-        numbers,
+        RetrievalRanks(reorder_by_caption(by_text.first_stage, gallery), by_image.first_stage),
+        metrics,
     )
 
 
-def measure_sampled_recall(two_stages: TwoStageSearch, keep: int, rng: np.random.Generator) -> dict[str, float]:
+def measure_sampled_recall(two_stages: TwoStageSearch, top_k: int, rng: np.random.Generator) -> dict[str, float]:
     """Recall in two stages and with the whole gallery scored, on as many queries as double the cost, or 20."""
     gallery = two_stages.scorer.gallery
     texts, images = len(gallery.lengths), len(gallery.counts)
-    ways = (
-        (texts, images, list_text_answers(gallery), two_stages.of_texts),
-        (images, texts, list_image_answers(gallery), two_stages.of_images),
+    direction_inputs = (
+        (texts, images, list_text_answers(gallery), two_stages.rank_images_for_texts),
+        (images, texts, list_image_answers(gallery), two_stages.rank_texts_for_images),
     )
-    numbers: dict[str, float] = {}
-    for direction, (queries, candidates, answers, find) in zip(DIRECTIONS, ways, strict=True):
-        count = min(queries, max(MIN_SAMPLED_QUERIES, keep * queries // candidates))
-        some = np.sort(rng.permutation(queries)[:count])
-        sides = np.repeat(some, candidates), np.tile(np.arange(candidates), count)
-        scores = two_stages.scorer.pairs(*(sides if direction == DIRECTIONS[0] else sides[::-1]))
-        right = CorrectCandidates([answers.right[query] for query in some.tolist()], answers.weights)
-        exact = rank_answer_sets(scores.reshape(count, candidates), right)
-        reranked = find(some, answers, keep).reranked
-        numbers[f"rerank.{direction}.sample"] = float(count)
+    metrics: dict[str, float] = {}
+    for direction, (queries, candidates, correct_candidates, find) in zip(DIRECTIONS, direction_inputs, strict=True):
+        count = min(queries, max(MIN_SAMPLED_QUERIES, top_k * queries // candidates))
+        query_ids = np.sort(rng.permutation(queries)[:count])
+        sides = np.repeat(query_ids, candidates), np.tile(np.arange(candidates), count)
+        scores = two_stages.scorer.score_pairs(*(sides if direction == DIRECTIONS[0] else sides[::-1]))
+        sampled_candidates = CorrectCandidates(
+            [correct_candidates.correct[query] for query in query_ids.tolist()], correct_candidates.weights
+        )
+        exact = rank_answer_sets(scores.reshape(count, candidates), sampled_candidates)
+        reranked = find(query_ids, correct_candidates, top_k).reranked
+        metrics[f"rerank.{direction}.sample"] = float(count)
         for cut in RECALL_CUTOFFS:
-            numbers[f"rerank.{direction}.sample.r{cut}"] = float((reranked < cut).mean())
-            numbers[f"rerank.{direction}.sample.r{cut}.exact"] = float((exact < cut).mean())
-    return numbers
+            metrics[f"rerank.{direction}.sample.r{cut}"] = float((reranked < cut).mean())
+            metrics[f"rerank.{direction}.sample.r{cut}.exact"] = float((exact < cut).mean())
+    return metrics

@@ -55,9 +55,9 @@ def fit_projections(scorer: PairScorer, seed: int) -> EncodingProjections:
     """
     gallery = scorer.gallery
     if len(gallery.counts) < 2:
-        raise DataError("the first stage is fitted on captions of the training split, and there are not two images")
-    texts = scorer.summaries("texts", np.arange(len(gallery.lengths)))
-    images = scorer.summaries("images", np.arange(len(gallery.counts)))
+        raise DataError("the first stage is fitted on captions of the training split, and needs at least two images")
+    texts = scorer.compute_summaries("texts", np.arange(len(gallery.lengths)))
+    images = scorer.compute_summaries("images", np.arange(len(gallery.counts)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return optimize_projections(texts, images, gallery.texts_of, np.random.default_rng(seed))
@@ -78,15 +78,17 @@ def optimize_projections(
         {"params": [temperature], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=PROJECTION_LEARNING_RATE)
-    every, counts = np.concatenate(texts_of), np.array([len(texts) for texts in texts_of])
-    firsts = np.cumsum(counts) - counts
+    all_texts, counts = np.concatenate(texts_of), np.array([len(texts) for texts in texts_of])
+    offsets = np.cumsum(counts) - counts
     for step in range(NUM_STEPS):
         optimizer.param_groups[0]["lr"] = PROJECTION_LEARNING_RATE * (1 - step / NUM_STEPS)
-        chosen = rng.permutation(len(images))[:PROJECTION_BATCH_SIZE]
-        spoken = torch.from_numpy(every[firsts[chosen] + (rng.random(len(chosen)) * counts[chosen]).astype(np.int64)])
-        similar = maps.text(texts[spoken]) @ maps.image(images[torch.from_numpy(chosen)]).T * temperature.exp()
-        truth = torch.arange(len(chosen))
-        loss = F.cross_entropy(similar, truth) + F.cross_entropy(similar.T, truth)
+        rows = rng.permutation(len(images))[:PROJECTION_BATCH_SIZE]
+        caption_rows = torch.from_numpy(
+            all_texts[offsets[rows] + (rng.random(len(rows)) * counts[rows]).astype(np.int64)]
+        )
+        logits = maps.text(texts[caption_rows]) @ maps.image(images[torch.from_numpy(rows)]).T * temperature.exp()
+        targets = torch.arange(len(rows))
+        loss = F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -96,7 +98,7 @@ def optimize_projections(
 class TwoStageRanks(NamedTuple):
     """The rank of each set of correct candidates, in the first stage and after re-ranking by the model."""
 
-    first: Int64[np.ndarray, "sets"]
+    first_stage: Int64[np.ndarray, "sets"]
     reranked: Int64[np.ndarray, "sets"]
 
 
@@ -112,40 +114,48 @@ class TwoStageSearch:
     def __init__(self, scorer: PairScorer, maps: EncodingProjections) -> None:
         self.scorer = scorer
         gallery = scorer.gallery
-        self.texts = maps.text(scorer.summaries("texts", np.arange(len(gallery.lengths)))).numpy()
-        self.images = maps.image(scorer.summaries("images", np.arange(len(gallery.counts)))).numpy()
+        self.texts = maps.text(scorer.compute_summaries("texts", np.arange(len(gallery.lengths)))).numpy()
+        self.images = maps.image(scorer.compute_summaries("images", np.arange(len(gallery.counts)))).numpy()
 
-    def of_texts(self, texts: Int64[np.ndarray, "some"], answers: CorrectCandidates, keep: int) -> TwoStageRanks:
+    def rank_images_for_texts(
+        self, texts: Int64[np.ndarray, "some"], correct: CorrectCandidates, top_k: int
+    ) -> TwoStageRanks:
         """Ranks images for some texts."""
-        return self._search(self.texts, self.images, texts, answers, keep, swapped=False)
+        return self._search(self.texts, self.images, texts, correct, top_k, is_swapped=False)
 
-    def of_images(self, images: Int64[np.ndarray, "some"], answers: CorrectCandidates, keep: int) -> TwoStageRanks:
+    def rank_texts_for_images(
+        self, images: Int64[np.ndarray, "some"], correct: CorrectCandidates, top_k: int
+    ) -> TwoStageRanks:
         """Ranks texts for some images."""
-        return self._search(self.images, self.texts, images, answers, keep, swapped=True)
+        return self._search(self.images, self.texts, images, correct, top_k, is_swapped=True)
 
     def _search(
         self,
-        asking: Float32[np.ndarray, "queries dim"],
-        asked: Float32[np.ndarray, "candidates dim"],
+        query_vectors: Float32[np.ndarray, "queries dim"],
+        candidate_vectors: Float32[np.ndarray, "candidates dim"],
         queries: Int64[np.ndarray, "some"],
-        answers: CorrectCandidates,
-        keep: int,
-        swapped: bool,
+        correct: CorrectCandidates,
+        top_k: int,
+        is_swapped: bool,
     ) -> TwoStageRanks:
         """The first stage over blocks of queries; the model then scores the top candidates of each query."""
         first: list[int] = []
         reranked: list[int] = []
         for start in range(0, len(queries), SEARCH_BLOCK_ROWS):
             block = queries[start : start + SEARCH_BLOCK_ROWS]
-            near = asking[block] @ asked.T
-            best = np.argsort(-near, axis=1, kind="stable")[:, :keep]
+            similarities = query_vectors[block] @ candidate_vectors.T
+            best = np.argsort(-similarities, axis=1, kind="stable")[:, :top_k]
             sides = np.repeat(block, best.shape[1]), best.ravel()
-            scores = self.scorer.pairs(*(sides[::-1] if swapped else sides)).reshape(best.shape)
-            for query, row, candidates, exact in zip(block.tolist(), near, best, scores, strict=True):
-                for right in answers.right[query]:
-                    place = rank_best_answer(row, right, answers.weights)
-                    kept = np.flatnonzero(np.isin(candidates, right))
-                    again = rank_best_answer(exact, kept, answers.weights[candidates]) if len(kept) else place
-                    first.append(place)
-                    reranked.append(again)
+            scores = self.scorer.score_pairs(*(sides[::-1] if is_swapped else sides)).reshape(best.shape)
+            for query, row, candidates, model_scores in zip(block.tolist(), similarities, best, scores, strict=True):
+                for correct_set in correct.correct[query]:
+                    rank = rank_best_answer(row, correct_set, correct.weights)
+                    correct_rows = np.flatnonzero(np.isin(candidates, correct_set))
+                    reranked_rank = (
+                        rank_best_answer(model_scores, correct_rows, correct.weights[candidates])
+                        if len(correct_rows)
+                        else rank
+                    )
+                    first.append(rank)
+                    reranked.append(reranked_rank)
         return TwoStageRanks(np.array(first, np.int64), np.array(reranked, np.int64))

@@ -31,8 +31,8 @@ class FourWayDataset:
     Args:
         captions: Captions, each with the row of its image in the store.
         store: The region store, whose features define near images.
-        words: The vocabulary.
-        max_words: Maximum number of tokens of a caption.
+        tokenizer: The tokenizer.
+        max_tokens: Maximum number of tokens of a caption.
         seed: Seed of the negatives.
 
     Raises:
@@ -43,68 +43,80 @@ class FourWayDataset:
         self,
         captions: Sequence[tuple[Caption, int]],
         store: RegionStore,
-        words: WordPieceTokenizer,
-        max_words: int,
+        tokenizer: WordPieceTokenizer,
+        max_tokens: int,
         seed: int,
     ) -> None:
         self.captions, self.seed = captions, seed
-        self.texts: list[TokenizedText] = [tokenize_text(words, caption.caption, max_words) for caption, _ in captions]
+        self.texts: list[TokenizedText] = [
+            tokenize_text(tokenizer, caption.caption, max_tokens) for caption, _ in captions
+        ]
         self.rows = np.array([row for _, row in captions], np.int64)
         self.images, self.image_of = np.unique(self.rows, return_inverse=True)
         if len(self.images) < 2:
-            raise DataError("captions of one image alone cannot be told apart: captions of two images are needed")
+            raise DataError("all captions are of one image; negatives need captions of at least two images")
         order = np.argsort(self.image_of, kind="stable")
         self.captions_of = np.split(order, np.cumsum(np.bincount(self.image_of))[:-1])
-        self.said = [{self.words_of(caption) for caption in captions.tolist()} for captions in self.captions_of]
-        self.near = find_nearest_images(compute_mean_features(store, self.images), NUM_NEIGHBORS)
+        self.token_sets = [
+            {self.get_token_ids(caption) for caption in captions.tolist()} for captions in self.captions_of
+        ]
+        self.nearest = find_nearest_images(compute_mean_features(store, self.images), NUM_NEIGHBORS)
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def length(self, index: int) -> int:
-        return len(self.texts[index].words)
+        return len(self.texts[index].token_ids)
 
-    def words_of(self, caption: int) -> tuple[int, ...]:
+    def get_token_ids(self, caption: int) -> tuple[int, ...]:
         """The token ids of a caption, to find captions with the same words."""
-        return tuple(self.texts[caption].words)
+        return tuple(self.texts[caption].token_ids)
 
     def example(self, epoch: int, index: int) -> TaskExample:
         """The example of (epoch, index), with the matching pair first."""
         rng = np.random.default_rng((self.seed, epoch, index, NEGATIVE_STREAM))
         image = int(self.image_of[index])
-        near = self.near[image]
+        near = self.nearest[image]
         pairs = [
             (index, image),
-            (self.wrong_caption(rng, image, None), image),
-            (index, self.wrong_image(rng, index, None)),
-            (self.wrong_caption(rng, image, near), image)
+            (self.draw_negative_caption(rng, image, None), image),
+            (index, self.draw_negative_image(rng, index, None)),
+            (self.draw_negative_caption(rng, image, near), image)
             if rng.random() < 0.5
-            else (index, self.wrong_image(rng, index, near)),
+            else (index, self.draw_negative_image(rng, index, near)),
         ]
         texts, images = zip(*((self.texts[caption], image) for caption, image in pairs), strict=True)
         return TaskExample(self.captions[index][0].key, texts, tuple(int(self.images[image]) for image in images), 0)
 
-    def wrong_caption(self, rng: np.random.Generator, image: int, among: Int64[np.ndarray, "near"] | None) -> int:
-        """A caption of another image (from `among`, if given) that differs in words from all captions of this image."""
+    def draw_negative_caption(
+        self, rng: np.random.Generator, image: int, candidates: Int64[np.ndarray, "near"] | None
+    ) -> int:
+        """A caption of another image (from `candidates`, if given) with other words than all captions of this image."""
         for attempt in range(MAX_TRIES):
-            other = self.other_image(rng, image, among if attempt < MAX_TRIES // 2 else None)
-            found = int(rng.choice(self.captions_of[other]))
-            if self.words_of(found) not in self.said[image]:
+            other_index = self.draw_other_image(rng, image, candidates if attempt < MAX_TRIES // 2 else None)
+            caption = int(rng.choice(self.captions_of[other_index]))
+            if self.get_token_ids(caption) not in self.token_sets[image]:
                 break
-        return found
+        return caption
 
-    def wrong_image(self, rng: np.random.Generator, index: int, among: Int64[np.ndarray, "near"] | None) -> int:
-        """Another image (from `among`, if given) that has no caption with the same words."""
+    def draw_negative_image(
+        self, rng: np.random.Generator, index: int, candidates: Int64[np.ndarray, "near"] | None
+    ) -> int:
+        """Another image (from `candidates`, if given) that has no caption with the same words."""
         for attempt in range(MAX_TRIES):
-            found = self.other_image(rng, int(self.image_of[index]), among if attempt < MAX_TRIES // 2 else None)
-            if self.words_of(index) not in self.said[found]:
+            image = self.draw_other_image(
+                rng, int(self.image_of[index]), candidates if attempt < MAX_TRIES // 2 else None
+            )
+            if self.get_token_ids(index) not in self.token_sets[image]:
                 break
-        return found
+        return image
 
-    def other_image(self, rng: np.random.Generator, image: int, among: Int64[np.ndarray, "near"] | None) -> int:
-        """A random other image (from `among`, if given)."""
-        if among is not None:
-            return int(rng.choice(among))
+    def draw_other_image(
+        self, rng: np.random.Generator, image: int, candidates: Int64[np.ndarray, "near"] | None
+    ) -> int:
+        """A random other image (from `candidates`, if given)."""
+        if candidates is not None:
+            return int(rng.choice(candidates))
         return (image + 1 + int(rng.integers(len(self.images) - 1))) % len(self.images)
 
 
@@ -112,20 +124,20 @@ def compute_mean_features(store: RegionStore, rows: Int64[np.ndarray, "images"])
     """The mean over the regions of each image."""
     means = torch.zeros(len(rows), store.dim)  # zeros for an image without regions
     for mean, row in zip(means, rows.tolist(), strict=True):
-        features = store.regions(row).features
+        features = store.read_regions(row).features
         if len(features):
             mean.copy_(torch.from_numpy(features.astype(np.float32).mean(0)))
     return means
 
 
 def find_nearest_images(
-    features: Float32[Tensor, "images features"], most: int
-) -> Int64[np.ndarray, "images neighbours"]:
+    features: Float32[Tensor, "images features"], max_neighbors: int
+) -> Int64[np.ndarray, "images neighbors"]:
     """The nearest other images of each image, by Euclidean distance."""
-    count = min(most, len(features) - 1)
-    found = []
+    count = min(max_neighbors, len(features) - 1)
+    index_blocks = []
     for start in range(0, len(features), DISTANCE_BLOCK_ROWS):
         block = torch.cdist(features[start : start + DISTANCE_BLOCK_ROWS], features)
         block[torch.arange(len(block)), torch.arange(start, start + len(block))] = torch.inf
-        found.append(block.topk(count, largest=False).indices)
-    return torch.cat(found).numpy()
+        index_blocks.append(block.topk(count, largest=False).indices)
+    return torch.cat(index_blocks).numpy()

@@ -33,33 +33,33 @@ class EncodingCache:
 
     Args:
         sizes: Number of tokens of each item; items of one size are computed together.
-        compute: Computes the encodings of some items of one size.
+        compute_encodings: Computes the encodings of some items of one size.
         batch_size: Number of items per batch.
     """
 
     def __init__(
         self,
-        sizes: Int64[np.ndarray, "numbers"],
-        compute: Callable[[Sequence[int]], Float[Tensor, "batch tokens dim"]],
+        sizes: Int64[np.ndarray, "items"],
+        compute_encodings: Callable[[Sequence[int]], Float[Tensor, "batch tokens dim"]],
         batch_size: int,
     ) -> None:
-        self.sizes, self.compute, self.batch_size = sizes, compute, batch_size
-        self.kept: dict[int, Tensor] = {}
-        self.free = MAX_CACHE_BYTES
+        self.sizes, self.compute_encodings, self.batch_size = sizes, compute_encodings, batch_size
+        self.cached: dict[int, Tensor] = {}
+        self.free_bytes = MAX_CACHE_BYTES
 
-    def of(self, numbers: Int64[np.ndarray, "some"]) -> dict[int, Float[Tensor, "tokens dim"]]:
+    def get_encodings(self, indices: Int64[np.ndarray, "some"]) -> dict[int, Float[Tensor, "tokens dim"]]:
         """The unimodal encodings of some items."""
-        wanted = np.unique(numbers)
-        found = {number: self.kept[number] for number in wanted.tolist() if number in self.kept}
-        missing = np.array([number for number in wanted.tolist() if number not in found], np.int64)
-        for places in group_by_size(self.sizes[missing], self.batch_size):
-            batch = missing[places].tolist()
-            for number, tokens in zip(batch, self.compute(batch).unbind(), strict=True):
-                found[number] = tokens
-                if tokens.nbytes <= self.free:
-                    self.kept[number] = tokens
-                    self.free -= tokens.nbytes
-        return found
+        unique_indices = np.unique(indices)
+        encodings = {index: self.cached[index] for index in unique_indices.tolist() if index in self.cached}
+        missing = np.array([index for index in unique_indices.tolist() if index not in encodings], np.int64)
+        for rows in group_by_size(self.sizes[missing], self.batch_size):
+            batch = missing[rows].tolist()
+            for index, tokens in zip(batch, self.compute_encodings(batch).unbind(), strict=True):
+                encodings[index] = tokens
+                if tokens.nbytes <= self.free_bytes:
+                    self.cached[index] = tokens
+                    self.free_bytes -= tokens.nbytes
+        return encodings
 
 
 ScoreType = Literal["alignment", "contrastive"]
@@ -119,94 +119,99 @@ class PairScorer:
         if batch_size < 1:
             raise ValueError(f"batch_size ({batch_size}) must be positive")
         self.model, self.gallery, self.batch_size = model.to(compute.device), gallery, batch_size
-        self.compute, self.device, self.score = compute, compute.device, score or self.odds
-        self.texts = EncodingCache(gallery.lengths, self._texts, batch_size)
-        self.images = EncodingCache(gallery.counts, self._images, batch_size)
+        self.compute, self.device, self.score = compute, compute.device, score or self.compute_log_odds
+        self.texts = EncodingCache(gallery.lengths, self._encode_texts, batch_size)
+        self.images = EncodingCache(gallery.counts, self._encode_images, batch_size)
 
     @torch.inference_mode()
-    def pairs(
+    def score_pairs(
         self, texts: Int64[np.ndarray, "pairs"], images: Int64[np.ndarray, "pairs"]
     ) -> Float32[np.ndarray, "pairs"]:
         """The score of each pair."""
-        scores, found, order = np.empty(len(texts), np.float32), [], []
+        scores, score_parts, order = np.empty(len(texts), np.float32), [], []
         with self.compute.autocast():
-            kept_texts, kept_images = self.texts.of(texts), self.images.of(images)
+            text_encodings, image_encodings = self.texts.get_encodings(texts), self.images.get_encodings(images)
             sizes = self.gallery.lengths[texts] * (1 + self.gallery.counts.max()) + self.gallery.counts[images]
-            for places in group_by_size(sizes, self.batch_size):
-                words = torch.stack([kept_texts[number] for number in texts[places].tolist()])
-                regions = torch.stack([kept_images[number] for number in images[places].tolist()])
-                found.append(self._joined(words, regions))
-                order.append(places)
-        if found:
-            scores[np.concatenate(order)] = torch.cat(found).cpu().numpy()  # the only synchronization with the GPU
+            for rows in group_by_size(sizes, self.batch_size):
+                text_tokens = torch.stack([text_encodings[index] for index in texts[rows].tolist()])
+                regions = torch.stack([image_encodings[index] for index in images[rows].tolist()])
+                score_parts.append(self._score_fused(text_tokens, regions))
+                order.append(rows)
+        if score_parts:
+            scores[np.concatenate(order)] = (
+                torch.cat(score_parts).cpu().numpy()
+            )  # the only synchronization with the GPU
         check_finite_scores(scores, "scores of texts and images")
         return scores
 
-    def matrix(self, show: Callable[[Sequence], Iterator] = iter) -> Float32[np.ndarray, "texts images"]:
+    def score_all_pairs(self, track: Callable[[Sequence], Iterator] = iter) -> Float32[np.ndarray, "texts images"]:
         """The scores of all pairs of the gallery, in tiles of similar text length and number of regions."""
         lengths, counts = self.gallery.lengths, self.gallery.counts
         scores = np.empty((len(lengths), len(counts)), np.float32)
         tiles = [(texts, images) for texts in tile_pairs(lengths) for images in tile_pairs(counts)]
-        for texts, images in show(tiles):
+        for texts, images in track(tiles):
             sides = np.repeat(texts, len(images)), np.tile(images, len(texts))
-            scores[np.ix_(texts, images)] = self.pairs(*sides).reshape(len(texts), len(images))
+            scores[np.ix_(texts, images)] = self.score_pairs(*sides).reshape(len(texts), len(images))
         return scores
 
     @torch.inference_mode()
-    def summaries(
-        self, side: Literal["texts", "images"], numbers: Int64[np.ndarray, "some"]
+    def compute_summaries(
+        self, side: Literal["texts", "images"], indices: Int64[np.ndarray, "some"]
     ) -> Float[Tensor, "some _"]:
         """A vector for each text or image: the mean and the maximum of its unimodal encoding."""
         rows = []
         with self.compute.autocast():
-            for part in np.array_split(numbers, max(1, len(numbers) // ENCODING_BLOCK_SIZE)):
-                found = (self.texts if side == "texts" else self.images).of(part)
-                prefixes = [found[number].float() for number in part.tolist()]
-                rows += [torch.cat([prefix.mean(0), prefix.amax(0)]) for prefix in prefixes]
+            for part in np.array_split(indices, max(1, len(indices) // ENCODING_BLOCK_SIZE)):
+                encoding_by_index = (self.texts if side == "texts" else self.images).get_encodings(part)
+                encodings = [encoding_by_index[index].float() for index in part.tolist()]
+                rows += [torch.cat([encoding.mean(0), encoding.amax(0)]) for encoding in encodings]
         return torch.stack(rows).cpu()
 
     @torch.inference_mode()
-    def contrastive_matrix(self) -> Float32[np.ndarray, "texts images"]:
+    def compute_contrastive_matrix(self) -> Float32[np.ndarray, "texts images"]:
         """The cosines of all texts and images of the gallery in the contrastive embedding space."""
         assert isinstance(self.model, ViLBERT) and self.model.contrastive_head is not None
-        head, found = self.model.contrastive_head, []
-        for prefixes, embed in ((self.texts, head.embed_text), (self.images, head.embed_image)):
+        head, embeddings = self.model.contrastive_head, []
+        for cache, embed in ((self.texts, head.embed_text), (self.images, head.embed_image)):
             with self.compute.autocast():
-                numbers = np.arange(len(prefixes.sizes))
-                kept = [
-                    prefixes.of(part) for part in np.array_split(numbers, max(1, len(numbers) // ENCODING_BLOCK_SIZE))
+                indices = np.arange(len(cache.sizes))
+                encoding_parts = [
+                    cache.get_encodings(part)
+                    for part in np.array_split(indices, max(1, len(indices) // ENCODING_BLOCK_SIZE))
                 ]
                 means = [
-                    compute_mean_encoding(tokens[None], None) for part in kept for _, tokens in sorted(part.items())
+                    compute_mean_encoding(tokens[None], None)
+                    for part in encoding_parts
+                    for _, tokens in sorted(part.items())
                 ]
-                found.append(embed(torch.cat(means)).float())
-        scores = (found[0] @ found[1].T).cpu().numpy()
+                embeddings.append(embed(torch.cat(means)).float())
+        scores = (embeddings[0] @ embeddings[1].T).cpu().numpy()
         check_finite_scores(scores, "similarities of texts and images")
         return scores
 
-    def _joined(
-        self, words: Float[Tensor, "batch words dim"], regions: Float[Tensor, "batch regions vision_dim"]
+    def _score_fused(
+        self, text_tokens: Float[Tensor, "batch tokens dim"], regions: Float[Tensor, "batch regions vision_dim"]
     ) -> Float32[Tensor, "batch"]:
-        text, vision = self.model.join_pooled(UnimodalEncoding(words, None), UnimodalEncoding(regions, None))
+        text, vision = self.model.fuse_pooled(UnimodalEncoding(text_tokens, None), UnimodalEncoding(regions, None))
         with torch.autocast(self.device.type, enabled=False):
             return self.score(text.float(), vision.float())
 
-    def odds(
+    def compute_log_odds(
         self, text: Float32[Tensor, "batch joint"], vision: Float32[Tensor, "batch joint"]
     ) -> Float32[Tensor, "batch"]:
         """The log odds of match against mismatch."""
         logits = self.model.alignment_head(text, vision)
         return logits[:, 0] - logits[:, 1]
 
-    def _texts(self, numbers: Sequence[int]) -> Float[Tensor, "batch words dim"]:
-        words = torch.stack([self.gallery.text(number) for number in numbers]).to(self.device)
-        return self.model.text_prefix(words, torch.zeros_like(words), None).tokens
+    def _encode_texts(self, indices: Sequence[int]) -> Float[Tensor, "batch tokens dim"]:
+        token_ids = torch.stack([self.gallery.get_token_ids(index) for index in indices]).to(self.device)
+        return self.model.encode_text(token_ids, torch.zeros_like(token_ids), None).hidden_states
 
-    def _images(self, numbers: Sequence[int]) -> Float[Tensor, "batch regions dim"]:
-        seen = [self.gallery.image(number) for number in numbers]
-        regions = torch.stack([image.regions for image in seen]).to(self.device)
-        places = torch.stack([image.locations for image in seen]).to(self.device)
-        return self.model.vision_prefix(regions, places, None).tokens
+    def _encode_images(self, indices: Sequence[int]) -> Float[Tensor, "batch regions dim"]:
+        images = [self.gallery.get_image(index) for index in indices]
+        features = torch.stack([image.features for image in images]).to(self.device)
+        spatials = torch.stack([image.spatials for image in images]).to(self.device)
+        return self.model.encode_image(features, spatials, None).hidden_states
 
 
 def tile_pairs(sizes: Int64[np.ndarray, "items"]) -> list[Int64[np.ndarray, "some"]]:
@@ -215,9 +220,9 @@ def tile_pairs(sizes: Int64[np.ndarray, "items"]) -> list[Int64[np.ndarray, "som
     return [order[start : start + TILE_SIDE] for start in range(0, len(order), TILE_SIDE)]
 
 
-def group_by_size(sizes: Int64[np.ndarray, "items"], most: int) -> Iterator[Int64[np.ndarray, "some"]]:
-    """Indices of items of one size, in groups of limited length; neighbors stay together."""
+def group_by_size(sizes: Int64[np.ndarray, "items"], max_size: int) -> Iterator[Int64[np.ndarray, "some"]]:
+    """Indices of items of one size, in groups of limited length; neighbors stay in one group."""
     order = np.argsort(sizes, kind="stable")
-    for same in np.split(order, np.flatnonzero(np.diff(sizes[order])) + 1):
-        for start in range(0, len(same), most):
-            yield same[start : start + most]
+    for group in np.split(order, np.flatnonzero(np.diff(sizes[order])) + 1):
+        for start in range(0, len(group), max_size):
+            yield group[start : start + max_size]

@@ -1,7 +1,7 @@
 """Ranks of the correct candidates in a retrieval, and metrics of them: recall@1, 5 and 10, median rank.
 
 Ranks count from 0: the number of incorrect candidates ahead of the best correct one. Ties count as ahead, so a network
-that gives every pair the same score retrieves nothing. (The original sorts by numpy's quicksort, which leaves the order
+that gives every pair the same score has a recall of 0. (The original sorts by numpy's quicksort, which leaves the order
 of ties undefined.) The median is the original's: floor(median + 1) of ranks from 0 (facebookresearch/
 vilbert-multi-task, eval_retrieval.py).
 """
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int64, Num
 
 from comodal.tasks.evaluation.metrics import check_finite_scores
-from comodal.tasks.evaluation.missing_images import compute_accuracy_numbers
+from comodal.tasks.evaluation.missing_images import compute_accuracy_metrics
 from comodal.tasks.retrieval.gallery import Gallery
 
 RECALL_CUTOFFS = (1, 5, 10)
@@ -33,7 +33,7 @@ class CorrectCandidates(NamedTuple):
     A text that several captions share is a query for each of them; each has its own set of correct images.
     """
 
-    right: list[list[Int64[np.ndarray, "_"]]]
+    correct: list[list[Int64[np.ndarray, "_"]]]
     weights: Int64[np.ndarray, "candidates"]
 
 
@@ -41,7 +41,7 @@ def list_text_answers(gallery: Gallery) -> CorrectCandidates:
     """For each text the image of each of its captions, in the order of `sort_captions_by_text`."""
     ends = np.cumsum(gallery.captions_of)[:-1]
     images = np.split(gallery.image_of[sort_captions_by_text(gallery)], ends)
-    return CorrectCandidates([list(found[:, None]) for found in images], np.ones(len(gallery.counts), np.int64))
+    return CorrectCandidates([list(rows[:, None]) for rows in images], np.ones(len(gallery.counts), np.int64))
 
 
 def list_image_answers(gallery: Gallery) -> CorrectCandidates:
@@ -56,7 +56,7 @@ def sort_captions_by_text(gallery: Gallery) -> Int64[np.ndarray, "captions"]:
 
 def rank_best_answer(
     scores: Float[np.ndarray, "candidates"],
-    right: Int64[np.ndarray, "_"],
+    correct: Int64[np.ndarray, "_"],
     weights: Int64[np.ndarray, "candidates"],
 ) -> int:
     """The number of incorrect candidates ahead of the best correct one, ties included.
@@ -65,9 +65,9 @@ def rank_best_answer(
         DataError: A score is not finite.
     """
     check_finite_scores(scores, "retrieval")
-    before = scores >= scores[right].max()
-    before[right] = False
-    return int(weights[before].sum())
+    is_ahead = scores >= scores[correct].max()
+    is_ahead[correct] = False
+    return int(weights[is_ahead].sum())
 
 
 def rank_answer_sets(
@@ -75,9 +75,9 @@ def rank_answer_sets(
 ) -> Int64[np.ndarray, "_"]:
     """The rank of every set of correct candidates, query by query."""
     ranked = [
-        rank_best_answer(row, right, answers.weights)
-        for row, sets in zip(scores, answers.right, strict=True)
-        for right in sets
+        rank_best_answer(row, correct, answers.weights)
+        for row, sets in zip(scores, answers.correct, strict=True)
+        for correct in sets
     ]
     return np.array(ranked, np.int64)
 
@@ -101,7 +101,7 @@ def summarize_ranks(
     ranks: Num[np.ndarray, "queries"],
     groups: Sequence[str] | None = None,
     missing: Sequence[str] = (),
-    last: int = 0,
+    worst_rank: int = 0,
 ) -> dict[str, float]:
     """Recall@1, 5 and 10 with 95 % intervals, median and mean rank, counted from 1.
 
@@ -109,31 +109,37 @@ def summarize_ranks(
         ranks: Ranks of the queries whose image is in the store.
         groups: Group of each query (the image of its caption); None where queries are independent.
         missing: Groups of further queries, whose image is not in the store: they count as not retrieved.
-        last: Number of candidates, which is the rank of those queries.
+        worst_rank: Number of candidates, which is the rank of those queries.
     """
-    answered = np.arange(len(ranks) + len(missing)) < len(ranks)
-    every = [*(map(str, range(len(ranks))) if groups is None else groups), *missing]
-    numbers: dict[str, float] = {}
+    has_prediction = np.arange(len(ranks) + len(missing)) < len(ranks)
+    all_groups = [*(map(str, range(len(ranks))) if groups is None else groups), *missing]
+    metrics: dict[str, float] = {}
     for cut in RECALL_CUTOFFS:
-        numbers |= compute_accuracy_numbers(f"r{cut}", np.pad(ranks < cut, (0, len(missing))), answered, every)
-    places = np.pad(ranks, (0, len(missing)), constant_values=last)
-    return numbers | {"median": float(np.floor(np.median(places) + 1)), "mean": float(np.mean(places) + 1)}
+        metrics |= compute_accuracy_metrics(
+            f"r{cut}", np.pad(ranks < cut, (0, len(missing))), has_prediction, all_groups
+        )
+    padded_ranks = np.pad(ranks, (0, len(missing)), constant_values=worst_rank)
+    return metrics | {"median": float(np.floor(np.median(padded_ranks) + 1)), "mean": float(np.mean(padded_ranks) + 1)}
 
 
 def compute_random_recall(gallery: Gallery) -> dict[str, float]:
     """The recall of a random order; an image has several correct captions."""
     captions, images = len(gallery.text_of), len(gallery.counts)
-    right = [int(gallery.captions_of[texts].sum()) for texts in gallery.texts_of]
-    numbers: dict[str, float] = {}
+    num_correct = [int(gallery.captions_of[texts].sum()) for texts in gallery.texts_of]
+    metrics: dict[str, float] = {}
     for cut in RECALL_CUTOFFS:
-        numbers[f"text_to_image.r{cut}"] = compute_hit_probability(images, 1, cut)
-        numbers[f"image_to_text.r{cut}"] = float(
-            np.mean([compute_hit_probability(captions, count, cut) for count in right])
+        metrics[f"text_to_image.r{cut}"] = compute_hit_probability(images, 1, cut)
+        metrics[f"image_to_text.r{cut}"] = float(
+            np.mean([compute_hit_probability(captions, count, cut) for count in num_correct])
         )
-    return numbers
+    return metrics
 
 
-def compute_hit_probability(candidates: int, right: int, drawn: int) -> float:
+def compute_hit_probability(num_candidates: int, num_correct: int, num_drawn: int) -> float:
     """The probability that a sample without replacement contains at least one correct candidate."""
-    wrong: Sequence[int] = range(candidates - right, candidates - right - min(drawn, candidates), -1)
-    return 1.0 - float(np.prod([max(left, 0) / (candidates - place) for place, left in enumerate(wrong)]))
+    incorrect_counts: Sequence[int] = range(
+        num_candidates - num_correct, num_candidates - num_correct - min(num_drawn, num_candidates), -1
+    )
+    return 1.0 - float(
+        np.prod([max(remaining, 0) / (num_candidates - index) for index, remaining in enumerate(incorrect_counts)])
+    )

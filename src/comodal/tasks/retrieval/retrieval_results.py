@@ -1,4 +1,4 @@
-"""The results of a retrieval evaluation: numbers, table, files and results card."""
+"""The results of a retrieval evaluation: metrics, table, files and results card."""
 
 import csv
 import io
@@ -35,23 +35,23 @@ class RankingMethod(NamedTuple):
 
     Args:
         scored_by: The score: alignment head of pretraining, fine-tuned head, or contrastive embeddings.
-        fitted: Number of training captions that the first stage is fitted on; None without a first stage.
-        is_papers: Whether network and settings are the paper's.
+        num_fitted: Number of training captions that the first stage is fitted on; None without a first stage.
+        is_paper_setting: Whether network and settings are the paper's.
     """
 
     scored_by: Literal["zero-shot", "fine-tuned", "contrastive"]
-    fitted: int | None
-    is_papers: bool
+    num_fitted: int | None
+    is_paper_setting: bool
 
     @property
     def title(self) -> str:
         """The name of the method; with a first stage fitted on the data set's captions it is not zero-shot."""
-        if self.fitted is None:
+        if self.num_fitted is None:
             return self.scored_by
-        return f"first stage fitted on {self.fitted:,} training captions, re-ranked {self.scored_by}"
+        return f"first stage fitted on {self.num_fitted:,} training captions, re-ranked {self.scored_by}"
 
 
-def collect_retrieval_numbers(
+def collect_retrieval_metrics(
     systems: dict[str, RetrievalRanks], gallery: Gallery, missing: Sequence[str] = ()
 ) -> dict[str, float]:
     """Flat keys: the trained network directly under the task, other systems and chance level under their names.
@@ -64,26 +64,26 @@ def collect_retrieval_numbers(
     captions, images = len(gallery.text_of), len(gallery.counts)
     flat = {
         f"{RETRIEVAL_TASK}.captions": float(captions + len(missing)),
-        f"{RETRIEVAL_TASK}.captions.answered": float(captions),
+        f"{RETRIEVAL_TASK}.captions.predicted": float(captions),
         f"{RETRIEVAL_TASK}.texts": float(len(gallery.lengths)),
         f"{RETRIEVAL_TASK}.images": float(images + len(set(missing))),
-        f"{RETRIEVAL_TASK}.images.answered": float(images),
+        f"{RETRIEVAL_TASK}.images.predicted": float(images),
     }
     queries = dict(zip(DIRECTIONS, list_queries(gallery, missing), strict=True))
     lost = dict(zip(DIRECTIONS, (list(missing), sorted(set(missing))), strict=True))
-    last = dict(zip(DIRECTIONS, (images, captions), strict=True))
+    worst_ranks = dict(zip(DIRECTIONS, (images, captions), strict=True))
     for system, ranks in systems.items():
-        prefix = RETRIEVAL_TASK if system == "trained" else f"{RETRIEVAL_TASK}.{system}"
-        for direction, found in zip(DIRECTIONS, ranks, strict=True):
-            groups = queries[direction][: len(found)]
-            numbers = summarize_ranks(found, groups, lost[direction], last[direction])
-            flat |= {f"{prefix}.{direction}.{name}": number for name, number in numbers.items()}
-    for name, number in compute_random_recall(gallery).items():
+        key_prefix = RETRIEVAL_TASK if system == "trained" else f"{RETRIEVAL_TASK}.{system}"
+        for direction, direction_ranks in zip(DIRECTIONS, ranks, strict=True):
+            groups = queries[direction][: len(direction_ranks)]
+            metrics = summarize_ranks(direction_ranks, groups, lost[direction], worst_ranks[direction])
+            flat |= {f"{key_prefix}.{direction}.{name}": value for name, value in metrics.items()}
+    for name, value in compute_random_recall(gallery).items():
         direction = name.partition(".")[0]
-        answered = len(queries[direction]) - len(lost[direction])
-        flat[f"{RETRIEVAL_TASK}.chance.{name}"] = number * answered / len(queries[direction])
+        num_predicted = len(queries[direction]) - len(lost[direction])
+        flat[f"{RETRIEVAL_TASK}.chance_level.{name}"] = value * num_predicted / len(queries[direction])
     return flat | {
-        f"{RETRIEVAL_TASK}.chance.r{cut}": flat[f"{RETRIEVAL_TASK}.chance.{DIRECTIONS[0]}.r{cut}"]
+        f"{RETRIEVAL_TASK}.chance_level.r{cut}": flat[f"{RETRIEVAL_TASK}.chance_level.{DIRECTIONS[0]}.r{cut}"]
         for cut in RECALL_CUTOFFS
     }
 
@@ -91,50 +91,50 @@ def collect_retrieval_numbers(
 def list_queries(gallery: Gallery, missing: Sequence[str]) -> tuple[list[str], list[str]]:
     """The image of every query in both directions, those of missing images last."""
     images = [gallery.store.ids[row] for row in gallery.rows.tolist()]
-    return [images[place] for place in gallery.image_of.tolist()] + list(missing), images + sorted(set(missing))
+    return [images[index] for index in gallery.image_of.tolist()] + list(missing), images + sorted(set(missing))
 
 
-def build_retrieval_table(systems: list[str], numbers: dict[str, float], way: str) -> Table:
+def build_retrieval_table(systems: list[str], metrics: dict[str, float], method_title: str) -> Table:
     """Recall and median rank of each system, in both directions."""
-    counts = f"{numbers[f'{RETRIEVAL_TASK}.captions']:,.0f} captions, {numbers[f'{RETRIEVAL_TASK}.images']:,.0f} images"
-    lost = numbers[f"{RETRIEVAL_TASK}.captions"] - numbers[f"{RETRIEVAL_TASK}.captions.answered"]
-    counts += f", {lost:,.0f} of the captions without their image (not found)" if lost else ""
-    table = Table(title=f"{way} retrieval", caption=f"{counts}; 95 %: Wilson, images resampled")
+    counts = f"{metrics[f'{RETRIEVAL_TASK}.captions']:,.0f} captions, {metrics[f'{RETRIEVAL_TASK}.images']:,.0f} images"
+    lost = metrics[f"{RETRIEVAL_TASK}.captions"] - metrics[f"{RETRIEVAL_TASK}.captions.predicted"]
+    counts += f", {lost:,.0f} of the captions without their image (not retrieved)" if lost else ""
+    table = Table(title=f"{method_title} retrieval", caption=f"{counts}; 95 %: Wilson, images resampled")
     for name in ("system", "direction"):
         table.add_column(name)
     for name in ("R@1", "95 %", "R@5", "R@10", "median"):
         table.add_column(name, right=True)
     for direction in DIRECTIONS:
-        for system in [*systems, "chance"]:
+        for system in [*systems, "chance_level"]:
             key = f"{RETRIEVAL_TASK}.{direction}" if system == "trained" else f"{RETRIEVAL_TASK}.{system}.{direction}"
-            recalls = [f"{numbers[f'{key}.r{cut}']:.3f}" for cut in RECALL_CUTOFFS]
-            low, high, median = (numbers.get(f"{key}.{name}") for name in ("r1.low", "r1.high", "median"))
+            recalls = [f"{metrics[f'{key}.r{cut}']:.3f}" for cut in RECALL_CUTOFFS]
+            low, high, median = (metrics.get(f"{key}.{name}") for name in ("r1.low", "r1.high", "median"))
             interval = "" if low is None else f"{low:.3f}-{high:.3f}"
             middle = "" if median is None else f"{median:.0f}"
             table.add_row(system, direction.replace("_", " "), recalls[0], interval, *recalls[1:], middle)
     return table
 
 
-def format_reranking_cost(numbers: dict[str, float], keep: int) -> str:
+def format_reranking_cost(metrics: dict[str, float], top_k: int) -> str:
     """The recall lost by scoring only the top candidates of the first stage."""
     lines = []
     for direction in DIRECTIONS:
         key = f"{RETRIEVAL_TASK}.rerank.{direction}"
         pairs = [
-            f"R@{cut} {numbers[f'{key}.sample.r{cut}']:.3f} (all scored: {numbers[f'{key}.sample.r{cut}.exact']:.3f})"
+            f"R@{cut} {metrics[f'{key}.sample.r{cut}']:.3f} (all scored: {metrics[f'{key}.sample.r{cut}.exact']:.3f})"
             for cut in RECALL_CUTOFFS
         ]
-        share, count = numbers[f"{key}.recall"], numbers[f"{key}.sample"]
-        found = f"the first stage has the right one among its first {keep} for {share:.1%} of the queries"
-        lines.append(f"{direction.replace('_', ' ')}: {found}; on {count:.0f} of them {', '.join(pairs)}")
-    return "\n".join(lines)
+        recall, count = metrics[f"{key}.recall"], metrics[f"{key}.sample"]
+        summary = f"first stage: recall@{top_k} {recall:.1%}"
+        lines.append(f"{direction.replace('_', ' ')}: {summary}; on {count:.0f} of them {', '.join(pairs)}")
+    return ". ".join(lines)
 
 
 def write_retrieval_results(
-    out: Path, numbers: dict[str, float], systems: dict[str, RetrievalRanks], gallery: Gallery
+    out: Path, metrics: dict[str, float], systems: dict[str, RetrievalRanks], gallery: Gallery
 ) -> None:
     """Writes results.json (flat) and ranks.csv: the rank of the correct candidate of every query, counted from 1."""
-    write_bytes_atomically(out / "results.json", (json.dumps(numbers, indent=2) + "\n").encode())
+    write_bytes_atomically(out / "results.json", (json.dumps(metrics, indent=2) + "\n").encode())
     text = io.StringIO()
     rows = csv.writer(text)
     rows.writerow(["direction", "caption", "image", *systems])
@@ -143,43 +143,55 @@ def write_retrieval_results(
         DIRECTIONS[0]: gallery.names,
         DIRECTIONS[1]: [("", images[row]) for row in gallery.rows.tolist()],
     }
-    for place, direction in enumerate(DIRECTIONS):
-        for number, names in enumerate(queries[direction]):
-            rows.writerow([direction, *names, *(int(ranks[place][number]) + 1 for ranks in systems.values())])
+    for direction_index, direction in enumerate(DIRECTIONS):
+        for index, names in enumerate(queries[direction]):
+            rows.writerow([direction, *names, *(int(ranks[direction_index][index]) + 1 for ranks in systems.values())])
     write_bytes_atomically(out / "ranks.csv", text.getvalue().encode())
 
 
 def build_retrieval_card(
-    numbers: dict[str, float], searched: RetrievalData, split: str, way: RankingMethod, model: Path, captions: Path,
-    settings: Mapping[str, str | int | None], seed: int,
-) -> ResultsCard:  # fmt: skip
-    """The results card; it has the paper's numbers where gallery and run are the paper's."""
-    gallery, training = searched.gallery, read_training_settings(model)
-    counts = count_items(len(gallery.text_of) + len(searched.missing), len(gallery.text_of))
-    name, official, *size = OFFICIAL_GALLERY
-    same = name in captions.name.lower() and split == official and size == [counts["items"], len(gallery.counts)]
-    same &= way.is_papers and is_paper_protocol(counts, gallery.blank, training)
+    metrics: dict[str, float],
+    retrieval_data: RetrievalData,
+    split: str,
+    method: RankingMethod,
+    model: Path,
+    captions: Path,
+    settings: Mapping[str, str | int | None],
+    seed: int,
+) -> ResultsCard:
+    """The results card; it has the paper's scores where gallery and run are the paper's."""
+    gallery, training = retrieval_data.gallery, read_training_settings(model)
+    counts = count_items(len(gallery.text_of) + len(retrieval_data.missing_images), len(gallery.text_of))
+    name, official_split, *size = OFFICIAL_GALLERY
+    is_paper_setting = (
+        name in captions.name.lower() and split == official_split and size == [counts["items"], len(gallery.counts)]
+    )
+    is_paper_setting &= method.is_paper_setting and is_paper_protocol(counts, gallery.ablate, training)
     scores: dict[str, ScoreEntry] = {}
     for direction in DIRECTIONS:
         for cut in RECALL_CUTOFFS:
-            paper = RETRIEVAL_PAPER_RECALL[way.scored_by][f"r{cut}"] if same and direction == DIRECTIONS[0] else None
-            scores |= build_score_entries(
-                f"{direction} R@{cut}", f"{RETRIEVAL_TASK}.{direction}.r{cut}", numbers, counts, paper
+            paper = (
+                RETRIEVAL_PAPER_RECALL[method.scored_by][f"r{cut}"]
+                if is_paper_setting and direction == DIRECTIONS[0]
+                else None
             )
-        scores[f"{direction} median rank"] = ScoreEntry(numbers[f"{RETRIEVAL_TASK}.{direction}.median"])
-    groups = dict(zip(DIRECTIONS, list_queries(gallery, searched.missing), strict=True))
-    how = "; ".join(f"{d.replace('_', ' ')}: {describe_interval(of, 'images')}" for d, of in groups.items())
+            scores |= build_score_entries(
+                f"{direction} R@{cut}", f"{RETRIEVAL_TASK}.{direction}.r{cut}", metrics, counts, paper
+            )
+        scores[f"{direction} median rank"] = ScoreEntry(metrics[f"{RETRIEVAL_TASK}.{direction}.median"])
+    groups = dict(zip(DIRECTIONS, list_queries(gallery, retrieval_data.missing_images), strict=True))
+    interval_text = "; ".join(f"{d.replace('_', ' ')}: {describe_interval(of, 'images')}" for d, of in groups.items())
     return ResultsCard(
         task=RETRIEVAL_TASK,
-        title=f"Retrieval, {way.title}",
+        title=f"Retrieval, {method.title}",
         split=split,
         scores=scores,
         model=str(model),
         counts=counts
-        | {"images": int(numbers[f"{RETRIEVAL_TASK}.images"]), "truncated": gallery.truncated}
-        | {f"{reason} (all splits)": count for reason, count in searched.left_out.items()},
+        | {"images": int(metrics[f"{RETRIEVAL_TASK}.images"]), "truncated": gallery.num_truncated}
+        | {f"{reason} (all splits)": count for reason, count in retrieval_data.excluded.items()},
         files={"captions": captions},
-        regions=str(gallery.store.about["made_from"]),
+        regions=str(gallery.store.about["provenance"]),
         seeds={"untrained": seed},
-        settings={**settings, "blank": gallery.blank, INTERVAL_NAME: how, **training},
+        settings={**settings, "ablate": gallery.ablate, INTERVAL_NAME: interval_text, **training},
     )

@@ -33,14 +33,14 @@ def read_nlvr2_sentences(path: Path) -> tuple[list[ImageSentence], Counter[str]]
         DataError: The file cannot be read, or a line is not NLVR2's.
     """
     statements = []
-    for number, entry in read_json_lines(path):
-        identifier, sentence = read_text_fields(path, number, entry, "identifier", "sentence")
-        pair, dash, last = identifier.rpartition("-")
-        if not dash or not last.isdigit() or pair.count("-") != 2:
-            raise DataError(f"{path}, line {number}: identifier {identifier!r} is not like train-10171-0-0")
+    for line_number, entry in read_json_lines(path):
+        identifier, sentence = read_text_fields(path, line_number, entry, "identifier", "sentence")
+        pair, dash, sentence_index = identifier.rpartition("-")
+        if not dash or not sentence_index.isdigit() or pair.count("-") != 2:
+            raise DataError(f"{path}, line {line_number}: identifier {identifier!r} is not like train-10171-0-0")
         label = entry.get("label")
         images = (f"{pair}-img0", f"{pair}-img1")
-        group = pair.rpartition("-")[0]  # images and sentences that were written together
+        group = pair.rpartition("-")[0]  # images and sentences of one group
         statements.append(ImageSentence(identifier, sentence, images, None if label is None else str(label), group))
     return statements, Counter()
 
@@ -50,9 +50,9 @@ NLVR2_TASK = SentenceTask(
     title="NLVR2",
     classes=NLVR2_CLASSES,
     head=Head("pairs", "pairs", 2),
-    read=read_nlvr2_sentences,
-    papers={("test1", 6967): 0.789},  # 12-in-1, one model for all tasks
-    groups="sets of pictures",
+    read_sentences=read_nlvr2_sentences,
+    paper_accuracy={("test1", 6967): 0.789},  # 12-in-1, one model for all tasks
+    groups="image sets",
     refuses_missing=True,
 )
 
@@ -66,7 +66,7 @@ def recipe(
     data: Path,
     regions: Path,
     validation: Path | None = None,
-    max_words: int = NLVR2_MAX_TOKENS,
+    max_tokens: int = NLVR2_MAX_TOKENS,
     fine_tune: ViLBERTFineTuneConfig = NLVR2_FINE_TUNING,
 ) -> Run:
     """Fine-tunes a ViLBERT to predict whether a sentence is true of two images.
@@ -76,13 +76,13 @@ def recipe(
         data: The official train.json.
         regions: The region store of the images.
         validation: The official dev.json.
-        max_words: Maximum number of tokens of a sentence.
+        max_tokens: Maximum number of tokens of a sentence.
         fine_tune: The options of all fine-tuning recipes.
 
     Examples:
         comodal train nlvr2 --model RUN --data train.json --validation dev.json --regions nlvr2/ --out runs/nlvr2
     """
-    return build_sentence_run(NLVR2_TASK, model, data, regions, validation, max_words, fine_tune)
+    return build_sentence_run(NLVR2_TASK, model, data, regions, validation, max_tokens, fine_tune)
 
 
 @flatten_parameters
@@ -90,7 +90,7 @@ def evaluate_nlvr2(
     model: Path,
     data: Path,
     regions: Path,
-    max_words: int = NLVR2_MAX_TOKENS,
+    max_tokens: int = NLVR2_MAX_TOKENS,
     evaluation: EvaluationOptions = NLVR2_EVALUATION,
 ) -> dict[str, float]:
     """Predicts whether each sentence is true of its two images, and reports the accuracy.
@@ -99,12 +99,12 @@ def evaluate_nlvr2(
         model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train nlvr2`.
         data: The official dev.json or test1.json; without labels there is no score.
         regions: The region store of the images.
-        max_words: Maximum number of tokens of a sentence.
+        max_tokens: Maximum number of tokens of a sentence.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
         out: Folder for results.json, predictions.csv and the results card; nothing is written without it.
 
     Returns:
-        nlvr2.accuracy with its interval, nlvr2.chance (chance level: the larger class) and the recall of each class.
+        nlvr2.accuracy with its interval, nlvr2.chance_level (the larger class) and the recall of each class.
 
     Raises:
         DataError: A file is missing or damaged, or an image is not in the store (the official script refuses that).
@@ -113,4 +113,4 @@ def evaluate_nlvr2(
     Examples:
         comodal evaluate nlvr2 --model runs/nlvr2 --data dev.json --regions nlvr2/ --out results/nlvr2
     """
-    return evaluate_statements(NLVR2_TASK, model, data, regions, max_words, evaluation)
+    return evaluate_statements(NLVR2_TASK, model, data, regions, max_tokens, evaluation)

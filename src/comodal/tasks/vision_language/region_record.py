@@ -27,13 +27,13 @@ def collect_region_record(store: RegionStore, model: Path | None = None) -> Mapp
     Raises:
         CheckpointError: The network is damaged.
     """
-    described: dict[str, bytes | Path] = {REGION_SETTINGS_FILE: store.described()}
+    files: dict[str, bytes | Path] = {REGION_SETTINGS_FILE: store.encode_provenance()}
     network = store.folder / STORE_NETWORK_FOLDER
     if not (network / MODEL_CONFIG_FILE).is_file() and model is not None:
-        beside, made = find_model_folder(model), store.about["made_from"]
-        if (read_training_regions(beside) or {}).get("fingerprint") == made.get("fingerprint"):
-            network = beside / MODEL_NETWORK_FOLDER
+        model_folder, region_source = find_model_folder(model), store.about["provenance"]
+        if (read_training_regions(model_folder) or {}).get("fingerprint") == region_source.get("fingerprint"):
+            network = model_folder / MODEL_NETWORK_FOLDER
     if not (network / MODEL_CONFIG_FILE).is_file():
-        return described
+        return files
     read_weights(network / MODEL_WEIGHTS_FILE)  # report damage before training, not after it
-    return described | {f"{MODEL_NETWORK_FOLDER}/{name}": network / name for name in NETWORK_FILES}
+    return files | {f"{MODEL_NETWORK_FOLDER}/{name}": network / name for name in NETWORK_FILES}

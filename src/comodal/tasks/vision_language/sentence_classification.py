@@ -22,7 +22,7 @@ from comodal.tasks.evaluation.missing_images import (
     INTERVAL_NAME,
     build_score_entries,
     check_no_missing_images,
-    compute_accuracy_numbers,
+    compute_accuracy_metrics,
     count_items,
     format_missing_count,
     is_paper_protocol,
@@ -69,8 +69,8 @@ class SentenceTask:
         title: Display name.
         classes: Class names, in the order of the head's outputs.
         head: The model's head.
-        read: Reads the sentences of an official file, and counts excluded ones by reason.
-        papers: The papers' accuracy by a part of the file's name and its number of sentences.
+        read_sentences: Reads the sentences of an official file, and counts excluded ones by reason.
+        paper_accuracy: The papers' accuracy by a part of the file's name and its number of sentences.
         groups: What the sentences of one group share.
         refuses_missing: Whether the official evaluation refuses missing predictions.
     """
@@ -79,18 +79,18 @@ class SentenceTask:
     title: str
     classes: tuple[str, ...]
     head: Head
-    read: Callable[[Path], tuple[list[ImageSentence], Counter[str]]]
-    papers: dict[tuple[str, int], float]
+    read_sentences: Callable[[Path], tuple[list[ImageSentence], Counter[str]]]
+    paper_accuracy: dict[tuple[str, int], float]
     groups: str
     refuses_missing: bool
 
 
-def read_text_fields(path: Path, number: int, entry: dict[str, Any], *names: str) -> list[str]:
+def read_text_fields(path: Path, line_number: int, entry: dict[str, Any], *names: str) -> list[str]:
     """The values of some fields of an entry, which must be text."""
     values = [entry.get(name) for name in names]
     for name, value in zip(names, values, strict=True):
         if not isinstance(value, str) or not value:
-            raise DataError(f"{path}, line {number}: {name!r} is {value!r}, not text; it has {', '.join(entry)}")
+            raise DataError(f"{path}, line {line_number}: {name!r} is {value!r}, not text; it has {', '.join(entry)}")
     return values  # type: ignore[return-value]
 
 
@@ -100,46 +100,49 @@ class SentenceData(NamedTuple):
     examples: list[TaskExample]
     statements: list[ImageSentence]
     missing: list[ImageSentence]
-    left_out: Counter[str]
+    excluded: Counter[str]
 
 
 def build_sentence_examples(
-    task: SentenceTask, path: Path, store: RegionStore, words: WordPieceTokenizer, max_words: int, labelled: bool
+    task: SentenceTask,
+    path: Path,
+    store: RegionStore,
+    tokenizer: WordPieceTokenizer,
+    max_tokens: int,
+    needs_labels: bool,
 ) -> SentenceData:
     """The sentences whose images are in the store.
 
     Raises:
         DataError: A label is unknown or a required one is missing, or no image is in the store.
     """
-    statements, left_out = task.read(path)
-    rows, gathered = ImageRows(store), SentenceData([], [], [], left_out)
+    statements, excluded = task.read_sentences(path)
+    rows, sentence_data = ImageRows(store), SentenceData([], [], [], excluded)
     for statement in statements:
         label = statement.label
-        if label is None and labelled:
-            raise DataError(
-                f"{path}: {statement.key} has no label, so nothing can be learnt from it; is it a test file?"
-            )
+        if label is None and needs_labels:
+            raise DataError(f"{path}: {statement.key} has no label to train on; is it a test file?")
         if label is not None and label not in task.classes:
             raise DataError(f"{path}: {statement.key} is {label!r}; {task.title} has {', '.join(task.classes)}")
-        found = [rows.find(image) for image in statement.images]
-        if None in found:
-            gathered.missing.append(statement)
+        image_rows = [rows.find(image) for image in statement.images]
+        if None in image_rows:
+            sentence_data.missing.append(statement)
             continue
-        text = tokenize_text(words, statement.text, max_words)
+        text = tokenize_text(tokenizer, statement.text, max_tokens)
         target = None if label is None else task.classes.index(label)
-        present = tuple(row for row in found if row is not None)
-        gathered.examples.append(TaskExample(statement.key, (text,) * len(found), present, target))
-        gathered.statements.append(statement)
-    rows.check(path, len(gathered.examples))
-    if not gathered.examples:
-        raise DataError(f"{path}: it has no statement")
+        present = tuple(row for row in image_rows if row is not None)
+        sentence_data.examples.append(TaskExample(statement.key, (text,) * len(image_rows), present, target))
+        sentence_data.statements.append(statement)
+    rows.check(path, len(sentence_data.examples))
+    if not sentence_data.examples:
+        raise DataError(f"{path}: no statements")
     unknown = [statement.key for statement in statements if statement.label is None]
     if 0 < len(unknown) < len(statements):
         raise DataError(
             f"{path}: {len(unknown):,} of {len(statements):,} statements have no label, the first is {unknown[0]}; all "
             "or none must have one"
         )
-    return gathered
+    return sentence_data
 
 
 def build_sentence_run(
@@ -148,95 +151,103 @@ def build_sentence_run(
     data: Path,
     regions: Path,
     validation: Path | None,
-    max_words: int,
+    max_tokens: int,
     fine_tune: ViLBERTFineTuneConfig,
 ) -> Run:
     """The training run of a sentence classification task."""
     parts = load_fine_tuning_data(model, regions, fine_tune)
-    train = build_sentence_examples(task, data, parts.store, parts.words, max_words, labelled=True)
-    held_out = validation and build_sentence_examples(
-        task, validation, parts.store, parts.words, max_words, labelled=True
+    train_data = build_sentence_examples(task, data, parts.store, parts.tokenizer, max_tokens, needs_labels=True)
+    validation_data = validation and build_sentence_examples(
+        task, validation, parts.store, parts.tokenizer, max_tokens, needs_labels=True
     )
     files = [data, *([validation] if validation else [])]
-    told = {"task.json": json.dumps({"task": task.name, "classes": task.classes, "max_words": max_words}).encode()}
+    extra_files = {
+        "task.json": json.dumps({"task": task.name, "classes": task.classes, "max_tokens": max_tokens}).encode()
+    }
     return build_vilbert_run(
         parts,
         fine_tune,
         task.head,
         compute_class_loss,
-        FixedExamples(train.examples),
-        FixedExamples(held_out.examples) if held_out else None,
+        FixedExamples(train_data.examples),
+        FixedExamples(validation_data.examples) if validation_data else None,
         compute_fine_tuning_fingerprint(fine_tune, parts.store, files),
-        told,
+        extra_files,
     )
 
 
 def evaluate_statements(
-    task: SentenceTask, model: Path, data: Path, regions: Path, max_words: int, evaluation: EvaluationOptions
+    task: SentenceTask, model: Path, data: Path, regions: Path, max_tokens: int, evaluation: EvaluationOptions
 ) -> dict[str, float]:
     """Reports the accuracy where labels are known, and writes predictions; a missing prediction counts as incorrect.
 
     Raises:
         DataError: An image is missing, and the official evaluation refuses that.
     """
-    asked = evaluation.load_model(model, regions, task.head.name)
-    found = build_sentence_examples(task, data, asked.store, asked.words, max_words, labelled=False)
-    every = found.statements + found.missing
+    loaded = evaluation.load_model(model, regions, task.head.name)
+    sentence_data = build_sentence_examples(task, data, loaded.store, loaded.tokenizer, max_tokens, needs_labels=False)
+    sentences = sentence_data.statements + sentence_data.missing
     if task.refuses_missing:
-        check_no_missing_images(data, task.title, [statement.key for statement in found.missing], len(every))
-    predicted = np.full(len(every), NO_PREDICTION)
-    for one in score_examples(asked, task.head.name, found.examples):
-        predicted[one.position] = one.scores.argmax()
+        check_no_missing_images(
+            data, task.title, [statement.key for statement in sentence_data.missing], len(sentences)
+        )
+    predicted = np.full(len(sentences), NO_PREDICTION)
+    for scored in score_examples(loaded, task.head.name, sentence_data.examples):
+        predicted[scored.position] = scored.scores.argmax()
     if evaluation.out is not None:
-        write_predictions(evaluation.out / "predictions.csv", task, [statement.key for statement in every], predicted)
-    counts = {**count_items(len(every), len(found.examples)), **found.left_out}
+        write_predictions(
+            evaluation.out / "predictions.csv", task, [statement.key for statement in sentences], predicted
+        )
+    counts = {**count_items(len(sentences), len(sentence_data.examples)), **sentence_data.excluded}
     print_line(
-        f"{task.title}, {data.name}: {len(every):,} statements"
-        f"{format_exclusions(found.left_out)}{format_missing_count(counts)}"
+        f"{task.title}, {data.name}: {len(sentences):,} statements"
+        f"{format_exclusions(sentence_data.excluded)}{format_missing_count(counts)}"
     )
-    if every[0].label is None:
-        print_line(f"{data} has no labels: there is no score, and predictions.csv is the answer")
-        numbers = {f"{task.name}.items": float(len(every))}
+    if sentences[0].label is None:
+        print_line(f"{data} has no labels, so there is no score; the predictions are in predictions.csv")
+        metrics = {f"{task.name}.items": float(len(sentences))}
     else:
-        truth = np.array([task.classes.index(str(statement.label)) for statement in every])
-        numbers = compute_sentence_numbers(task, predicted, truth, [statement.group for statement in every])
-    how = describe_interval([statement.group for statement in every], task.groups)
-    regions_from = str(asked.store.about["made_from"])
+        truth = np.array([task.classes.index(str(statement.label)) for statement in sentences])
+        metrics = compute_sentence_metrics(task, predicted, truth, [statement.group for statement in sentences])
+    interval = describe_interval([statement.group for statement in sentences], task.groups)
+    region_source = str(loaded.store.about["provenance"])
     report_results(
-        numbers,
+        metrics,
         build_sentence_card(
-            task, numbers, model, data, regions_from, {"blank": evaluation.blank, INTERVAL_NAME: how}, counts
+            task, metrics, model, data, region_source, {"ablate": evaluation.ablate, INTERVAL_NAME: interval}, counts
         ),
         evaluation.out,
     )
-    return numbers
+    return metrics
 
 
-def compute_sentence_numbers(
+def compute_sentence_metrics(
     task: SentenceTask, predicted: np.ndarray, truth: np.ndarray, groups: Sequence[str]
 ) -> dict[str, float]:
     """Accuracy with its interval, chance level (the largest class), and the recall of each class."""
-    numbers = compute_accuracy_numbers(f"{task.name}.accuracy", predicted == truth, predicted != NO_PREDICTION, groups)
-    numbers[f"{task.name}.chance"] = float(np.bincount(truth).max() / len(truth))
-    for number, name in enumerate(task.classes):
-        right = predicted[truth == number] == number
-        numbers[f"{task.name}.recall.{name}"] = float(right.mean()) if len(right) else 0.0
-    return numbers
+    metrics = compute_accuracy_metrics(f"{task.name}.accuracy", predicted == truth, predicted != NO_PREDICTION, groups)
+    metrics[f"{task.name}.chance_level"] = float(np.bincount(truth).max() / len(truth))
+    for class_id, name in enumerate(task.classes):
+        is_correct = predicted[truth == class_id] == class_id
+        metrics[f"{task.name}.recall.{name}"] = float(is_correct.mean()) if len(is_correct) else 0.0
+    return metrics
 
 
 def build_sentence_card(
-    task: SentenceTask, numbers: dict[str, float], model: Path, data: Path, regions: str, settings: dict[str, str],
+    task: SentenceTask, metrics: dict[str, float], model: Path, data: Path, regions: str, settings: dict[str, str],
     counts: dict[str, int],
 ) -> ResultsCard:  # fmt: skip
     """The results card; it has the paper's accuracy where file and number of sentences are the official ones."""
     key, training = f"{task.name}.accuracy", read_training_settings(model)
-    official = (value for (part, items), value in task.papers.items() if part in data.name and items == counts["items"])
+    official_accuracy = (
+        value for (part, items), value in task.paper_accuracy.items() if part in data.name and items == counts["items"]
+    )
     scores: dict[str, ScoreEntry] = {}
-    if key in numbers:
-        paper = next(official, None) if is_paper_protocol(counts, settings["blank"], training) else None
-        scores = build_score_entries("accuracy", key, numbers, counts, paper)
-        scores["largest class"] = ScoreEntry(numbers[f"{task.name}.chance"])
-        scores |= {f"recall of {name}": ScoreEntry(numbers[f"{task.name}.recall.{name}"]) for name in task.classes}
+    if key in metrics:
+        paper = next(official_accuracy, None) if is_paper_protocol(counts, settings["ablate"], training) else None
+        scores = build_score_entries("accuracy", key, metrics, counts, paper)
+        scores["largest class"] = ScoreEntry(metrics[f"{task.name}.chance_level"])
+        scores |= {f"recall of {name}": ScoreEntry(metrics[f"{task.name}.recall.{name}"]) for name in task.classes}
     return ResultsCard(
         task=task.name,
         title=task.title,
@@ -254,6 +265,6 @@ def write_predictions(path: Path, task: SentenceTask, keys: Sequence[str], predi
     """Writes a line for each sentence with a prediction: its identifier and its class."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    answered = [one for one in zip(keys, predicted.tolist(), strict=True) if one[1] != NO_PREDICTION]
-    rows.writerows((key, task.classes[number]) for key, number in answered)
+    items = [item for item in zip(keys, predicted.tolist(), strict=True) if item[1] != NO_PREDICTION]
+    rows.writerows((key, task.classes[class_id]) for key, class_id in items)
     write_bytes_atomically(path, text.getvalue().encode())

@@ -30,15 +30,15 @@ def read_snli_ve_sentences(path: Path) -> tuple[list[ImageSentence], Counter[str
     Raises:
         DataError: The file cannot be read, or a line is not SNLI-VE's.
     """
-    statements, left_out = [], Counter[str]()
-    for number, entry in read_json_lines(path):
-        image, key, sentence = read_text_fields(path, number, entry, "Flickr30K_ID", "pairID", "sentence2")
+    statements, excluded = [], Counter[str]()
+    for line_number, entry in read_json_lines(path):
+        image, key, sentence = read_text_fields(path, line_number, entry, "Flickr30K_ID", "pairID", "sentence2")
         label = entry.get("gold_label")
         if label == NO_GOLD_LABEL:
-            left_out["annotators do not agree"] += 1
+            excluded["annotators do not agree"] += 1
             continue
         statements.append(ImageSentence(key, sentence, (image,), None if label is None else str(label), image))
-    return statements, left_out
+    return statements, excluded
 
 
 SNLI_VE_TASK = SentenceTask(
@@ -46,9 +46,9 @@ SNLI_VE_TASK = SentenceTask(
     title="SNLI-VE",
     classes=SNLI_VE_CLASSES,
     head=Head("entailment", "linear", len(SNLI_VE_CLASSES)),
-    read=read_snli_ve_sentences,
-    papers={},
-    groups="pictures",
+    read_sentences=read_snli_ve_sentences,
+    paper_accuracy={},
+    groups="images",
     refuses_missing=False,
 )
 
@@ -62,7 +62,7 @@ def recipe(
     data: Path,
     regions: Path,
     validation: Path | None = None,
-    max_words: int = SNLI_VE_MAX_TOKENS,
+    max_tokens: int = SNLI_VE_MAX_TOKENS,
     fine_tune: ViLBERTFineTuneConfig = SNLI_VE_FINE_TUNING,
 ) -> Run:
     """Fine-tunes a ViLBERT for visual entailment: does an image entail a sentence?
@@ -72,13 +72,13 @@ def recipe(
         data: The official snli_ve_train.jsonl.
         regions: The region store of the images.
         validation: The official snli_ve_dev.jsonl.
-        max_words: Maximum number of tokens of a sentence.
+        max_tokens: Maximum number of tokens of a sentence.
         fine_tune: The options of all fine-tuning recipes.
 
     Examples:
         comodal train entailment --model RUN --data snli_ve_train.jsonl --regions flickr30k/ --out runs/entailment
     """
-    return build_sentence_run(SNLI_VE_TASK, model, data, regions, validation, max_words, fine_tune)
+    return build_sentence_run(SNLI_VE_TASK, model, data, regions, validation, max_tokens, fine_tune)
 
 
 @flatten_parameters
@@ -86,7 +86,7 @@ def evaluate_entailment(
     model: Path,
     data: Path,
     regions: Path,
-    max_words: int = SNLI_VE_MAX_TOKENS,
+    max_tokens: int = SNLI_VE_MAX_TOKENS,
     evaluation: EvaluationOptions = SNLI_VE_EVALUATION,
 ) -> dict[str, float]:
     """Predicts whether an image entails, contradicts or is neutral to each sentence, and reports the accuracy.
@@ -95,13 +95,13 @@ def evaluate_entailment(
         model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train entailment`.
         data: The official snli_ve_dev.jsonl or snli_ve_test.jsonl; without labels there is no score.
         regions: The region store of the images.
-        max_words: Maximum number of tokens of a sentence.
+        max_tokens: Maximum number of tokens of a sentence.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
         out: Folder for results.json, predictions.csv and the results card; nothing is written without it.
 
     Returns:
-        entailment.accuracy with its interval over all sentences, .accuracy.answered over those whose image is there,
-        entailment.chance (chance level: the largest class) and the recall of each class.
+        entailment.accuracy with its interval over all sentences, .accuracy.predicted over those whose image is there,
+        entailment.chance_level (the largest class) and the recall of each class.
 
     Raises:
         DataError: A file is missing or damaged, or no image is in the store.
@@ -110,4 +110,4 @@ def evaluate_entailment(
     Examples:
         comodal evaluate entailment --model runs/entailment --data snli_ve_test.jsonl --regions flickr30k/ --out ve/
     """
-    return evaluate_statements(SNLI_VE_TASK, model, data, regions, max_words, evaluation)
+    return evaluate_statements(SNLI_VE_TASK, model, data, regions, max_tokens, evaluation)

@@ -13,41 +13,43 @@ import torch
 from jaxtyping import Bool, Float32, Int64
 
 from comodal.data.batch import TaskBatch, TokenInput
-from comodal.data.captions.caption_dataset import WHOLE_IMAGE, prepend_whole_image
+from comodal.data.captions.caption_dataset import FULL_IMAGE_SPATIALS, prepend_full_image
 from comodal.data.captions.caption_pairs import order_by_length
 from comodal.data.regions.region_store import RegionStore
 from comodal.media.tokenizer import WordPieceTokenizer
 
 EXAMPLE_ORDER_STREAM = 3  # a random stream independent of the examples
-Ablation = Literal["nothing", "text", "picture"]
+Ablation = Literal["none", "text", "image"]
 
 
 class TokenizedText(NamedTuple):
     """Token ids from [CLS] to [SEP], and the segment (first or second text) of each."""
 
-    words: Sequence[int]
-    segments: Sequence[int]
+    token_ids: Sequence[int]
+    token_types: Sequence[int]
 
 
-def tokenize_text(words: WordPieceTokenizer, text: str, most: int) -> TokenizedText:
+def tokenize_text(tokenizer: WordPieceTokenizer, text: str, max_tokens: int) -> TokenizedText:
     """Tokenizes a single text."""
-    pieces = words.encode(text, most)
-    return TokenizedText(pieces, [0] * len(pieces))
+    token_ids = tokenizer.encode(text, max_tokens)
+    return TokenizedText(token_ids, [0] * len(token_ids))
 
 
-def tokenize_text_pair(words: WordPieceTokenizer, firsts: Sequence[str], second: str, most: int) -> TokenizedText:
+def tokenize_text_pair(
+    tokenizer: WordPieceTokenizer, first_texts: Sequence[str], second: str, max_tokens: int
+) -> TokenizedText:
     """[CLS] first [SEP] ... [SEP] second [SEP]. A longer input is truncated token by token: the longer of the parts
     before and after the last inner [SEP] loses its last token.
     """
-    endless = 1 << 30
-    before: list[int] = []
-    for first in firsts:
-        before += [words.end] * bool(before) + words.encode(first, endless)[1:-1]
-    after = words.encode(second, endless)[1:-1]
-    while len(before) + len(after) > most - 3:
-        (before if len(before) > len(after) else after).pop()
-    pieces = [words.start, *before, words.end, *after, words.end]
-    return TokenizedText(pieces, [0] * (len(before) + 2) + [1] * (len(after) + 1))
+    no_limit = 1 << 30
+    first_ids: list[int] = []
+    for first in first_texts:
+        first_ids += [tokenizer.sep_id] * bool(first_ids) + tokenizer.encode(first, no_limit)[1:-1]
+    second_ids = tokenizer.encode(second, no_limit)[1:-1]
+    while len(first_ids) + len(second_ids) > max_tokens - 3:
+        (first_ids if len(first_ids) > len(second_ids) else second_ids).pop()
+    token_ids = [tokenizer.cls_id, *first_ids, tokenizer.sep_id, *second_ids, tokenizer.sep_id]
+    return TokenizedText(token_ids, [0] * (len(first_ids) + 2) + [1] * (len(second_ids) + 1))
 
 
 class TaskExample(NamedTuple):
@@ -90,7 +92,7 @@ class FixedExamples:
         return len(self.examples)
 
     def length(self, index: int) -> int:
-        return max(len(text.words) for text in self.examples[index].texts)
+        return max(len(text.token_ids) for text in self.examples[index].texts)
 
     def example(self, epoch: int, index: int) -> TaskExample:  # noqa: ARG002
         return self.examples[index]
@@ -102,10 +104,10 @@ class TaskDataset:
     Args:
         source: The examples.
         store: The regions of the images.
-        words: The vocabulary.
+        tokenizer: The tokenizer.
         max_regions: Maximum number of regions of an image, without the whole image.
-        as_tokens: Whether regions are visual tokens.
-        blank: The ablated modality.
+        has_visual_tokens: Whether regions are visual tokens.
+        ablate: The ablated modality.
         batch_size: Examples per step, over all processes.
         seed: Seed of the order; None keeps the order of the source.
     """
@@ -114,91 +116,100 @@ class TaskDataset:
         self,
         source: ExampleSource,
         store: RegionStore,
-        words: WordPieceTokenizer,
+        tokenizer: WordPieceTokenizer,
         max_regions: int,
-        as_tokens: bool,
-        blank: Ablation,
+        has_visual_tokens: bool,
+        ablate: Ablation,
         batch_size: int,
         seed: int | None,
     ) -> None:
         if not len(source):
-            raise ValueError("there are no examples")
-        self.source, self.store, self.words, self.max_regions = source, store, words, max_regions
-        self.as_tokens, self.blank, self.batch_size, self.seed = as_tokens, blank, batch_size, seed
+            raise ValueError("a task needs at least one example")
+        self.source, self.store, self.tokenizer, self.max_regions = source, store, tokenizer, max_regions
+        self.has_visual_tokens, self.ablate, self.batch_size, self.seed = has_visual_tokens, ablate, batch_size, seed
         self.lengths = np.array([source.length(index) for index in range(len(source))])
         self.orders: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def order(self, epoch: int) -> Int64[np.ndarray, "examples"]:
+    def get_order(self, epoch: int) -> Int64[np.ndarray, "examples"]:
         """The random order of an epoch, in which examples of similar length are neighbors."""
         if self.seed is None:
             return np.arange(len(self))
         if epoch not in self.orders:
             rng = np.random.default_rng((self.seed, epoch, 0, EXAMPLE_ORDER_STREAM))
             head = min(-epoch * len(self) % self.batch_size, len(self))
-            made = order_by_length(self.lengths, np.zeros_like(self.lengths), head, self.batch_size, rng)
+            epoch_order = order_by_length(self.lengths, np.zeros_like(self.lengths), head, self.batch_size, rng)
             self.orders = {epoch - 1: self.orders[epoch - 1]} if epoch - 1 in self.orders else {}
-            self.orders[epoch] = made
+            self.orders[epoch] = epoch_order
         return self.orders[epoch]
 
-    def batch(self, places: Sequence[tuple[int, int]]) -> TaskBatch:
+    def batch(self, positions: Sequence[tuple[int, int]]) -> TaskBatch:
         """The examples of these (epoch, index), in this order."""
-        return self.of([self.source.example(epoch, int(self.order(epoch)[index])) for epoch, index in places])
+        return self.collate(
+            [self.source.example(epoch, int(self.get_order(epoch)[index])) for epoch, index in positions]
+        )
 
-    def of(self, examples: Sequence[TaskExample]) -> TaskBatch:
+    def collate(self, examples: Sequence[TaskExample]) -> TaskBatch:
         """A batch of given examples."""
-        texts = [self.seen(text) for example in examples for text in example.texts]
+        texts = [self.ablate_text(text) for example in examples for text in example.texts]
         rows, images = np.unique([row for example in examples for row in example.rows], return_inverse=True)
-        lengths = np.array([len(text.words) for text in texts])
-        attended = np.arange(lengths.max()) < lengths[:, None]
-        words, segments = np.full(attended.shape, self.words.padding, np.int64), np.zeros(attended.shape, np.int64)
-        words[attended] = np.concatenate([text.words for text in texts])
-        segments[attended] = np.concatenate([text.segments for text in texts])
-        regions, locations, regions_attended = self.pictures(rows.tolist())
+        lengths = np.array([len(text.token_ids) for text in texts])
+        token_mask = np.arange(lengths.max()) < lengths[:, None]
+        token_ids, token_types = (
+            np.full(token_mask.shape, self.tokenizer.padding_id, np.int64),
+            np.zeros(token_mask.shape, np.int64),
+        )
+        token_ids[token_mask] = np.concatenate([text.token_ids for text in texts])
+        token_types[token_mask] = np.concatenate([text.token_types for text in texts])
+        features, spatials, region_mask = self.collate_images(rows.tolist())
         return TaskBatch(
-            words=torch.from_numpy(words),
-            segments=torch.from_numpy(segments),
-            words_attended=torch.from_numpy(attended),
-            regions=torch.from_numpy(regions),
-            locations=torch.from_numpy(locations),
-            regions_attended=torch.from_numpy(regions_attended),
-            images=torch.from_numpy(images.astype(np.int64)),
+            token_ids=torch.from_numpy(token_ids),
+            token_types=torch.from_numpy(token_types),
+            token_mask=torch.from_numpy(token_mask),
+            region_features=torch.from_numpy(features),
+            spatials=torch.from_numpy(spatials),
+            region_mask=torch.from_numpy(region_mask),
+            image_indices=torch.from_numpy(images.astype(np.int64)),
             targets=torch.from_numpy(collate_targets(examples)),
             keys=tuple(example.key for example in examples),
         )
 
-    def seen(self, text: TokenizedText) -> TokenizedText:
+    def ablate_text(self, text: TokenizedText) -> TokenizedText:
         """The tokens of a text; only [CLS] and [SEP] if text is ablated."""
-        return TokenizedText([self.words.start, self.words.end], [0, 0]) if self.blank == "text" else text
+        return TokenizedText([self.tokenizer.cls_id, self.tokenizer.sep_id], [0, 0]) if self.ablate == "text" else text
 
-    def pictures(
+    def collate_images(
         self, rows: Sequence[int]
     ) -> tuple[np.ndarray, Float32[np.ndarray, "images regions 5"], Bool[np.ndarray, "images regions"]]:
         """Regions (features or visual tokens), their locations and their mask, padded to the largest count."""
-        seen = [self.picture(row) for row in rows]
-        counts = np.array([len(places) for _, places in seen])
-        attended = np.arange(counts.max()) < counts[:, None]
-        first = seen[0][0]
-        regions = np.zeros((*attended.shape, *first.shape[1:]), first.dtype)
-        locations = np.zeros((*attended.shape, 5), np.float32)
-        regions[attended] = np.concatenate([inside for inside, _ in seen])
-        locations[attended] = np.concatenate([places for _, places in seen])
-        return regions, locations, attended
+        image_inputs = [self.read_image_regions(row) for row in rows]
+        counts = np.array([len(image_spatials) for _, image_spatials in image_inputs])
+        region_mask = np.arange(counts.max()) < counts[:, None]
+        first = image_inputs[0][0]
+        features = np.zeros((*region_mask.shape, *first.shape[1:]), first.dtype)
+        spatials = np.zeros((*region_mask.shape, 5), np.float32)
+        features[region_mask] = np.concatenate([image_features for image_features, _ in image_inputs])
+        spatials[region_mask] = np.concatenate([image_spatials for _, image_spatials in image_inputs])
+        return features, spatials, region_mask
 
-    def picture(self, row: int) -> tuple[np.ndarray, Float32[np.ndarray, "regions 5"]]:
+    def read_image_regions(self, row: int) -> tuple[np.ndarray, Float32[np.ndarray, "regions 5"]]:
         """The regions of one image after row 0 (the whole image), and their locations."""
-        if self.blank == "picture":
-            nothing = np.array([TokenInput.IMAGE]) if self.as_tokens else np.zeros((1, self.store.dim), np.float32)
-            return nothing.astype(np.int64) if self.as_tokens else nothing, np.array([WHOLE_IMAGE], np.float32)
-        inside = self.store.regions(row)
-        features, places = prepend_whole_image(inside, self.max_regions)
-        if not self.as_tokens:
-            return features, places
-        assert inside.tokens is not None
-        tokens = inside.tokens[: len(places) - 1].astype(np.int64) + len(TokenInput)
-        return np.append(int(TokenInput.IMAGE), tokens), places
+        if self.ablate == "image":
+            empty = (
+                np.array([TokenInput.IMAGE]) if self.has_visual_tokens else np.zeros((1, self.store.dim), np.float32)
+            )
+            return empty.astype(np.int64) if self.has_visual_tokens else empty, np.array(
+                [FULL_IMAGE_SPATIALS], np.float32
+            )
+        regions = self.store.read_regions(row)
+        features, spatials = prepend_full_image(regions, self.max_regions)
+        if not self.has_visual_tokens:
+            return features, spatials
+        assert regions.visual_tokens is not None
+        tokens = regions.visual_tokens[: len(spatials) - 1].astype(np.int64) + len(TokenInput)
+        return np.append(int(TokenInput.IMAGE), tokens), spatials
 
 
 def collate_targets(examples: Sequence[TaskExample]) -> Float32[np.ndarray, "rows columns"] | Int64[np.ndarray, "rows"]:

@@ -22,7 +22,7 @@ from comodal.tasks.evaluation.missing_images import (
     INTERVAL_NAME,
     REASON_MISSING_IMAGE,
     build_score_entries,
-    compute_accuracy_numbers,
+    compute_accuracy_metrics,
     count_items,
     format_missing_count,
     is_paper_protocol,
@@ -63,9 +63,9 @@ def recipe(
     data: Path,
     regions: Path,
     validation: Path | None = None,
-    learn: VCRTrainingParts = "both",
-    answer_words: int = MAX_ANSWER_TOKENS,
-    rationale_words: int = MAX_RATIONALE_TOKENS,
+    train_on: VCRTrainingParts = "both",
+    max_answer_tokens: int = MAX_ANSWER_TOKENS,
+    max_rationale_tokens: int = MAX_RATIONALE_TOKENS,
     fine_tune: ViLBERTFineTuneConfig = VCR_FINE_TUNING,
 ) -> Run:
     """Fine-tunes a ViLBERT to choose answers and rationales.
@@ -75,9 +75,9 @@ def recipe(
         data: The official train.jsonl.
         regions: The region store of the images, preferably of the boxes in VCR's metadata.
         validation: The official val.jsonl.
-        learn: Train on answers and rationales with one network, as the original's --tasks 1-2, or on one of them.
-        answer_words: Maximum number of tokens of a question with an answer.
-        rationale_words: Maximum number of tokens of a question with an answer and a rationale.
+        train_on: Train on answers and rationales with one network, as the original's --tasks 1-2, or on one of them.
+        max_answer_tokens: Maximum number of tokens of a question with an answer.
+        max_rationale_tokens: Maximum number of tokens of a question with an answer and a rationale.
         fine_tune: The options of all fine-tuning recipes.
         batch_size: Questions per step, over all processes; each has four texts.
         seed: Seed of the head's initialization, the order and the names of people.
@@ -86,71 +86,82 @@ def recipe(
         comodal prepare boxes vcr1images/ boxes.jsonl
         comodal train vcr --model RUN --data train.jsonl --validation val.jsonl --regions vcr/ --out runs/vcr
     """
-    parts, lengths = load_fine_tuning_data(model, regions, fine_tune), (answer_words, rationale_words)
+    parts, lengths = load_fine_tuning_data(model, regions, fine_tune), (max_answer_tokens, max_rationale_tokens)
     rows = ImageRows(parts.store)
 
-    def source(path: Path) -> FixedExamples:
-        riddles, missing = split_by_image_presence(read_vcr_examples(path, fine_tune.seed), rows)
-        rows.check(path, len(riddles))
-        examples = build_labeled_choices(riddles, rows, parts.words, lengths, learn)
-        left_out = {REASON_MISSING_IMAGE: len(missing)} if missing else {}
-        print_line(f"{path.name}: {len(riddles):,} questions{format_exclusions(left_out)}", stderr=True)
+    def read_examples(path: Path) -> FixedExamples:
+        vcr_examples, missing = split_by_image_presence(read_vcr_examples(path, fine_tune.seed), rows)
+        rows.check(path, len(vcr_examples))
+        examples = build_labeled_choices(vcr_examples, rows, parts.tokenizer, lengths, train_on)
+        excluded = {REASON_MISSING_IMAGE: len(missing)} if missing else {}
+        print_line(f"{path.name}: {len(vcr_examples):,} questions{format_exclusions(excluded)}", stderr=True)
         if not examples:
-            raise DataError(f"{path}: no question has labels, so nothing can be learnt from it; is it a test file?")
+            raise DataError(f"{path}: no question has labels to train on; is it a test file?")
         return FixedExamples(examples)
 
     files = [data, *([validation] if validation else [])]
-    held_out = source(validation) if validation else None
+    validation_examples = read_examples(validation) if validation else None
     fingerprint = compute_fine_tuning_fingerprint(fine_tune, parts.store, files)
-    return build_vilbert_run(parts, fine_tune, VCR_HEAD, compute_choice_loss, source(data), held_out, fingerprint, {})
-
-
-def split_by_image_presence(
-    riddles: Sequence[VCRExample], rows: ImageRows
-) -> tuple[list[VCRExample], list[VCRExample]]:
-    """The questions whose image is in the store, and the others."""
-    found = [riddle for riddle in riddles if rows.find(riddle.image) is not None]
-    return found, [riddle for riddle in riddles if rows.find(riddle.image) is None]
-
-
-def build_labeled_choices(
-    riddles: Sequence[VCRExample],
-    rows: ImageRows,
-    words: WordPieceTokenizer,
-    lengths: tuple[int, int],
-    learn: VCRTrainingParts,
-) -> list[TaskExample]:
-    """The choices with a known label, for training."""
-    examples = []
-    for riddle in riddles:
-        if riddle.answer is not None and learn != "rationales":
-            examples.append(build_answer_choices(riddle, rows, words, lengths[0]))
-        if riddle.answer is not None and riddle.rationale is not None and learn != "answers":
-            examples.append(build_rationale_choices(riddle, riddle.answer, rows, words, lengths[1]))
-    return examples
-
-
-def build_answer_choices(riddle: VCRExample, rows: ImageRows, words: WordPieceTokenizer, most: int) -> TaskExample:
-    """The four answers to a question."""
-    texts = tuple(tokenize_text_pair(words, [riddle.question], choice, most) for choice in riddle.answers)
-    return TaskExample(f"{riddle.key} answer", texts, (find_image_row(riddle, rows),) * NUM_VCR_CHOICES, riddle.answer)
-
-
-def build_rationale_choices(
-    riddle: VCRExample, after: int, rows: ImageRows, words: WordPieceTokenizer, most: int
-) -> TaskExample:
-    """The four rationales given one of the answers; the target is known for the correct answer only."""
-    before = [riddle.question, riddle.answers[after]]
-    texts = tuple(tokenize_text_pair(words, before, choice, most) for choice in riddle.rationales)
-    target = riddle.rationale if after == riddle.answer else None
-    return TaskExample(
-        f"{riddle.key} rationale {after}", texts, (find_image_row(riddle, rows),) * NUM_VCR_CHOICES, target
+    return build_vilbert_run(
+        parts, fine_tune, VCR_HEAD, compute_choice_loss, read_examples(data), validation_examples, fingerprint, {}
     )
 
 
-def find_image_row(riddle: VCRExample, rows: ImageRows) -> int:
+def split_by_image_presence(
+    vcr_examples: Sequence[VCRExample], rows: ImageRows
+) -> tuple[list[VCRExample], list[VCRExample]]:
+    """The questions whose image is in the store, and the others."""
+    present = [vcr_example for vcr_example in vcr_examples if rows.find(vcr_example.image) is not None]
+    return present, [vcr_example for vcr_example in vcr_examples if rows.find(vcr_example.image) is None]
+
+
+def build_labeled_choices(
+    vcr_examples: Sequence[VCRExample],
+    rows: ImageRows,
+    tokenizer: WordPieceTokenizer,
+    lengths: tuple[int, int],
+    train_on: VCRTrainingParts,
+) -> list[TaskExample]:
+    """The choices with a known label, for training."""
+    examples = []
+    for vcr_example in vcr_examples:
+        if vcr_example.answer is not None and train_on != "rationales":
+            examples.append(build_answer_choices(vcr_example, rows, tokenizer, lengths[0]))
+        if vcr_example.answer is not None and vcr_example.rationale is not None and train_on != "answers":
+            examples.append(build_rationale_choices(vcr_example, vcr_example.answer, rows, tokenizer, lengths[1]))
+    return examples
+
+
+def build_answer_choices(
+    vcr_example: VCRExample, rows: ImageRows, tokenizer: WordPieceTokenizer, max_tokens: int
+) -> TaskExample:
+    """The four answers to a question."""
+    texts = tuple(
+        tokenize_text_pair(tokenizer, [vcr_example.question], choice, max_tokens) for choice in vcr_example.answers
+    )
+    return TaskExample(
+        f"{vcr_example.key} answer", texts, (find_image_row(vcr_example, rows),) * NUM_VCR_CHOICES, vcr_example.answer
+    )
+
+
+def build_rationale_choices(
+    vcr_example: VCRExample, answer_index: int, rows: ImageRows, tokenizer: WordPieceTokenizer, max_tokens: int
+) -> TaskExample:
+    """The four rationales given one of the answers; the target is known for the correct answer only."""
+    context = [vcr_example.question, vcr_example.answers[answer_index]]
+    texts = tuple(tokenize_text_pair(tokenizer, context, choice, max_tokens) for choice in vcr_example.rationales)
+    target = vcr_example.rationale if answer_index == vcr_example.answer else None
+    return TaskExample(
+        f"{vcr_example.key} rationale {answer_index}",
+        texts,
+        (find_image_row(vcr_example, rows),) * NUM_VCR_CHOICES,
+        target,
+    )
+
+
+def find_image_row(vcr_example: VCRExample, rows: ImageRows) -> int:
     """The row of an image that is known to be in the store."""
-    row = rows.find(riddle.image)
+    row = rows.find(vcr_example.image)
     assert row is not None
     return row
 
@@ -160,8 +171,8 @@ def evaluate_vcr(
     model: Path,
     data: Path,
     regions: Path,
-    answer_words: int = MAX_ANSWER_TOKENS,
-    rationale_words: int = MAX_RATIONALE_TOKENS,
+    max_answer_tokens: int = MAX_ANSWER_TOKENS,
+    max_rationale_tokens: int = MAX_RATIONALE_TOKENS,
     evaluation: EvaluationOptions = DEFAULT_EVALUATION,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -171,8 +182,8 @@ def evaluate_vcr(
         model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train vcr`.
         data: The official val.jsonl or test.jsonl.
         regions: The region store of the images.
-        answer_words: Maximum number of tokens of a question with an answer.
-        rationale_words: Maximum number of tokens of a question with an answer and a rationale.
+        max_answer_tokens: Maximum number of tokens of a question with an answer.
+        max_rationale_tokens: Maximum number of tokens of a question with an answer and a rationale.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
         out: Folder for results.json, submission.csv and the results card; nothing is written without it.
         seed: Seed of the names of people.
@@ -188,101 +199,114 @@ def evaluate_vcr(
         comodal evaluate vcr --model runs/vcr --data val.jsonl --regions vcr/ --out results/vcr
         comodal evaluate vcr --model runs/vcr --data test.jsonl --regions vcr/ --out submission/
     """
-    asked = evaluation.load_model(model, regions, VCR_HEAD.name)
-    rows = ImageRows(asked.store)
-    every = read_vcr_examples(data, seed)
-    riddles, missing = split_by_image_presence(every, rows)
-    rows.check(data, len(riddles))
-    counts = count_items(len(every), len(riddles))
-    print_line(f"{data.name}: {len(every):,} questions{format_missing_count(counts)}")
-    is_test = is_unlabeled(data, every)
+    loaded = evaluation.load_model(model, regions, VCR_HEAD.name)
+    rows = ImageRows(loaded.store)
+    all_examples = read_vcr_examples(data, seed)
+    vcr_examples, missing = split_by_image_presence(all_examples, rows)
+    rows.check(data, len(vcr_examples))
+    counts = count_items(len(all_examples), len(vcr_examples))
+    print_line(f"{data.name}: {len(all_examples):,} questions{format_missing_count(counts)}")
+    is_test = is_unlabeled(data, all_examples)
     examples = []
-    for riddle in riddles:
-        examples.append(build_answer_choices(riddle, rows, asked.words, answer_words))
-        after = range(NUM_VCR_CHOICES) if is_test or riddle.answer is None else [riddle.answer]
-        examples += [build_rationale_choices(riddle, choice, rows, asked.words, rationale_words) for choice in after]
-    scores = {one.example.key: one.scores for one in score_examples(asked, VCR_HEAD.name, examples)}
+    for vcr_example in vcr_examples:
+        examples.append(build_answer_choices(vcr_example, rows, loaded.tokenizer, max_answer_tokens))
+        answer_indices = range(NUM_VCR_CHOICES) if is_test or vcr_example.answer is None else [vcr_example.answer]
+        examples += [
+            build_rationale_choices(vcr_example, choice, rows, loaded.tokenizer, max_rationale_tokens)
+            for choice in answer_indices
+        ]
+    scores = {item.example.key: item.scores for item in score_examples(loaded, VCR_HEAD.name, examples)}
     if is_test:
         if evaluation.out is not None:
-            even = {riddle.key: np.zeros((1 + NUM_VCR_CHOICES, NUM_VCR_CHOICES), np.float32) for riddle in missing}
+            zero_scores = {
+                vcr_example.key: np.zeros((1 + NUM_VCR_CHOICES, NUM_VCR_CHOICES), np.float32) for vcr_example in missing
+            }
             write_vcr_submission(
                 evaluation.out / "submission.csv",
-                [one.key for one in every],
-                stack_choice_scores(riddles, scores) | even,
+                [item.key for item in all_examples],
+                stack_choice_scores(vcr_examples, scores) | zero_scores,
             )
-        print_line("The right ones are not known: submission.csv is for the server, and there is no score.")
-        numbers = {"vcr.items": float(len(every))}
+        print_line("The questions have no labels, so there is no score; submission.csv is for the server.")
+        metrics = {"vcr.items": float(len(all_examples))}
     else:
-        numbers = score_vcr(riddles, scores, missing)
+        metrics = score_vcr(vcr_examples, scores, missing)
     settings = {
-        "blank": evaluation.blank,
-        INTERVAL_NAME: describe_interval([riddle.image for riddle in every], "pictures"),
+        "ablate": evaluation.ablate,
+        INTERVAL_NAME: describe_interval([vcr_example.image for vcr_example in all_examples], "images"),
     }
     report_results(
-        numbers,
-        build_vcr_card(numbers, model, data, str(asked.store.about["made_from"]), settings, counts, seed),
+        metrics,
+        build_vcr_card(metrics, model, data, str(loaded.store.about["provenance"]), settings, counts, seed),
         evaluation.out,
     )
-    return numbers
+    return metrics
 
 
-def is_unlabeled(data: Path, riddles: Sequence[VCRExample]) -> bool:
+def is_unlabeled(data: Path, vcr_examples: Sequence[VCRExample]) -> bool:
     """Whether the questions have no labels, as in the test split.
 
     Raises:
         DataError: Some have labels and others none.
     """
-    unknown = [riddle.key for riddle in riddles if riddle.answer is None or riddle.rationale is None]
-    if 0 < len(unknown) < len(riddles):
+    unknown = [
+        vcr_example.key for vcr_example in vcr_examples if vcr_example.answer is None or vcr_example.rationale is None
+    ]
+    if 0 < len(unknown) < len(vcr_examples):
         raise DataError(
-            f"{data}: {len(unknown):,} of {len(riddles):,} questions lack a label, the first is {unknown[0]}; all or "
+            f"{data}: {len(unknown):,} of {len(vcr_examples):,} questions lack a label, the first is {unknown[0]}; "
+            f"all or "
             "none must have both"
         )
     return bool(unknown)
 
 
-def stack_choice_scores(riddles: Sequence[VCRExample], scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def stack_choice_scores(vcr_examples: Sequence[VCRExample], scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """For each question five rows of four scores: answers, and rationales given each answer."""
     return {
-        riddle.key: np.stack(
-            [scores[f"{riddle.key} answer"], *(scores[f"{riddle.key} rationale {i}"] for i in range(NUM_VCR_CHOICES))]
+        vcr_example.key: np.stack(
+            [
+                scores[f"{vcr_example.key} answer"],
+                *(scores[f"{vcr_example.key} rationale {i}"] for i in range(NUM_VCR_CHOICES)),
+            ]
         )
-        for riddle in riddles
+        for vcr_example in vcr_examples
     }
 
 
 def score_vcr(
-    riddles: Sequence[VCRExample], scores: Mapping[str, np.ndarray], missing: Sequence[VCRExample] = ()
+    vcr_examples: Sequence[VCRExample], scores: Mapping[str, np.ndarray], missing: Sequence[VCRExample] = ()
 ) -> dict[str, float]:
     """Accuracy of answers, of rationales given the correct answer, and of both; missing ones count as incorrect."""
     check_finite_scores(np.concatenate(list(scores.values())), "scores of the choices")
-    answers = np.array([scores[f"{r.key} answer"].argmax() == r.answer for r in riddles])
-    rationales = np.array([scores[f"{r.key} rationale {r.answer}"].argmax() == r.rationale for r in riddles])
-    numbers: dict[str, float] = {}
-    groups, present = (
-        [riddle.image for riddle in (*riddles, *missing)],
-        np.arange(len(riddles) + len(missing)) < len(riddles),
+    answers = np.array([scores[f"{r.key} answer"].argmax() == r.answer for r in vcr_examples])
+    rationales = np.array([scores[f"{r.key} rationale {r.answer}"].argmax() == r.rationale for r in vcr_examples])
+    metrics: dict[str, float] = {}
+    groups, has_prediction = (
+        [vcr_example.image for vcr_example in (*vcr_examples, *missing)],
+        np.arange(len(vcr_examples) + len(missing)) < len(vcr_examples),
     )
-    for name, right in (("q_to_a", answers), ("qa_to_r", rationales), ("q_to_ar", answers & rationales)):
-        numbers |= compute_accuracy_numbers(f"vcr.{name}", np.pad(right, (0, len(missing))), present, groups)
-    return numbers
+    for name, is_correct in (("q_to_a", answers), ("qa_to_r", rationales), ("q_to_ar", answers & rationales)):
+        metrics |= compute_accuracy_metrics(
+            f"vcr.{name}", np.pad(is_correct, (0, len(missing))), has_prediction, groups
+        )
+    return metrics
 
 
 def build_vcr_card(
-    numbers: Mapping[str, float], model: Path, data: Path, regions: str, settings: Mapping[str, str],
+    metrics: Mapping[str, float], model: Path, data: Path, regions: str, settings: Mapping[str, str],
     counts: Mapping[str, int], seed: int,
 ) -> ResultsCard:  # fmt: skip
     """The results card; it has the paper's accuracies where file and number of questions are the official ones."""
     training = read_training_settings(model)
-    official = "val" in data.name and counts["items"] == OFFICIAL_VALIDATION_COUNT
-    official &= is_paper_protocol(counts, settings["blank"], training)
+    is_official = "val" in data.name and counts["items"] == OFFICIAL_VALIDATION_COUNT
+    is_official &= is_paper_protocol(counts, settings["ablate"], training)
     scores: dict[str, ScoreEntry] = {}
     for name, title in (("q_to_a", "Q -> A"), ("qa_to_r", "QA -> R"), ("q_to_ar", "Q -> AR")):
-        if f"vcr.{name}" in numbers:
+        if f"vcr.{name}" in metrics:
             scores |= build_score_entries(
-                title, f"vcr.{name}", numbers, counts, VCR_PAPER_ACCURACY[name] if official else None
+                title, f"vcr.{name}", metrics, counts, VCR_PAPER_ACCURACY[name] if is_official else None
             )
-    files, every_setting = {"questions": data}, {**settings, **training}
+    files, all_settings = {"questions": data}, {**settings, **training}
     return ResultsCard(
-        "vcr", "VCR", data.stem, scores, str(model), counts, files, regions, {"names": seed}, every_setting
+        "vcr", "VCR", data.stem, scores, str(model), counts, files, regions, {"names": seed}, all_settings
     )

@@ -58,25 +58,25 @@ def read_vcr_examples(path: Path, seed: int) -> list[VCRExample]:
     Raises:
         DataError: The file cannot be read, or a line is not VCR's.
     """
-    found, lines = [], dict[str, int]()
-    for number, entry in read_json_lines(path):
-        where = f"{path}, line {number}"
+    examples, lines = [], dict[str, int]()
+    for line_number, entry in read_json_lines(path):
+        location = f"{path}, line {line_number}"
         key, image, objects = (entry.get(name) for name in ("annot_id", "img_fn", "objects"))
         if not (isinstance(key, str) and isinstance(image, str) and isinstance(objects, list)):
-            raise DataError(f"{where}: no 'annot_id', 'img_fn' or 'objects'; is it a file of VCR?")
+            raise DataError(f"{location}: no 'annot_id', 'img_fn' or 'objects'; is it a file of VCR?")
         for kind in objects:
             if not isinstance(kind, str):
-                raise DataError(f"{where}: {kind!r:.40} among the 'objects' is not the name of one")
-        if lines.setdefault(key, number) != number:
-            raise DataError(f"{where}: {key} is in line {lines[key]} already")
+                raise DataError(f"{location}: {kind!r:.40} in 'objects' is not a class name")
+        if lines.setdefault(key, line_number) != line_number:
+            raise DataError(f"{location}: {key} is already in line {lines[key]}")
         names = assign_object_names(objects, key, seed)
-        texts = {name: parse_choices(where, entry, name, names) for name in ("answer_choices", "rationale_choices")}
-        labels = [parse_choice_label(where, entry, name) for name in ("answer_label", "rationale_label")]
-        question = join_vcr_words(where, entry.get("question"), names)
-        found.append(VCRExample(key, image, question, texts["answer_choices"], texts["rationale_choices"], *labels))
-    if not found:
-        raise DataError(f"{path}: it has no question")
-    return found
+        texts = {name: parse_choices(location, entry, name, names) for name in ("answer_choices", "rationale_choices")}
+        labels = [parse_choice_label(location, entry, name) for name in ("answer_label", "rationale_label")]
+        question = join_vcr_words(location, entry.get("question"), names)
+        examples.append(VCRExample(key, image, question, texts["answer_choices"], texts["rationale_choices"], *labels))
+    if not examples:
+        raise DataError(f"{path}: no questions")
+    return examples
 
 
 def assign_object_names(objects: Sequence[str], key: str, seed: int) -> list[str]:
@@ -88,50 +88,50 @@ def assign_object_names(objects: Sequence[str], key: str, seed: int) -> list[str
     return [next(people) if kind == PERSON_CLASS else kind for kind in objects]
 
 
-def join_vcr_words(where: str, words: Any, names: Sequence[str]) -> str:
+def join_vcr_words(location: str, words: Any, names: Sequence[str]) -> str:
     """Joins words and object references to a sentence."""
     if not isinstance(words, list):
-        raise DataError(f"{where}: {words!r} is not a list of words")
-    written: list[str] = []
+        raise DataError(f"{location}: {words!r} is not a list of words")
+    parts: list[str] = []
     for word in words:
         if isinstance(word, str):
-            written.append(word)
+            parts.append(word)
         elif isinstance(word, list) and all(isinstance(i, int) and 0 <= i < len(names) for i in word):
-            written += [names[i] for i in word]
+            parts += [names[i] for i in word]
         else:
-            raise DataError(f"{where}: {word!r} is neither a word nor a list of the {len(names)} objects' numbers")
-    return " ".join(written)
+            raise DataError(f"{location}: {word!r} is neither a word nor a list of the {len(names)} objects' indices")
+    return " ".join(parts)
 
 
-def parse_choices(where: str, entry: Mapping[str, Any], name: str, names: Sequence[str]) -> tuple[str, ...]:
+def parse_choices(location: str, entry: Mapping[str, Any], name: str, names: Sequence[str]) -> tuple[str, ...]:
     """The four choices as sentences."""
     sentences = entry.get(name)
     if not isinstance(sentences, list) or len(sentences) != NUM_VCR_CHOICES:
-        raise DataError(f"{where}: {name!r} has not {NUM_VCR_CHOICES} choices")
-    return tuple(join_vcr_words(where, words, names) for words in sentences)
+        raise DataError(f"{location}: {name!r} does not have {NUM_VCR_CHOICES} choices")
+    return tuple(join_vcr_words(location, words, names) for words in sentences)
 
 
-def parse_choice_label(where: str, entry: Mapping[str, Any], name: str) -> int | None:
+def parse_choice_label(location: str, entry: Mapping[str, Any], name: str) -> int | None:
     """The index of the correct choice, if it is known."""
     value = entry.get(name)
     if value is not None and (type(value) is not int or value not in range(NUM_VCR_CHOICES)):
-        raise DataError(f"{where}: {name!r} is {value!r}, not 0 to {NUM_VCR_CHOICES - 1}")
+        raise DataError(f"{location}: {name!r} is {value!r}, not 0 to {NUM_VCR_CHOICES - 1}")
     return value
 
 
 def read_vcr_boxes(folder: Path) -> list[tuple[str, list[list[float]]]]:
     """The boxes of every image of vcr1images/, for `comodal prepare boxes`."""
-    found = []
+    boxes_by_image = []
     for path in sorted(folder.rglob("*.json")):
         content = read_json(path)
         boxes = content.get("boxes") if isinstance(content, dict) else None
         if not isinstance(boxes, list) or not all(isinstance(box, list) and is_vcr_box(box[:4]) for box in boxes):
             raise DataError(f"{path}: no 'boxes' of left, top, right, bottom; is it VCR's metadata?")
         image = path.with_suffix(".jpg").relative_to(folder).as_posix()
-        found.append((image, [[float(side) for side in box[:4]] for box in boxes]))
-    if not found:
-        raise DataError(f"{folder}: it holds no metadata (.json beside the pictures)")
-    return found
+        boxes_by_image.append((image, [[float(side) for side in box[:4]] for box in boxes]))
+    if not boxes_by_image:
+        raise DataError(f"{folder}: no metadata (.json next to the images)")
+    return boxes_by_image
 
 
 def is_vcr_box(sides: Sequence[Any]) -> bool:
@@ -152,16 +152,16 @@ def write_vcr_submission(path: Path, keys: Sequence[str], scores: Mapping[str, n
     rows.writerow(VCR_SUBMISSION_COLUMNS)
     for key in keys:
         exponential = np.exp(scores[key] - scores[key].max(1, keepdims=True))
-        shares = exponential / exponential.sum(1, keepdims=True)
-        rows.writerow([key, *(f"{share:.6f}" for share in shares.ravel())])
+        probabilities = exponential / exponential.sum(1, keepdims=True)
+        rows.writerow([key, *(f"{probability:.6f}" for probability in probabilities.ravel())])
     write_bytes_atomically(path, text.getvalue().encode())
 
 
 def write_vcr_boxes(folder: Path, out: Path) -> dict[str, int]:
     """Writes the boxes of vcr1images/ as JSON Lines with image, boxes and their source."""
-    found = [(image, [box for box in boxes if box[2] > box[0] and box[3] > box[1]])
+    image_boxes = [(image, [box for box in boxes if box[2] > box[0] and box[3] > box[1]])
              for image, boxes in read_vcr_boxes(folder)]  # fmt: skip
     source = {"from": f"{folder.name}/, its metadata"}
-    lines = [json.dumps({"image": image, "boxes": boxes} | source) for image, boxes in found if boxes]
+    lines = [json.dumps({"image": image, "boxes": boxes} | source) for image, boxes in image_boxes if boxes]
     write_bytes_atomically(out, ("\n".join(lines) + "\n").encode())
-    return {"boxes.images": len(lines), "boxes": sum(len(boxes) for _, boxes in found)}
+    return {"boxes.images": len(lines), "boxes": sum(len(boxes) for _, boxes in image_boxes)}

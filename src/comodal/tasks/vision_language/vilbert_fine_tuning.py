@@ -76,10 +76,10 @@ def compute_region_loss(scores: Float[Tensor, "texts regions"], batch: TaskBatch
     """Binary cross-entropy over the valid regions of an image, summed over the regions (referring expressions);
     a prediction is correct if the best region has an IoU above 0.5 with the target.
     """
-    attended = batch.regions_attended[batch.images]
-    each = F.binary_cross_entropy_with_logits(scores, batch.targets, reduction="none")
-    best = batch.targets.gather(1, scores.argmax(1, keepdim=True))
-    return LossOutput((each * attended).sum(1).mean(), (best > 0.5).float().mean())
+    region_mask = batch.region_mask[batch.image_indices]
+    losses = F.binary_cross_entropy_with_logits(scores, batch.targets, reduction="none")
+    best_targets = batch.targets.gather(1, scores.argmax(1, keepdim=True))
+    return LossOutput((losses * region_mask).sum(1).mean(), (best_targets > 0.5).float().mean())
 
 
 class FineTuningObjective(nn.Module):
@@ -90,29 +90,29 @@ class FineTuningObjective(nn.Module):
     Args:
         model: The model to train.
         head: Name of the head.
-        judge: Computes loss and accuracy from scores and batch.
+        compute_loss: Computes loss and accuracy from scores and batch.
     """
 
-    def __init__(self, model: TaskModel, head: str, judge: Callable[[Tensor, TaskBatch], LossOutput]) -> None:
+    def __init__(self, model: TaskModel, head: str, compute_loss: Callable[[Tensor, TaskBatch], LossOutput]) -> None:
         super().__init__()
-        self.model, self.head, self.judge = model, head, judge
+        self.model, self.head, self.compute_loss = model, head, compute_loss
 
     def forward(self, batch: TaskBatch) -> dict[str, Tensor]:
-        judged = self.judge(score_batch(self.model, self.head, batch).float(), batch)
-        return {"loss": judged.loss, "accuracy": judged.accuracy}
+        output = self.compute_loss(score_batch(self.model, self.head, batch).float(), batch)
+        return {"loss": output.loss, "accuracy": output.accuracy}
 
 
 def score_batch(model: TaskModel, head: str, batch: TaskBatch) -> Float[Tensor, "rows *outputs"]:
     """The scores of a head for a batch."""
     return model(
         head,
-        batch.words,
-        batch.segments,
-        batch.words_attended,
-        batch.regions,
-        batch.locations,
-        batch.regions_attended,
-        batch.images,
+        batch.token_ids,
+        batch.token_types,
+        batch.token_mask,
+        batch.region_features,
+        batch.spatials,
+        batch.region_mask,
+        batch.image_indices,
     )
 
 
@@ -123,11 +123,11 @@ class ViLBERTFineTuneConfig(FineTuneConfig):
     Args:
         learning_rate: Learning rate of the pretrained layers. That of the new head is the larger of 1e-4 and this.
         seed: Seed of the head's initialization, the order and random draws.
-        blank: Ablate one modality, text or image, to measure what the other predicts alone.
+        ablate: Ablate one modality, text or image, to measure what the other predicts alone.
         max_regions: Maximum number of regions of an image.
     """
 
-    blank: Ablation = "nothing"
+    ablate: Ablation = "none"
     max_regions: int = 100
 
 
@@ -136,18 +136,18 @@ class EvaluationOptions(ComputeOptions):
     """The options that all evaluations of a fine-tuned ViLBERT share.
 
     Args:
-        blank: Ablate one modality, text or image.
+        ablate: Ablate one modality, text or image.
         max_regions: Maximum number of regions of an image.
         out: Folder for results.json, the predictions and the results card; nothing is written without it.
     """
 
-    blank: Ablation = "nothing"
+    ablate: Ablation = "none"
     max_regions: int = 100
     out: Path | None = None
 
     def load_model(self, model: Path, regions: Path, head: str) -> "LoadedTaskModel":
         """The model that was fine-tuned with this head, and its inputs; see `load_fine_tuned_model`."""
-        return load_fine_tuned_model(model, regions, self.blank, self.max_regions, self.resolve(), head)
+        return load_fine_tuned_model(model, regions, self.ablate, self.max_regions, self.resolve(), head)
 
 
 DEFAULT_EVALUATION = EvaluationOptions()
@@ -159,7 +159,7 @@ class FineTuningData(NamedTuple):
     model: ViLBERT
     folder: Path
     store: RegionStore
-    words: WordPieceTokenizer
+    tokenizer: WordPieceTokenizer
 
 
 def load_fine_tuning_data(model: Path, regions: Path, fine_tune: ViLBERTFineTuneConfig) -> FineTuningData:
@@ -174,20 +174,20 @@ def load_fine_tuning_data(model: Path, regions: Path, fine_tune: ViLBERTFineTune
         CheckpointError: There is no ViLBERT in the folder.
         DataError: The store or the vocabulary cannot be read or is not compatible.
     """
-    network, store, words = load_any_vilbert(model), RegionStore(regions), WordPieceTokenizer.read(model)
-    check_region_compatibility(model, network.config.region_tokens, network.config.region_features, store)
-    if fine_tune.start == "scratch":
+    network, store, tokenizer = load_any_vilbert(model), RegionStore(regions), WordPieceTokenizer.read(model)
+    check_region_compatibility(model, network.config.num_visual_tokens, network.config.region_feature_dim, store)
+    if fine_tune.start_from == "scratch":
         network = make_untrained_copy(network, fine_tune.seed)
-    return FineTuningData(network, model, store, words)
+    return FineTuningData(network, model, store, tokenizer)
 
 
 def load_any_vilbert(path: Path) -> ViLBERT:
     """Loads a ViLBERT, or the backbone of a fine-tuned model."""
     model = load_model(path)
-    found = model.vilbert if isinstance(model, TaskModel) else model
-    if not isinstance(found, ViLBERT):
-        raise CheckpointError(f"{path}: a {type(model).__name__}; fine-tuning begins with a ViLBERT")
-    return found
+    backbone = model.vilbert if isinstance(model, TaskModel) else model
+    if not isinstance(backbone, ViLBERT):
+        raise CheckpointError(f"{path}: a {type(model).__name__}; fine-tuning starts from a ViLBERT")
+    return backbone
 
 
 def check_region_compatibility(model: Path, tokens: int, features: int, store: RegionStore) -> None:
@@ -200,7 +200,7 @@ def check_region_compatibility(model: Path, tokens: int, features: int, store: R
     if not tokens and store.dim != features:
         raise DataError(
             f"{store.folder} has regions of {store.dim:,} features and {model} reads {features:,}: "
-            "prepare the regions by the network that made those of its training"
+            "extract the regions with the network that was used for its training data"
         )
     check_same_regions(find_model_folder(model), store)
 
@@ -211,55 +211,63 @@ def add_task_head(model: ViLBERT, head: Head, seed: int) -> TaskModel:
         head = replace(head, hidden=2 * model.config.joint_dim)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = TaskModel(TaskModelConfig(model.config, (head,)))
-    made.vilbert.load_state_dict(model.state_dict())
-    return made.train()
+        task_model = TaskModel(TaskModelConfig(model.config, (head,)))
+    task_model.vilbert.load_state_dict(model.state_dict())
+    return task_model.train()
 
 
 def build_vilbert_run(
     parts: FineTuningData,
     fine_tune: ViLBERTFineTuneConfig,
     head: Head,
-    judge: Callable[[Tensor, TaskBatch], LossOutput],
+    compute_loss: Callable[[Tensor, TaskBatch], LossOutput],
     train: ExampleSource,
     validation: ExampleSource | None,
     fingerprint: str,
     files: Mapping[str, bytes],
 ) -> Run:
     """The run of a task: batches, optimizer and learning rate."""
-    objective = FineTuningObjective(add_task_head(parts.model, head, fine_tune.seed), head.name, judge)
-    as_tokens = parts.model.config.region_tokens > 0
+    objective = FineTuningObjective(add_task_head(parts.model, head, fine_tune.seed), head.name, compute_loss)
+    has_visual_tokens = parts.model.config.num_visual_tokens > 0
 
-    def loader(source: ExampleSource, seed: int | None, length: int | None) -> Loader:
-        most, size = fine_tune.max_regions, fine_tune.batch_size
-        examples = TaskDataset(source, parts.store, parts.words, most, as_tokens, fine_tune.blank, size, seed)
+    def make_loader(source: ExampleSource, seed: int | None, length: int | None) -> Loader:
+        max_regions, size = fine_tune.max_regions, fine_tune.batch_size
+        examples = TaskDataset(
+            source, parts.store, parts.tokenizer, max_regions, has_visual_tokens, fine_tune.ablate, size, seed
+        )
         return Loader(examples, size, fine_tune.workers, length)
 
-    batches = loader(train, fine_tune.seed, None)
+    batches = make_loader(train, fine_tune.seed, None)
     freeze_unused_parameters(objective, batches.samples.batch([(0, 0)]))  # type: ignore[arg-type]
     steps = max(1, round(fine_tune.epochs * len(train) / fine_tune.batch_size))
     # The original raises the learning rate of names with `vil_`, which excludes the head on regions, `vision_logit`.
-    at_tasks_rate = head.kind == "regions" and fine_tune.start == "pretrained"
-    highest = fine_tune.learning_rate if at_tasks_rate else max(fine_tune.learning_rate, HEAD_LEARNING_RATE)
-    below = list(objective.model.vilbert.parameters()) if fine_tune.start == "pretrained" else []
+    has_task_learning_rate = head.kind == "regions" and fine_tune.start_from == "pretrained"
+    max_learning_rate = (
+        fine_tune.learning_rate if has_task_learning_rate else max(fine_tune.learning_rate, HEAD_LEARNING_RATE)
+    )
+    pretrained = list(objective.model.vilbert.parameters()) if fine_tune.start_from == "pretrained" else []
     length = -(-len(validation) // fine_tune.batch_size) * fine_tune.batch_size if validation is not None else None
     return Run(
         objective=objective,
         batches=batches,
-        validation=None if validation is None else loader(validation, None, length),
+        validation=None if validation is None else make_loader(validation, None, length),
         optimizer=make_adamw(
             objective,
-            highest,
+            max_learning_rate,
             VILBERT_WEIGHT_DECAY,
-            pretrained=below,
-            pretrained_share=fine_tune.learning_rate / highest,
+            pretrained=pretrained,
+            pretrained_lr_scale=fine_tune.learning_rate / max_learning_rate,
         ),
-        learning_rate=make_linear_schedule(highest, steps, round(VILBERT_WARMUP_RATIO * steps)),
+        learning_rate=make_linear_schedule(max_learning_rate, steps, round(VILBERT_WARMUP_RATIO * steps)),
         steps=steps,
         seed=fine_tune.seed,
         fingerprint=fingerprint,
-        files={"tokenizer.json": parts.words.as_json(), **collect_region_record(parts.store, parts.folder), **files},
-        chosen_by="accuracy" if validation is not None else "",
+        files={
+            "tokenizer.json": parts.tokenizer.to_json(),
+            **collect_region_record(parts.store, parts.folder),
+            **files,
+        },
+        selection_metric="accuracy" if validation is not None else "",
     )
 
 
@@ -284,14 +292,14 @@ class LoadedTaskModel(NamedTuple):
 
     model: TaskModel
     store: RegionStore
-    words: WordPieceTokenizer
-    blank: Ablation
+    tokenizer: WordPieceTokenizer
+    ablate: Ablation
     max_regions: int
     compute: Compute
 
 
 def load_fine_tuned_model(
-    model: Path, regions: Path, blank: Ablation, max_regions: int, compute: Compute, head: str
+    model: Path, regions: Path, ablate: Ablation, max_regions: int, compute: Compute, head: str
 ) -> LoadedTaskModel:
     """Loads a model that was fine-tuned with this head, its vocabulary and a compatible region store.
 
@@ -299,39 +307,41 @@ def load_fine_tuned_model(
         CheckpointError: There is no fine-tuned model in the folder, or one without that head.
         DataError: The store or the vocabulary cannot be read or is not compatible.
     """
-    found, store = load_task_model(model), RegionStore(regions)
-    there = [one.name for one in found.config.heads]
-    if head not in there:
-        raise CheckpointError(f"{model}: fine-tuned with the head {', '.join(there)}, not with {head}")
-    check_region_compatibility(model, found.config.vilbert.region_tokens, found.config.vilbert.region_features, store)
-    return LoadedTaskModel(found, store, WordPieceTokenizer.read(model), blank, max_regions, compute)
-
-
-def score_examples(asked: LoadedTaskModel, head: str, examples: Sequence[TaskExample]) -> Iterator[EvaluatedExample]:
-    """Yields the scores of every example, batched by similar length; shows a progress bar."""
-    unanswered = FixedExamples([example._replace(target=None) for example in examples])
-    order = sorted(range(len(examples)), key=unanswered.length)
-    as_tokens = asked.model.config.vilbert.region_tokens > 0
-    size = asked.compute.sequence_batch
-    batches = TaskDataset(
-        unanswered, asked.store, asked.words, asked.max_regions, as_tokens, asked.blank, size, seed=None
+    task_model, store = load_task_model(model), RegionStore(regions)
+    head_names = [head_config.name for head_config in task_model.config.heads]
+    if head not in head_names:
+        raise CheckpointError(f"{model}: fine-tuned with the head {', '.join(head_names)}, not with {head}")
+    check_region_compatibility(
+        model, task_model.config.vilbert.num_visual_tokens, task_model.config.vilbert.region_feature_dim, store
     )
-    device = asked.compute.device
-    model = asked.model.to(device).eval()
+    return LoadedTaskModel(task_model, store, WordPieceTokenizer.read(model), ablate, max_regions, compute)
+
+
+def score_examples(loaded: LoadedTaskModel, head: str, examples: Sequence[TaskExample]) -> Iterator[EvaluatedExample]:
+    """Yields the scores of every example, batched by similar length; shows a progress bar."""
+    unlabeled = FixedExamples([example._replace(target=None) for example in examples])
+    order = sorted(range(len(examples)), key=unlabeled.length)
+    has_visual_tokens = loaded.model.config.vilbert.num_visual_tokens > 0
+    size = loaded.compute.sequence_batch
+    batches = TaskDataset(
+        unlabeled, loaded.store, loaded.tokenizer, loaded.max_regions, has_visual_tokens, loaded.ablate, size, seed=None
+    )
+    device = loaded.compute.device
+    model = loaded.model.to(device).eval()
     starts = range(0, len(order), size)
-    for start in track_progress(starts, "answering"):
-        chosen = order[start : start + size]
-        batch = batches.batch([(0, index) for index in chosen]).to(device)
-        with torch.inference_mode(), asked.compute.autocast():
+    for start in track_progress(starts, "predicting"):
+        indices = order[start : start + size]
+        batch = batches.batch([(0, index) for index in indices]).to(device)
+        with torch.inference_mode(), loaded.compute.autocast():
             scores = score_batch(model, head, batch).float().cpu().numpy()
         check_finite_scores(scores, f"the head {head!r}")
-        for index, rows in zip(chosen, np.split(scores, len(chosen)), strict=True):
+        for index, rows in zip(indices, np.split(scores, len(indices)), strict=True):
             yield EvaluatedExample(index, examples[index], rows.ravel())
 
 
 def compute_fine_tuning_fingerprint(fine_tune: ViLBERTFineTuneConfig, store: RegionStore, files: Iterable[Path]) -> str:
     """A hash of everything that training reads."""
-    digest = hashlib.sha256(f"{store.fingerprint} {fine_tune.blank}".encode())
+    digest = hashlib.sha256(f"{store.fingerprint} {fine_tune.ablate}".encode())
     for file in files:
         digest.update(hash_card_file(file).encode())
     return digest.hexdigest()[:16]

@@ -63,7 +63,7 @@ def recipe(
     annotations: Path,
     regions: Path,
     validation: Path | None = None,
-    max_words: int = REFCOCO_MAX_TOKENS,
+    max_tokens: int = REFCOCO_MAX_TOKENS,
     fine_tune: GroundingFineTuneConfig = GROUNDING_FINE_TUNING,
 ) -> Run:
     """Fine-tunes a ViLBERT to ground phrases of captions to regions; the default settings are RefCOCO+'s.
@@ -75,7 +75,7 @@ def recipe(
         annotations: The official folder Annotations/.
         regions: The region store of the images; its boxes are the candidates.
         validation: The official val.txt.
-        max_words: Maximum number of tokens of a phrase.
+        max_tokens: Maximum number of tokens of a phrase.
         fine_tune: The options of all fine-tuning recipes.
 
     Examples:
@@ -83,22 +83,22 @@ def recipe(
     """
     parts = load_fine_tuning_data(model, regions, fine_tune)
 
-    def source(path: Path) -> FixedExamples:
-        found = read_entity_phrases(path, sentences, annotations)
-        gathered = build_grounding_examples(
-            found.expressions, path.stem, path, parts.store, parts.words, max_words, fine_tune.max_regions
+    def read_examples(path: Path) -> FixedExamples:
+        phrases = read_entity_phrases(path, sentences, annotations)
+        grounding_data = build_grounding_examples(
+            phrases.expressions, path.stem, path, parts.store, parts.tokenizer, max_tokens, fine_tune.max_regions
         )
-        left_out = format_exclusions(found.left_out + Counter({REASON_MISSING_IMAGE: len(gathered.missing)}))
-        print_line(f"{path.name}: {len(gathered.examples):,} phrases{left_out}", stderr=True)
-        return FixedExamples(gathered.examples)
+        exclusions = format_exclusions(phrases.excluded + Counter({REASON_MISSING_IMAGE: len(grounding_data.missing)}))
+        print_line(f"{path.name}: {len(grounding_data.examples):,} phrases{exclusions}", stderr=True)
+        return FixedExamples(grounding_data.examples)
 
     return build_vilbert_run(
         parts,
         fine_tune,
         GROUNDING_HEAD,
         compute_region_loss,
-        source(images),
-        source(validation) if validation else None,
+        read_examples(images),
+        read_examples(validation) if validation else None,
         compute_fine_tuning_fingerprint(
             fine_tune, parts.store, [images, sentences, annotations, *([validation] if validation else [])]
         ),
@@ -113,7 +113,7 @@ def evaluate_phrases(
     sentences: Path,
     regions: Path,
     annotations: Path | None = None,
-    max_words: int = REFCOCO_MAX_TOKENS,
+    max_tokens: int = REFCOCO_MAX_TOKENS,
     evaluation: GroundingEvaluation = GROUNDING_EVALUATION,
 ) -> dict[str, float]:
     """Grounds each phrase of the captions to a region, and reports the accuracy.
@@ -124,12 +124,12 @@ def evaluate_phrases(
         sentences: The official folder Sentences/.
         regions: The region store of the images; its boxes are the candidates.
         annotations: The official folder Annotations/; without it there are predictions and no scores.
-        max_words: Maximum number of tokens of a phrase.
+        max_tokens: Maximum number of tokens of a phrase.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
         out: Folder for results.json, predictions.json and the results card; nothing is written without it.
 
     Returns:
-        phrases.accuracy with its interval, phrases.oracle (any of the boxes is correct), phrases.chance (a
+        phrases.accuracy with its interval, phrases.oracle (any of the boxes is correct), phrases.chance_level (a
         random box) and phrases.type.TYPE; without annotations phrases.items alone.
 
     Raises:
@@ -138,60 +138,62 @@ def evaluate_phrases(
 
     Examples:
         comodal evaluate phrases --model p --images test.txt --sentences S/ --annotations A/ --regions r/
-        comodal evaluate phrases --model p --images unseen.txt --sentences S/ --regions r/ --out found/
+        comodal evaluate phrases --model p --images test.txt --sentences S/ --regions r/ --out predictions/
     """
-    asked = evaluation.load_model(model, regions, GROUNDING_HEAD.name)
-    found = read_entity_phrases(images, sentences, annotations)
-    gathered = build_grounding_examples(
-        found.expressions, images.stem, images, asked.store, asked.words, max_words, evaluation.max_regions
+    loaded = evaluation.load_model(model, regions, GROUNDING_HEAD.name)
+    phrases = read_entity_phrases(images, sentences, annotations)
+    grounding_data = build_grounding_examples(
+        phrases.expressions, images.stem, images, loaded.store, loaded.tokenizer, max_tokens, evaluation.max_regions
     )
-    predictions = predict_boxes(asked, gathered, found.expressions)
-    counts = count_items(len(found.expressions), len(predictions)) | dict(found.left_out)
-    groups, source = group_by_image(predictions, gathered), str(asked.store.about["made_from"])
-    left_out = f"{format_exclusions(found.left_out)}{format_missing_count(counts)}"
-    print_line(f"{images.name}: {counts['items']:,} phrases{left_out}; boxes: {source}")
+    predictions = predict_boxes(loaded, grounding_data, phrases.expressions)
+    counts = count_items(len(phrases.expressions), len(predictions)) | dict(phrases.excluded)
+    groups, source = group_by_image(predictions, grounding_data), str(loaded.store.about["provenance"])
+    exclusions = f"{format_exclusions(phrases.excluded)}{format_missing_count(counts)}"
+    print_line(f"{images.name}: {counts['items']:,} phrases{exclusions}; boxes: {source}")
     if annotations is None:
-        print_line("without --annotations there is no score, and predictions.json is the answer")
-        numbers = {"phrases.items": float(counts["items"])}
+        print_line("without --annotations there is no score; the predictions are in predictions.json")
+        metrics = {"phrases.items": float(counts["items"])}
     else:
-        numbers = score_phrases({str(entry["sent_id"]): entry["iou"] for entry in predictions}, found, gathered, groups)
+        metrics = score_phrases(
+            {str(entry["sent_id"]): entry["iou"] for entry in predictions}, phrases, grounding_data, groups
+        )
     if evaluation.out is not None:
         write_bytes_atomically(evaluation.out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
     files = {"images": images, "sentences": sentences} | ({"annotations": annotations} if annotations else {})
-    settings = {"blank": evaluation.blank, INTERVAL_NAME: describe_interval(groups, "images")}
-    report_results(numbers, build_phrases_card(numbers, model, files, source, settings, counts), evaluation.out)
-    return numbers
+    settings = {"ablate": evaluation.ablate, INTERVAL_NAME: describe_interval(groups, "images")}
+    report_results(metrics, build_phrases_card(metrics, model, files, source, settings, counts), evaluation.out)
+    return metrics
 
 
 def score_phrases(
-    ious: Mapping[str, float], found: EntityPhrases, gathered: GroundingData, groups: Sequence[str]
+    ious: Mapping[str, float], phrases: EntityPhrases, grounding_data: GroundingData, groups: Sequence[str]
 ) -> dict[str, float]:
     """Accuracy of the phrases, upper bound and chance level of the boxes, and accuracy by type."""
-    boxes_right = [gathered.overlaps[key] >= MIN_CORRECT_IOU for key in ious]
-    numbers = compute_grounding_fractions(
-        "phrases", np.array([iou >= MIN_CORRECT_IOU for iou in ious.values()]), boxes_right, groups
+    is_box_correct = [grounding_data.overlaps[key] >= MIN_CORRECT_IOU for key in ious]
+    metrics = compute_grounding_fractions(
+        "phrases", np.array([iou >= MIN_CORRECT_IOU for iou in ious.values()]), is_box_correct, groups
     )
-    for kind in sorted({kind for kinds in found.kinds.values() for kind in kinds}):
-        right = [ious.get(key, 0.0) >= MIN_CORRECT_IOU for key, kinds in found.kinds.items() if kind in kinds]
-        numbers[f"phrases.type.{kind}"] = float(np.mean(right))
-    return numbers
+    for kind in sorted({kind for kinds in phrases.kinds.values() for kind in kinds}):
+        is_correct = [ious.get(key, 0.0) >= MIN_CORRECT_IOU for key, kinds in phrases.kinds.items() if kind in kinds]
+        metrics[f"phrases.type.{kind}"] = float(np.mean(is_correct))
+    return metrics
 
 
 def build_phrases_card(
-    numbers: Mapping[str, float], model: Path, files: Mapping[str, Path], source: str, settings: Mapping[str, str],
+    metrics: Mapping[str, float], model: Path, files: Mapping[str, Path], source: str, settings: Mapping[str, str],
     counts: Mapping[str, int],
 ) -> ResultsCard:  # fmt: skip
     """The results card; without boxes it has no score."""
     scores: dict[str, ScoreEntry] = {}
-    if "phrases.accuracy" in numbers:
-        scores = build_score_entries("accuracy", "phrases.accuracy", numbers, counts)
-        scores["any box is right"] = ScoreEntry(numbers["phrases.oracle"])
-        scores["a box by chance"] = ScoreEntry(numbers["phrases.chance"])
+    if "phrases.accuracy" in metrics:
+        scores = build_score_entries("accuracy", "phrases.accuracy", metrics, counts)
+        scores["any box is correct"] = ScoreEntry(metrics["phrases.oracle"])
+        scores["random box"] = ScoreEntry(metrics["phrases.chance_level"])
         scores |= {
-            name.removeprefix("phrases.type."): ScoreEntry(value) for name, value in numbers.items() if ".type." in name
+            name.removeprefix("phrases.type."): ScoreEntry(value) for name, value in metrics.items() if ".type." in name
         }
-    every_setting = {**settings, **read_training_settings(model)}
+    all_settings = {**settings, **read_training_settings(model)}
     split = files["images"].stem
     return ResultsCard(
-        "phrases", "Flickr30k Entities", split, scores, str(model), counts, files, source, {}, every_setting
+        "phrases", "Flickr30k Entities", split, scores, str(model), counts, files, source, {}, all_settings
     )

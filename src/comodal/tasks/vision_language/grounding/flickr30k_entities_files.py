@@ -52,7 +52,7 @@ class EntityPhrases(NamedTuple):
 
     expressions: list[ReferringExpression]
     kinds: dict[str, tuple[str, ...]]
-    left_out: Counter[str]
+    excluded: Counter[str]
 
 
 def read_entity_phrases(images: Path, sentences: Path, annotations: Path | None) -> EntityPhrases:
@@ -64,36 +64,43 @@ def read_entity_phrases(images: Path, sentences: Path, annotations: Path | None)
         DataError: A file is missing, or is not Flickr30k Entities'.
     """
     if annotations is not None and not annotations.is_dir():
-        raise DataError(f"{annotations}: no folder of annotations; evaluated without it, phrases are found, not scored")
-    found = EntityPhrases([], {}, Counter())
+        raise DataError(f"{annotations}: not a folder of annotations; omit it to predict boxes without scores")
+    entity_phrases = EntityPhrases([], {}, Counter())
     for image in read_flickr30k_image_ids(images):
-        marked = None if annotations is None else read_entity_boxes(annotations / f"{image}.xml")
-        for line, phrases in enumerate(read_caption_phrases(sentences / f"{image}.txt")):
-            for place, phrase in enumerate(phrases):
-                reason = find_exclusion_reason(phrase, marked)
+        entity_boxes = None if annotations is None else read_entity_boxes(annotations / f"{image}.xml")
+        for caption_index, phrases in enumerate(read_caption_phrases(sentences / f"{image}.txt")):
+            for phrase_index, phrase in enumerate(phrases):
+                reason = find_exclusion_reason(phrase, entity_boxes)
                 if reason:
-                    found.left_out[reason] += 1
+                    entity_phrases.excluded[reason] += 1
                     continue
-                key, box = f"{image}#{line}.{place}", None if marked is None else marked.boxes[phrase.entity]
-                found.expressions.append(ReferringExpression(key, phrase.entity, image, images.stem, phrase.text, box))
-                found.kinds[key] = phrase.kinds
-    if not found.expressions:
-        raise DataError(f"{images}: there is no phrase to find in {sentences}{format_excluded_phrases(found.left_out)}")
-    return found
+                key, box = (
+                    f"{image}#{caption_index}.{phrase_index}",
+                    None if entity_boxes is None else entity_boxes.boxes[phrase.entity],
+                )
+                entity_phrases.expressions.append(
+                    ReferringExpression(key, phrase.entity, image, images.stem, phrase.text, box)
+                )
+                entity_phrases.kinds[key] = phrase.kinds
+    if not entity_phrases.expressions:
+        raise DataError(
+            f"{images}: no phrase to ground in {sentences}{format_excluded_phrases(entity_phrases.excluded)}"
+        )
+    return entity_phrases
 
 
-def format_excluded_phrases(left_out: Counter[str]) -> str:
+def format_excluded_phrases(excluded: Counter[str]) -> str:
     """The numbers of excluded phrases, as the end of a sentence."""
-    return "".join(f", {count:,}: {reason}" for reason, count in left_out.items())
+    return "".join(f", {count:,}: {reason}" for reason, count in excluded.items())
 
 
-def find_exclusion_reason(phrase: EntityPhrase, marked: EntityBoxes | None) -> str | None:
+def find_exclusion_reason(phrase: EntityPhrase, entity_boxes: EntityBoxes | None) -> str | None:
     """The reason why a phrase is excluded, if any; an entity that has a box is included."""
     if phrase.entity == NO_ENTITY:
         return REASON_NOT_VISUAL
-    if marked is None or phrase.entity in marked.boxes:
+    if entity_boxes is None or phrase.entity in entity_boxes.boxes:
         return None
-    return REASON_WHOLE_SCENE if phrase.entity in marked.scenes else REASON_ENTITY_NO_BOX
+    return REASON_WHOLE_SCENE if phrase.entity in entity_boxes.scenes else REASON_ENTITY_NO_BOX
 
 
 def read_flickr30k_image_ids(path: Path) -> list[str]:
@@ -104,10 +111,10 @@ def read_flickr30k_image_ids(path: Path) -> list[str]:
     """
     images = [line.strip() for line in read_lines(path) if line.strip()]
     if not images:
-        raise DataError(f"{path}: a list of images has one in each line; this one has none")
-    for number, count in Counter(images).items():
-        if count > 1 or not re.fullmatch(r"[\w.-]+", number):
-            raise DataError(f"{path}: {number!r} is {'there twice' if count > 1 else 'not the number of an image'}")
+        raise DataError(f"{path}: the list of images is empty; it must have one image id per line")
+    for image_id, count in Counter(images).items():
+        if count > 1 or not re.fullmatch(r"[\w.-]+", image_id):
+            raise DataError(f"{path}: {image_id!r} is {'a duplicate' if count > 1 else 'not an image id'}")
     return images
 
 
@@ -118,7 +125,7 @@ def read_caption_phrases(path: Path) -> list[list[EntityPhrase]]:
         DataError: The file cannot be read, or the markup of a phrase is invalid.
     """
     captions = []
-    for number, line in enumerate(read_lines(path), 1):
+    for line_number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         phrases = [
@@ -126,7 +133,9 @@ def read_caption_phrases(path: Path) -> list[list[EntityPhrase]]:
             for entity, kinds, words in PHRASE_PATTERN.findall(line)
         ]
         if len(phrases) != line.count(PHRASE_START) or not all(phrase.text for phrase in phrases):
-            raise DataError(f"{path}, line {number}: a phrase is not marked like [/EN#12/people a man]: {line:.80}")
+            raise DataError(
+                f"{path}, line {line_number}: a phrase is not marked like [/EN#12/people a man]: {line:.80}"
+            )
         captions.append(phrases)
     return captions
 
@@ -137,36 +146,40 @@ def read_entity_boxes(path: Path) -> EntityBoxes:
     Raises:
         DataError: The file cannot be read, or is not Flickr30k Entities'.
     """
-    marked = EntityBoxes({}, set())
-    for place, found in enumerate(read_xml(path).findall("object")):
-        names = [name.text.strip() for name in found.findall("name") if name.text and name.text.strip()]
+    entity_boxes = EntityBoxes({}, set())
+    for index, element in enumerate(read_xml(path).findall("object")):
+        names = [name.text.strip() for name in element.findall("name") if name.text and name.text.strip()]
         if not names:
-            raise DataError(f"{path}, object {place}: it has no name of an entity")
-        inside = found.find("bndbox")
-        if inside is not None:
-            box = parse_entity_box(path, place, inside)
-            marked.boxes.update({name: enclose_boxes(marked.boxes.get(name, box), box) for name in names})
-        elif (found.findtext("scene") or "").strip() == "1":
-            marked.scenes.update(names)
-        elif (found.findtext("nobndbox") or "").strip() != "1":
-            raise DataError(f"{path}, object {place}: neither a bndbox, nor nobndbox or scene with a 1")
-    return marked
+            raise DataError(f"{path}, object {index}: it has no entity name")
+        box_element = element.find("bndbox")
+        if box_element is not None:
+            box = parse_entity_box(path, index, box_element)
+            entity_boxes.boxes.update({name: enclose_boxes(entity_boxes.boxes.get(name, box), box) for name in names})
+        elif (element.findtext("scene") or "").strip() == "1":
+            entity_boxes.scenes.update(names)
+        elif (element.findtext("nobndbox") or "").strip() != "1":
+            raise DataError(f"{path}, object {index}: neither a bndbox, nor nobndbox or scene with a 1")
+    return entity_boxes
 
 
-def parse_entity_box(path: Path, place: int, inside: Element) -> EntityBox:
+def parse_entity_box(path: Path, index: int, box_element: Element) -> EntityBox:
     """A box with coordinates from 0."""
-    said = {side: (inside.findtext(side) or "").strip() for side in BOX_FIELDS}
-    if not all(re.fullmatch(r"-?\d{1,9}", value) for value in said.values()):
-        raise DataError(f"{path}, object {place}: {', '.join(f'{s} {v!r}' for s, v in said.items())} are not numbers")
-    left, top, right, bottom = (float(int(said[side]) - 1) for side in BOX_FIELDS)
+    values = {side: (box_element.findtext(side) or "").strip() for side in BOX_FIELDS}
+    if not all(re.fullmatch(r"-?\d{1,9}", value) for value in values.values()):
+        raise DataError(
+            f"{path}, object {index}: {', '.join(f'{s} {v!r}' for s, v in values.items())} are not integers"
+        )
+    left, top, right, bottom = (float(int(values[side]) - 1) for side in BOX_FIELDS)
     if left > right or top > bottom or max(map(abs, (left, top, right, bottom))) > MAX_COORDINATE:
-        raise DataError(f"{path}, object {place}: {', '.join(f'{s} {v}' for s, v in said.items())} is no box")
+        raise DataError(
+            f"{path}, object {index}: {', '.join(f'{s} {v}' for s, v in values.items())} is not a valid box"
+        )
     return left, top, right, bottom
 
 
-def enclose_boxes(one: EntityBox, other: EntityBox) -> EntityBox:
+def enclose_boxes(first: EntityBox, second: EntityBox) -> EntityBox:
     """The smallest box that encloses two boxes."""
-    return min(one[0], other[0]), min(one[1], other[1]), max(one[2], other[2]), max(one[3], other[3])
+    return min(first[0], second[0]), min(first[1], second[1]), max(first[2], second[2]), max(first[3], second[3])
 
 
 def read_xml(path: Path) -> Element:
@@ -177,7 +190,7 @@ def read_xml(path: Path) -> Element:
     """
 
     def refuse(*_: object) -> None:
-        raise DataError(f"{path}: it declares a document type, which Flickr30k Entities' annotations do not: not read")
+        raise DataError(f"{path}: rejected: it declares a document type, which Flickr30k Entities' annotations do not")
 
     builder, parser = TreeBuilder(), expat.ParserCreate()
     parser.StartDoctypeDeclHandler = refuse
@@ -189,7 +202,7 @@ def read_xml(path: Path) -> Element:
             content = file.read(MAX_XML_BYTES + 1)
         if len(content) > MAX_XML_BYTES:
             raise DataError(
-                f"{path}: more than {MAX_XML_BYTES:,} bytes; the annotations of an image have some thousands"
+                f"{path}: more than {MAX_XML_BYTES:,} bytes; official annotations of an image have a few thousand"
             )
         parser.Parse(content, True)
         root = builder.close()
@@ -198,5 +211,5 @@ def read_xml(path: Path) -> Element:
     except (expat.ExpatError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
         raise DataError(f"{path}: damaged XML ({error})") from error
     if root.tag != "annotation":
-        raise DataError(f"{path}: its root is {root.tag:.40}, that of Flickr30k Entities' annotations is annotation")
+        raise DataError(f"{path}: its root is {root.tag:.40}; expected annotation")
     return root

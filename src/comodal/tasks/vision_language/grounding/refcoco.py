@@ -30,7 +30,7 @@ from comodal.tasks.evaluation.metrics import describe_interval
 from comodal.tasks.evaluation.missing_images import (
     INTERVAL_NAME,
     build_score_entries,
-    compute_accuracy_numbers,
+    compute_accuracy_metrics,
     count_items,
     format_missing_count,
     is_paper_protocol,
@@ -58,7 +58,7 @@ from comodal.training.recipe_run import Run
 
 REFCOCO_MAX_TOKENS = 20
 MIN_CORRECT_IOU = 0.5  # IoU
-GroundingAblation = Literal["nothing", "text"]
+GroundingAblation = Literal["none", "text"]
 RefCOCOSplit = Literal["train", "val", "test", "testA", "testB"]
 # ViLBERT, table 1 (MAttNet's detections), by split and its number of expressions in RefCOCO+
 REFCOCO_PAPER_ACCURACY = {("val", 10_758): 0.7234, ("testA", 5_726): 0.7852, ("testB", 4_889): 0.6261}
@@ -70,10 +70,10 @@ class GroundingFineTuneConfig(ViLBERTFineTuneConfig):
 
     Args:
         learning_rate: Learning rate of the network and of the new head.
-        blank: Ablate the text, to measure what positions and appearance predict alone.
+        ablate: Ablate the text, to measure what positions and appearance predict alone.
     """
 
-    blank: GroundingAblation = "nothing"
+    ablate: GroundingAblation = "none"
 
 
 @dataclass(frozen=True)
@@ -81,10 +81,10 @@ class GroundingEvaluation(EvaluationOptions):
     """The options of the evaluations of grounding.
 
     Args:
-        blank: Ablate the text.
+        ablate: Ablate the text.
     """
 
-    blank: GroundingAblation = "nothing"
+    ablate: GroundingAblation = "none"
 
 
 GROUNDING_FINE_TUNING = GroundingFineTuneConfig(batch_size=256, learning_rate=4e-5)
@@ -97,7 +97,7 @@ def recipe(
     references: Path,
     instances: Path,
     regions: Path,
-    max_words: int = REFCOCO_MAX_TOKENS,
+    max_tokens: int = REFCOCO_MAX_TOKENS,
     fine_tune: GroundingFineTuneConfig = GROUNDING_FINE_TUNING,
 ) -> Run:
     """Fine-tunes a ViLBERT to ground referring expressions to regions.
@@ -107,18 +107,18 @@ def recipe(
         references: Official refs(unc).p, refs(umd).p or refs(google).p; no code in the pickle is executed.
         instances: The instances.json in the same folder.
         regions: The region store of the images; its boxes are the candidates.
-        max_words: Maximum number of tokens of an expression.
+        max_tokens: Maximum number of tokens of an expression.
         fine_tune: The options of all fine-tuning recipes.
 
     Examples:
         comodal train grounding --model RUN --references "refs(unc).p" --instances instances.json --regions r/ --out g
     """
     parts = load_fine_tuning_data(model, regions, fine_tune)
-    every = read_expressions(references, instances)
-    found = {
+    expressions = read_expressions(references, instances)
+    datasets = {
         split: FixedExamples(
             build_grounding_examples(
-                every, split, references, parts.store, parts.words, max_words, fine_tune.max_regions
+                expressions, split, references, parts.store, parts.tokenizer, max_tokens, fine_tune.max_regions
             ).examples
         )
         for split in ("train", "val")
@@ -128,8 +128,8 @@ def recipe(
         fine_tune,
         GROUNDING_HEAD,
         compute_region_loss,
-        found["train"],
-        found["val"] if len(found["val"]) else None,
+        datasets["train"],
+        datasets["val"] if len(datasets["val"]) else None,
         compute_fine_tuning_fingerprint(fine_tune, parts.store, [references, instances]),
         {},
     )
@@ -144,12 +144,12 @@ class GroundingData(NamedTuple):
 
 
 def build_grounding_examples(
-    every: Sequence[ReferringExpression],
+    expressions: Sequence[ReferringExpression],
     split: str,
     references: Path,
     store: RegionStore,
-    words: WordPieceTokenizer,
-    max_words: int,
+    tokenizer: WordPieceTokenizer,
+    max_tokens: int,
     max_regions: int,
 ) -> GroundingData:
     """The expressions of a split whose image is in the store; row 0 is the whole image.
@@ -157,29 +157,33 @@ def build_grounding_examples(
     Raises:
         DataError: The file has no such split, or none of its images is in the store.
     """
-    chosen = [expression for expression in every if expression.split == split]
-    there = Counter(expression.split for expression in every)
-    if not chosen and split != "val":
-        raise DataError(f"{references}: there is no split {split!r}; there are {', '.join(sorted(there))}")
-    is_coco = any(isinstance(expression.image, int) for expression in chosen)  # Flickr30k's image ids are text
-    rows, gathered = ImageRows(store, "coco" if is_coco else "plain"), GroundingData([], [], {})
-    for expression in chosen:
+    split_expressions = [expression for expression in expressions if expression.split == split]
+    counts = Counter(expression.split for expression in expressions)
+    if not split_expressions and split != "val":
+        raise DataError(f"{references}: there is no split {split!r}; there are {', '.join(sorted(counts))}")
+    is_coco = any(
+        isinstance(expression.image, int) for expression in split_expressions
+    )  # Flickr30k's image ids are text
+    rows, grounding_data = ImageRows(store, "coco" if is_coco else "visual_genome"), GroundingData([], [], {})
+    for expression in split_expressions:
         row = rows.find(str(expression.image))
         if row is None:
-            gathered.missing.append(expression)
+            grounding_data.missing.append(expression)
             continue
         key, target = str(expression.sentence), None
         if expression.box is not None:
-            inside = store.regions(row)
-            whole = np.array([[0, 0, inside.width, inside.height]], np.float32)
+            regions = store.read_regions(row)
+            image_box = np.array([[0, 0, regions.width, regions.height]], np.float32)
             overlaps = compute_inclusive_iou(
-                np.concatenate([whole, inside.boxes[:max_regions]]), expression.box
+                np.concatenate([image_box, regions.boxes[:max_regions]]), expression.box
             ).astype(np.float32)
-            gathered.overlaps[key] = overlaps
+            grounding_data.overlaps[key] = overlaps
             target = np.where(overlaps < MIN_CORRECT_IOU, 0, overlaps).astype(np.float32)
-        gathered.examples.append(TaskExample(key, (tokenize_text(words, expression.text, max_words),), (row,), target))
-    rows.check(references, len(gathered.examples))
-    return gathered
+        grounding_data.examples.append(
+            TaskExample(key, (tokenize_text(tokenizer, expression.text, max_tokens),), (row,), target)
+        )
+    rows.check(references, len(grounding_data.examples))
+    return grounding_data
 
 
 @flatten_parameters
@@ -189,7 +193,7 @@ def evaluate_grounding(
     instances: Path,
     regions: Path,
     split: RefCOCOSplit = "val",
-    max_words: int = REFCOCO_MAX_TOKENS,
+    max_tokens: int = REFCOCO_MAX_TOKENS,
     evaluation: GroundingEvaluation = GROUNDING_EVALUATION,
 ) -> dict[str, float]:
     """Grounds each referring expression to a region, and reports the accuracy.
@@ -200,12 +204,12 @@ def evaluate_grounding(
         instances: The instances.json in the same folder.
         regions: The region store of the images; its boxes are the candidates.
         split: Split of the references: val, testA or testB; val or test in RefCOCOg.
-        max_words: Maximum number of tokens of an expression.
+        max_tokens: Maximum number of tokens of an expression.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
         out: Folder for results.json, predictions.json and the results card; nothing is written without it.
 
     Returns:
-        grounding.accuracy with its interval, grounding.oracle (any of the boxes is correct) and grounding.chance (a
+        grounding.accuracy with its interval, grounding.oracle (any box is correct) and grounding.chance_level (a
         random box).
 
     Raises:
@@ -215,44 +219,47 @@ def evaluate_grounding(
     Examples:
         comodal evaluate grounding --model r --references "refs(unc).p" --instances instances.json --regions r/
     """
-    asked = evaluation.load_model(model, regions, GROUNDING_HEAD.name)
-    every = read_expressions(references, instances)
-    found = build_grounding_examples(
-        every, split, references, asked.store, asked.words, max_words, evaluation.max_regions
+    loaded = evaluation.load_model(model, regions, GROUNDING_HEAD.name)
+    expressions = read_expressions(references, instances)
+    grounding_data = build_grounding_examples(
+        expressions, split, references, loaded.store, loaded.tokenizer, max_tokens, evaluation.max_regions
     )
-    if not found.examples:
+    if not grounding_data.examples:
         raise DataError(f"{references}: there is no expression in the split {split!r}")
-    predictions = predict_boxes(asked, found, every)
-    counts = count_items(len(predictions) + len(found.missing), len(predictions))
-    groups = group_by_image(predictions, found)
-    numbers = score_expressions(np.array([entry["iou"] for entry in predictions]), found, groups)
-    source = str(asked.store.about["made_from"])
+    predictions = predict_boxes(loaded, grounding_data, expressions)
+    counts = count_items(len(predictions) + len(grounding_data.missing), len(predictions))
+    groups = group_by_image(predictions, grounding_data)
+    metrics = score_expressions(np.array([entry["iou"] for entry in predictions]), grounding_data, groups)
+    source = str(loaded.store.about["provenance"])
     print_line(
         f"{references.name}, {split}: {counts['items']:,} expressions{format_missing_count(counts)}; boxes: {source}"
     )
     if evaluation.out is not None:
         write_bytes_atomically(evaluation.out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
     files = {"references": references, "instances": instances}
-    settings = {"blank": evaluation.blank, INTERVAL_NAME: describe_interval(groups, "images")}
+    settings = {"ablate": evaluation.ablate, INTERVAL_NAME: describe_interval(groups, "images")}
     report_results(
-        numbers, build_grounding_card(numbers, model, split, files, source, settings, counts), evaluation.out
+        metrics, build_grounding_card(metrics, model, split, files, source, settings, counts), evaluation.out
     )
-    return numbers
+    return metrics
 
 
 def predict_boxes(
-    asked: LoadedTaskModel, found: GroundingData, every: Sequence[ReferringExpression]
+    loaded: LoadedTaskModel, grounding_data: GroundingData, all_expressions: Sequence[ReferringExpression]
 ) -> list[dict[str, Any]]:
     """The predicted box of each expression, with its IoU where the correct box is known."""
-    expressions, predictions = {str(expression.sentence): expression for expression in every}, []
-    for one in score_examples(asked, GROUNDING_HEAD.name, found.examples):
-        inside, overlaps = asked.store.regions(one.example.rows[0]), found.overlaps.get(one.example.key)
-        best = int(one.scores[: len(inside.boxes[: asked.max_regions]) + 1].argmax())
-        whole = [0.0, 0.0, float(inside.width), float(inside.height)]
-        left, top, right, bottom = inside.boxes[best - 1].tolist() if best else whole
+    expressions, predictions = {str(expression.sentence): expression for expression in all_expressions}, []
+    for scored in score_examples(loaded, GROUNDING_HEAD.name, grounding_data.examples):
+        regions, overlaps = (
+            loaded.store.read_regions(scored.example.rows[0]),
+            grounding_data.overlaps.get(scored.example.key),
+        )
+        best = int(scored.scores[: len(regions.boxes[: loaded.max_regions]) + 1].argmax())
+        image_box = [0.0, 0.0, float(regions.width), float(regions.height)]
+        left, top, right, bottom = regions.boxes[best - 1].tolist() if best else image_box
         entry = {"box": [left, top, right - left, bottom - top]}  # in COCO's format; row 0 is the whole image
-        known = {} if overlaps is None else {"iou": float(overlaps[best])}
-        predictions.append(entry | known | identify_expression(expressions[one.example.key]))
+        iou_entry = {} if overlaps is None else {"iou": float(overlaps[best])}
+        predictions.append(entry | iou_entry | identify_expression(expressions[scored.example.key]))
     return predictions
 
 
@@ -261,47 +268,54 @@ def identify_expression(expression: ReferringExpression) -> dict[str, object]:
     return {"sent_id": expression.sentence, "ref_id": expression.reference, "image_id": expression.image}
 
 
-def group_by_image(predictions: Sequence[Mapping[str, Any]], found: GroundingData) -> list[str]:
+def group_by_image(predictions: Sequence[Mapping[str, Any]], grounding_data: GroundingData) -> list[str]:
     """The image of each prediction, then of each expression whose image is missing."""
-    return [str(entry["image_id"]) for entry in predictions] + [str(one.image) for one in found.missing]
+    return [str(entry["image_id"]) for entry in predictions] + [
+        str(expression.image) for expression in grounding_data.missing
+    ]
 
 
-def score_expressions(ious: np.ndarray, found: GroundingData, groups: Sequence[str]) -> dict[str, float]:
+def score_expressions(ious: np.ndarray, grounding_data: GroundingData, groups: Sequence[str]) -> dict[str, float]:
     """Accuracy of the expressions, with the upper bound and chance level of the boxes."""
     return compute_grounding_fractions(
         "grounding",
         ious > MIN_CORRECT_IOU,
-        [overlaps > MIN_CORRECT_IOU for overlaps in found.overlaps.values()],
+        [overlaps > MIN_CORRECT_IOU for overlaps in grounding_data.overlaps.values()],
         groups,
     )
 
 
 def compute_grounding_fractions(
-    task: str, right: Bool[np.ndarray, "items"], boxes_right: Sequence[Bool[np.ndarray, "rows"]], groups: Sequence[str]
+    task: str,
+    is_correct: Bool[np.ndarray, "items"],
+    is_box_correct: Sequence[Bool[np.ndarray, "rows"]],
+    groups: Sequence[str],
 ) -> dict[str, float]:
     """Accuracy with its interval, the fraction of items with any correct box, and the mean fraction of correct boxes.
 
     `groups` are the images of all items; those after the predicted ones are missing, and count as incorrect.
     """
-    missing = len(groups) - len(right)
-    present = np.arange(len(groups)) < len(right)
-    return compute_accuracy_numbers(f"{task}.accuracy", np.pad(right, (0, missing)), present, groups) | {
-        f"{task}.oracle": float(np.sum([each.any() for each in boxes_right]) / len(groups)),
-        f"{task}.chance": float(np.sum([each.mean() for each in boxes_right]) / len(groups)),
+    missing = len(groups) - len(is_correct)
+    has_prediction = np.arange(len(groups)) < len(is_correct)
+    return compute_accuracy_metrics(f"{task}.accuracy", np.pad(is_correct, (0, missing)), has_prediction, groups) | {
+        f"{task}.oracle": float(np.sum([row.any() for row in is_box_correct]) / len(groups)),
+        f"{task}.chance_level": float(np.sum([row.mean() for row in is_box_correct]) / len(groups)),
     }
 
 
 def build_grounding_card(
-    numbers: Mapping[str, float], model: Path, split: str, files: Mapping[str, Path], source: str,
+    metrics: Mapping[str, float], model: Path, split: str, files: Mapping[str, Path], source: str,
     settings: Mapping[str, str], counts: Mapping[str, int],
 ) -> ResultsCard:  # fmt: skip
     """The results card; it has the paper's accuracy where the references are RefCOCO+'s."""
     training = read_training_settings(model)
-    plus = "refcoco+" in str(files["references"]).lower() and is_paper_protocol(counts, settings["blank"], training)
-    paper = REFCOCO_PAPER_ACCURACY.get((split, counts["items"])) if plus else None
-    scores = build_score_entries("accuracy", "grounding.accuracy", numbers, counts, paper) | {
-        "any box is right": ScoreEntry(numbers["grounding.oracle"]),
-        "a box by chance": ScoreEntry(numbers["grounding.chance"]),
+    is_paper_setting = "refcoco+" in str(files["references"]).lower() and is_paper_protocol(
+        counts, settings["ablate"], training
+    )
+    paper = REFCOCO_PAPER_ACCURACY.get((split, counts["items"])) if is_paper_setting else None
+    scores = build_score_entries("accuracy", "grounding.accuracy", metrics, counts, paper) | {
+        "any box is correct": ScoreEntry(metrics["grounding.oracle"]),
+        "random box": ScoreEntry(metrics["grounding.chance_level"]),
     }
     title = f"Referring expressions, {files['references'].parent.name or files['references'].name}"
     return ResultsCard(

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
 from comodal.models.vilbert.heads import Head
-from comodal.tasks.vision_language.question_answering.vqa_files import read_plain_pickle
+from comodal.tasks.vision_language.question_answering.vqa_files import read_safe_pickle
 from comodal.tasks.vision_language.vcr_files import write_vcr_boxes
 from comodal.text_files import read_json
 
@@ -45,27 +45,29 @@ def read_expressions(references: Path, instances: Path) -> list[ReferringExpress
     Raises:
         DataError: A file cannot be read, has another format, or the two files do not match.
     """
-    found, objects = read_plain_pickle(references), read_instance_boxes(instances)
-    if not isinstance(found, list) or not found:
+    entries, objects = read_safe_pickle(references), read_instance_boxes(instances)
+    if not isinstance(entries, list) or not entries:
         raise DataError(f"{references}: not a list of references, as refs(unc).p is")
-    expressions, known = [], dict[int, int]()
-    for place, entry in enumerate(found):
+    expressions, index_by_sentence_id = [], dict[int, int]()
+    for index, entry in enumerate(entries):
         for name, kind in REFERENCE_FIELDS.items():
             if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
-                raise DataError(f"{references}, reference {place}: no {name!r}; is it a refs(...).p of refer?")
+                raise DataError(f"{references}, reference {index}: no {name!r}; is it a refs(...).p of refer?")
         if entry["ann_id"] not in objects:
             raise DataError(f"{instances}: no object {entry['ann_id']} of reference {entry['ref_id']} of {references}")
         box = objects[entry["ann_id"]]
-        for said in entry["sentences"]:
-            text = said.get("raw") or said.get("sent") if isinstance(said, dict) else None
-            if not isinstance(text, str) or not isinstance(said.get("sent_id"), int):
+        for sentence in entry["sentences"]:
+            text = sentence.get("raw") or sentence.get("sent") if isinstance(sentence, dict) else None
+            if not isinstance(text, str) or not isinstance(sentence.get("sent_id"), int):
                 raise DataError(f"{references}, reference {entry['ref_id']}: a sentence without 'raw' or 'sent_id'")
-            if said["sent_id"] in known:
-                other = known[said["sent_id"]]
-                raise DataError(f"{references}, reference {place}: sent_id {said['sent_id']} is in {other} already")
-            known[said["sent_id"]] = place
-            of = (said["sent_id"], entry["ref_id"], entry["image_id"], entry["split"])
-            expressions.append(ReferringExpression(*of, text, box))
+            if sentence["sent_id"] in index_by_sentence_id:
+                first_index = index_by_sentence_id[sentence["sent_id"]]
+                raise DataError(
+                    f"{references}, reference {index}: sent_id {sentence['sent_id']} is also in {first_index}"
+                )
+            index_by_sentence_id[sentence["sent_id"]] = index
+            ids = (sentence["sent_id"], entry["ref_id"], entry["image_id"], entry["split"])
+            expressions.append(ReferringExpression(*ids, text, box))
     return expressions
 
 
@@ -92,12 +94,12 @@ def read_coco_entries(path: Path, key: str, names: tuple[str, ...]) -> list[dict
     entries = content.get(key) if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise DataError(f"{path}: not a COCO file, it has no list of {key!r}")
-    for place, entry in enumerate(entries):
+    for index, entry in enumerate(entries):
         if not isinstance(entry, dict) or any(name not in entry for name in names):
-            raise DataError(f"{path}: {key}[{place}] lacks one of {', '.join(names)}")
-        odd = [name for name in ("id", "image_id") if name in names and not isinstance(entry[name], int)]
-        if odd:
-            raise DataError(f"{path}: {key}[{place}] has {odd[0]} {entry[odd[0]]!r}, which is no number")
+            raise DataError(f"{path}: {key}[{index}] lacks one of {', '.join(names)}")
+        invalid = [name for name in ("id", "image_id") if name in names and not isinstance(entry[name], int)]
+        if invalid:
+            raise DataError(f"{path}: {key}[{index}] has {invalid[0]} {entry[invalid[0]]!r}, which is not an integer")
     return entries
 
 
@@ -124,32 +126,34 @@ def prepare_boxes(source: Path, out: Path, instances: Path | None = None) -> dic
     if source.is_dir():
         return write_vcr_boxes(source, out)
     content = read_json(source)
-    detections = isinstance(content, list)
-    if detections and instances is None:
+    is_detections = isinstance(content, list)
+    if is_detections and instances is None:
         raise DataError(
-            f"{source} has detections, which name images by number: give --instances instances.json as well"
+            f"{source} has detections, which refer to images by id: pass --instances instances.json as well"
         )
-    images = read_coco_entries(instances if detections and instances else source, "images", ("id", "file_name"))
+    images = read_coco_entries(instances if is_detections and instances else source, "images", ("id", "file_name"))
     names = {entry["id"]: str(entry["file_name"]) for entry in images}
-    entries = content if detections else read_coco_entries(source, "annotations", ("image_id", "bbox"))
+    entries = content if is_detections else read_coco_entries(source, "annotations", ("image_id", "bbox"))
     boxes: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in names.values()}
-    for place, entry in enumerate(entries):
-        key = "box" if detections else "bbox"
-        of = entry.get("image_id") if isinstance(entry, dict) else None
-        if not isinstance(of, int) or key not in entry or of not in names:
+    for index, entry in enumerate(entries):
+        key = "box" if is_detections else "bbox"
+        image_id = entry.get("image_id") if isinstance(entry, dict) else None
+        if not isinstance(image_id, int) or key not in entry or image_id not in names:
             raise DataError(
-                f"{source}, entry {place}: no {key!r}, or of an image that {instances or source} does not have"
+                f"{source}, entry {index}: no {key!r}, or of an image that {instances or source} does not have"
             )
         left, top, right, bottom = convert_to_corners(source, entry, key)
-        sure = entry.get("score", 1.0)
-        if not isinstance(sure, int | float):
-            raise DataError(f"{source}, entry {place}: score {sure!r} is no number")
-        if (not detections or sure >= MIN_MATTNET_SCORE) and right > left and bottom > top:
-            boxes[names[of]].append((left, top, right, bottom))
+        score = entry.get("score", 1.0)
+        if not isinstance(score, int | float):
+            raise DataError(f"{source}, entry {index}: score {score!r} is not a number")
+        if (not is_detections or score >= MIN_MATTNET_SCORE) and right > left and bottom > top:
+            boxes[names[image_id]].append((left, top, right, bottom))
     origin = {
-        "from": f"{source.name}, {f'detections of {MIN_MATTNET_SCORE} or more' if detections else 'all its objects'}"
+        "from": f"{source.name}, {f'detections of {MIN_MATTNET_SCORE} or more' if is_detections else 'all its objects'}"
     }
-    lines = [json.dumps({"image": name, "boxes": found} | origin) for name, found in boxes.items() if found]
+    lines = [
+        json.dumps({"image": name, "boxes": image_boxes} | origin) for name, image_boxes in boxes.items() if image_boxes
+    ]
     write_bytes_atomically(out, ("\n".join(lines) + "\n").encode())
     return {"boxes.images": len(lines), "boxes": sum(map(len, boxes.values()))}
 
@@ -160,6 +164,6 @@ def compute_inclusive_iou(
     """IoU of each box with one box; a box of one pixel has a width of 1, as in the original's code."""
     left, top = np.maximum(boxes[:, 0], box[0]), np.maximum(boxes[:, 1], box[1])
     right, bottom = np.minimum(boxes[:, 2], box[2]), np.minimum(boxes[:, 3], box[3])
-    both = np.maximum(right - left + 1, 0) * np.maximum(bottom - top + 1, 0)
+    intersection = np.maximum(right - left + 1, 0) * np.maximum(bottom - top + 1, 0)
     areas = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
-    return both / (areas + (box[2] - box[0] + 1) * (box[3] - box[1] + 1) - both)
+    return intersection / (areas + (box[2] - box[0] + 1) * (box[3] - box[1] + 1) - intersection)

@@ -39,42 +39,42 @@ def read_gqa_questions(path: Path) -> tuple[list[SingleAnswerQuestion], Counter[
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     if not files:
         raise DataError(f"{path}: no .json of questions in this folder")
-    every: dict[str, SingleAnswerQuestion] = {}
+    questions_by_id: dict[str, SingleAnswerQuestion] = {}
     for file in files:
         content = read_json(file)
         if not isinstance(content, dict) or not content:
-            raise DataError(f"{file}: GQA's files have questions by their number; this one has none")
+            raise DataError(f"{file}: GQA's files map question ids to questions; this file has none")
         for key, entry in content.items():
-            if key in every:
+            if key in questions_by_id:
                 raise DataError(f"{file}: question {key} is in another file of {path} too")
-            every[key] = parse_gqa_question(file, key, entry)
-    return list(every.values()), Counter()
+            questions_by_id[key] = parse_gqa_question(file, key, entry)
+    return list(questions_by_id.values()), Counter()
 
 
 def parse_gqa_question(file: Path, key: str, entry: Any) -> SingleAnswerQuestion:
     """Parses one question; without `isBalanced` it counts as balanced."""
     if not isinstance(entry, dict):
         raise DataError(f"{file}: question {key} is {entry!r:.40}, not an object with 'question' and 'imageId'")
-    text, image, said = entry.get("question"), entry.get("imageId"), entry.get("answer")
-    if not isinstance(text, str) or not isinstance(image, str) or not isinstance(said, str | None):
-        raise DataError(f"{file}: question {key} has no 'question' or no 'imageId', or its 'answer' is no text")
-    told = entry.get("types")
-    types: dict[str, Any] = told if isinstance(told, dict) else {}
+    text, image, answer = entry.get("question"), entry.get("imageId"), entry.get("answer")
+    if not isinstance(text, str) or not isinstance(image, str) or not isinstance(answer, str | None):
+        raise DataError(f"{file}: question {key} has no 'question' or no 'imageId', or its 'answer' is not text")
+    types_entry = entry.get("types")
+    types: dict[str, Any] = types_entry if isinstance(types_entry, dict) else {}
     kinds = [f"{part}.{types[part]}" for part in ("structural", "semantic") if types.get(part)]
     if types.get("structural"):
         kinds.append("open" if types["structural"] == OPEN_QUESTION_TYPE else "binary")
-    return SingleAnswerQuestion(key, image, text, said, tuple(kinds), bool(entry.get("isBalanced", True)))
+    return SingleAnswerQuestion(key, image, text, answer, tuple(kinds), bool(entry.get("isBalanced", True)))
 
 
-def format_gqa_prediction(key: str, said: str) -> dict[str, str | int]:
+def format_gqa_prediction(key: str, answer: str) -> dict[str, str | int]:
     """An entry of the submission, for the server and the official script."""
-    return {"questionId": key, "prediction": said}
+    return {"questionId": key, "prediction": answer}
 
 
 GQA_TASK = QuestionTask("gqa", "GQA", GQA_HEAD, read_gqa_questions, format_gqa_prediction, refuses_missing=True)
 
 GQA_FINE_TUNING = ViLBERTFineTuneConfig(batch_size=128)
-GQA_ANSWERING = AnsweringConfig(least_questions=1, max_words=GQA_MAX_TOKENS)
+GQA_ANSWERING = AnsweringConfig(min_answer_count=1, max_tokens=GQA_MAX_TOKENS)
 
 
 @flatten_parameters
@@ -108,7 +108,7 @@ def evaluate_gqa(
     model: Path,
     questions: Path,
     regions: Path,
-    max_words: int = GQA_MAX_TOKENS,
+    max_tokens: int = GQA_MAX_TOKENS,
     evaluation: EvaluationOptions = DEFAULT_EVALUATION,
 ) -> dict[str, float]:
     """Answers GQA's questions, and computes the accuracy as the official script does.
@@ -117,7 +117,7 @@ def evaluate_gqa(
         model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train gqa`.
         questions: Official questions: testdev_balanced, val_balanced, or the test questions, which have no answers.
         regions: The region store of the images.
-        max_words: Maximum number of tokens of a question.
+        max_tokens: Maximum number of tokens of a question.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
         out: Folder for results.json, submission.json and the results card; nothing is written without it.
 
@@ -132,4 +132,4 @@ def evaluate_gqa(
     Examples:
         comodal evaluate gqa --model runs/gqa --questions testdev_balanced_questions.json --regions gqa/ --out gqa/
     """
-    return evaluate_questions(GQA_TASK, model, questions, regions, max_words, evaluation)
+    return evaluate_questions(GQA_TASK, model, questions, regions, max_tokens, evaluation)

@@ -19,7 +19,7 @@ from comodal.tasks.evaluation.missing_images import (
     INTERVAL_NAME,
     build_score_entries,
     check_no_missing_images,
-    compute_accuracy_numbers,
+    compute_accuracy_metrics,
     count_items,
     format_missing_count,
 )
@@ -63,7 +63,7 @@ class SingleAnswerQuestion(NamedTuple):
         text: The question.
         answer: The correct answer; None if unknown.
         kinds: The question types that it counts in, besides all questions.
-        counts: Whether the official score includes it.
+        is_counted: Whether the official score includes it.
     """
 
     key: str
@@ -71,7 +71,7 @@ class SingleAnswerQuestion(NamedTuple):
     text: str
     answer: str | None
     kinds: tuple[str, ...]
-    counts: bool = True
+    is_counted: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,16 +82,16 @@ class QuestionTask:
         name: Name on the command line.
         title: Display name.
         head: The model's head.
-        read: Reads the questions of an official file, and counts excluded ones by reason.
-        record: The submission entry of a question (its key) and its predicted answer.
+        read_questions: Reads the questions of an official file, and counts excluded ones by reason.
+        format_prediction: The submission entry of a question (its key) and its predicted answer.
         refuses_missing: Whether the official evaluation refuses missing predictions.
     """
 
     name: str
     title: str
     head: str
-    read: Callable[[Path], tuple[list[SingleAnswerQuestion], Counter[str]]]
-    record: Callable[[str, str], dict[str, str | int]]
+    read_questions: Callable[[Path], tuple[list[SingleAnswerQuestion], Counter[str]]]
+    format_prediction: Callable[[str, str], dict[str, str | int]]
     refuses_missing: bool
 
 
@@ -110,106 +110,126 @@ def build_question_run(
         DataError: A file cannot be read, or there is nothing to train on.
     """
     parts = load_fine_tuning_data(model, regions, fine_tune)
-    told = {path: task.read(path) for path in (questions, validation) if path}
-    given = Counter(one.answer for one in told[questions][0] if one.answer is not None)
-    if not given:
-        raise DataError(f"{questions}: no question has an answer, so nothing can be learnt from it; is it a test file?")
-    common = [said for said, count in given.items() if count >= answering.least_questions]
-    vocabulary = read_answer_vocabulary(answering.answers) if answering.answers else common
+    questions_by_path = {path: task.read_questions(path) for path in (questions, validation) if path}
+    answer_counts = Counter(
+        question.answer for question in questions_by_path[questions][0] if question.answer is not None
+    )
+    if not answer_counts:
+        raise DataError(f"{questions}: no question has an answer to train on; is it a test file?")
+    frequent_answers = [answer for answer, count in answer_counts.items() if count >= answering.min_answer_count]
+    vocabulary = read_answer_vocabulary(answering.answers) if answering.answers else frequent_answers
     if not vocabulary:
         raise DataError(
-            f"{questions}: no answer is that of {answering.least_questions} questions; lower --least-questions"
+            f"{questions}: no answer is that of {answering.min_answer_count} questions; lower --min-answer-count"
         )
-    rows = ImageRows(parts.store, "plain")
+    rows = ImageRows(parts.store, "visual_genome")
 
-    def source(path: Path) -> ScoredQuestions:
-        every, left_out = told[path]
-        found = select_trainable_questions(every, rows, parts.words, answering.max_words, vocabulary, left_out)
-        rows.check(path, len(found))
+    def read_examples(path: Path) -> ScoredQuestions:
+        all_questions, excluded = questions_by_path[path]
+        scored_questions = select_trainable_questions(
+            all_questions, rows, parts.tokenizer, answering.max_tokens, vocabulary, excluded
+        )
+        rows.check(path, len(scored_questions))
         print_line(
-            f"{path.name}: {len(found):,} questions, {len(vocabulary):,} answers{format_exclusions(left_out)}",
+            f"{path.name}: {len(scored_questions):,} questions, {len(vocabulary):,} "
+            f"answers{format_exclusions(excluded)}",
             stderr=True,
         )
-        if not any(found.scores):
+        if not any(scored_questions.scores):
             raise DataError(f"{path}: none of its answers is in the vocabulary of {len(vocabulary):,}")
-        return found
+        return scored_questions
 
     return build_vilbert_run(
         parts,
         fine_tune,
         Head(task.head, "answers", len(vocabulary)),
         compute_soft_answer_loss,
-        source(questions),
-        source(validation) if validation else None,
+        read_examples(questions),
+        read_examples(validation) if validation else None,
         compute_fine_tuning_fingerprint(
-            fine_tune, parts.store, [*told, *([answering.answers] if answering.answers else [])]
+            fine_tune, parts.store, [*questions_by_path, *([answering.answers] if answering.answers else [])]
         ),
         {ANSWERS_FILE: (json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n").encode()},
     )
 
 
 def select_trainable_questions(
-    every: Sequence[SingleAnswerQuestion], rows: ImageRows, words: WordPieceTokenizer, max_words: int,
+    questions: Sequence[SingleAnswerQuestion], rows: ImageRows, tokenizer: WordPieceTokenizer, max_tokens: int,
     vocabulary: Sequence[str],
-    left_out: Counter[str],
+    excluded: Counter[str],
 ) -> ScoredQuestions:  # fmt: skip
     """The questions with an answer whose image is in the store; counts the others.
 
     A question whose answer is not in the vocabulary is kept with scores of 0, as in the original.
     """
-    numbers = {said: number for number, said in enumerate(vocabulary)}
-    scores = {one.key: {numbers[one.answer]: 1.0} if one.answer in numbers else {} for one in every if one.answer}
-    if len(scores) < len(every):
-        left_out[REASON_UNANSWERED] += len(every) - len(scores)
+    index_by_answer = {answer: index for index, answer in enumerate(vocabulary)}
+    scores = {
+        question.key: {index_by_answer[question.answer]: 1.0} if question.answer in index_by_answer else {}
+        for question in questions
+        if question.answer
+    }
+    if len(scores) < len(questions):
+        excluded[REASON_UNANSWERED] += len(questions) - len(scores)
     examples, missing = build_question_examples(
-        ((e.key, e.image, e.text) for e in every if e.key in scores), rows, words, max_words
+        ((question_.key, question_.image, question_.text) for question_ in questions if question_.key in scores),
+        rows,
+        tokenizer,
+        max_tokens,
     )
-    left_out.update(missing)
+    excluded.update(missing)
     return ScoredQuestions(examples, [scores[example.key] for example in examples], len(vocabulary))
 
 
 def evaluate_questions(
-    task: QuestionTask, model: Path, questions: Path, regions: Path, max_words: int, evaluation: EvaluationOptions
+    task: QuestionTask, model: Path, questions: Path, regions: Path, max_tokens: int, evaluation: EvaluationOptions
 ) -> dict[str, float]:
     """Reports the accuracy where answers are known, and writes predictions; a missing prediction counts as incorrect.
 
     Raises:
         DataError: An image is missing, and the official evaluation refuses that.
     """
-    asked = evaluation.load_model(model, regions, task.head)
-    vocabulary, (every, left_out) = read_model_vocabulary(model), task.read(questions)
-    found = answer_questions(asked, task, questions, every, max_words, vocabulary)
-    given = {one.key: found.get(one.key, "") for one in every}  # a server requires an answer to every question
+    loaded = evaluation.load_model(model, regions, task.head)
+    vocabulary, (all_questions, excluded) = read_model_vocabulary(model), task.read_questions(questions)
+    predictions = answer_questions(loaded, task, questions, all_questions, max_tokens, vocabulary)
+    submitted = {
+        item.key: predictions.get(item.key, "") for item in all_questions
+    }  # a server requires an answer to every question
     if evaluation.out is not None:
-        listed = json.dumps([task.record(key, said) for key, said in given.items()], ensure_ascii=False) + "\n"
-        write_bytes_atomically(evaluation.out / "submission.json", listed.encode())
-    counted = [one for one in every if one.counts and one.answer is not None]
-    known, scored = set(vocabulary), counted or every
-    counts = {**count_items(len(scored), sum(one.key in found for one in scored)), **left_out}
+        submission = (
+            json.dumps([task.format_prediction(key, answer) for key, answer in submitted.items()], ensure_ascii=False)
+            + "\n"
+        )
+        write_bytes_atomically(evaluation.out / "submission.json", submission.encode())
+    counted_questions = [item for item in all_questions if item.is_counted and item.answer is not None]
+    known_answers, scored = set(vocabulary), counted_questions or all_questions
+    counts = {**count_items(len(scored), sum(item.key in predictions for item in scored)), **excluded}
     print_line(
-        f"{task.title}, {questions.name}: {len(every):,} questions"
-        f"{format_exclusions(left_out)}{format_missing_count(counts)}"
+        f"{task.title}, {questions.name}: {len(all_questions):,} questions"
+        f"{format_exclusions(excluded)}{format_missing_count(counts)}"
     )
-    if counted:
-        numbers = score_single_answers(task, counted, given, found)
-        unknown = sum(one.answer not in known for one in counted)
-        if len(counted) < len(every):
-            counts["not in the official score"] = len(every) - len(counted)
-        if unknown:
-            counts[f"{REASON_NOT_IN_VOCABULARY} (scored as wrong)"] = unknown
+    if counted_questions:
+        metrics = score_single_answers(task, counted_questions, submitted, predictions)
+        num_unknown = sum(item.answer not in known_answers for item in counted_questions)
+        if len(counted_questions) < len(all_questions):
+            counts["not in the official score"] = len(all_questions) - len(counted_questions)
+        if num_unknown:
+            counts[f"{REASON_NOT_IN_VOCABULARY} (counted as incorrect)"] = num_unknown
     else:
-        print_line("There are no answers: submission.json is for the server, and there is no score.")
-        numbers = {f"{task.name}.items": float(len(every))}
-    where = str(asked.store.about["made_from"])
-    settings = {"blank": evaluation.blank, INTERVAL_NAME: describe_interval([one.image for one in scored], "images")}
+        print_line("The questions have no answers, so there is no score; submission.json is for the server.")
+        metrics = {f"{task.name}.items": float(len(all_questions))}
+    region_source = str(loaded.store.about["provenance"])
+    settings = {
+        "ablate": evaluation.ablate,
+        INTERVAL_NAME: describe_interval([item.image for item in scored], "images"),
+    }
     report_results(
-        numbers, build_questions_card(task, numbers, model, questions, where, settings, counts), evaluation.out
+        metrics, build_questions_card(task, metrics, model, questions, region_source, settings, counts), evaluation.out
     )
-    return numbers
+    return metrics
 
 
 def answer_questions(
-    asked: LoadedTaskModel, task: QuestionTask, questions: Path, every: Sequence[SingleAnswerQuestion], max_words: int,
+    asked: LoadedTaskModel, task: QuestionTask, questions: Path, every: Sequence[SingleAnswerQuestion], max_tokens: int,
     vocabulary: Sequence[str],
 ) -> dict[str, str]:  # fmt: skip
     """The predicted answer to each question whose image is in the store, by the question's key.
@@ -217,9 +237,9 @@ def answer_questions(
     Raises:
         DataError: An image is missing, and the official evaluation refuses that.
     """
-    rows = ImageRows(asked.store, "plain")
+    rows = ImageRows(asked.store, "visual_genome")
     texts = ((one.key, one.image, one.text) for one in every)
-    examples, _ = build_question_examples(texts, rows, asked.words, max_words)
+    examples, _ = build_question_examples(texts, rows, asked.tokenizer, max_tokens)
     rows.check(questions, len(examples))
     if task.refuses_missing:
         check_no_missing_images(questions, task.title, list(rows.missing), len(every))
@@ -229,42 +249,48 @@ def answer_questions(
 
 def score_single_answers(
     task: QuestionTask,
-    counted: Sequence[SingleAnswerQuestion],
-    given: Mapping[str, str],
-    answered: Collection[str] | None = None,
+    questions: Sequence[SingleAnswerQuestion],
+    predictions: Mapping[str, str],
+    keys_with_image: Collection[str] | None = None,
 ) -> dict[str, float]:
     """Accuracy with its interval, accuracy of the most common answer, and accuracy by question type.
 
     Args:
         task: The task.
-        counted: The questions to score, with their answers.
-        given: The prediction for each; a question without one counts as incorrect.
-        answered: The keys of those whose image is in the store; all of `given` by default.
+        questions: The questions to score, with their answers.
+        predictions: The prediction for each; a question without one counts as incorrect.
+        keys_with_image: The keys of those whose image is in the store; all of `predictions` by default.
     """
-    right = np.array([given.get(one.key) == one.answer for one in counted])
-    present = np.array([one.key in (given if answered is None else answered) for one in counted])
-    common = Counter(one.answer for one in counted).most_common(1)[0][1]
+    is_correct = np.array([predictions.get(question.key) == question.answer for question in questions])
+    has_prediction = np.array(
+        [question.key in (predictions if keys_with_image is None else keys_with_image) for question in questions]
+    )
+    majority_count = Counter(question.answer for question in questions).most_common(1)[0][1]
     groups: dict[str, list[bool]] = defaultdict(list)
-    for one, correct in zip(counted, right.tolist(), strict=True):
-        for kind in one.kinds:
+    for question, correct in zip(questions, is_correct.tolist(), strict=True):
+        for kind in question.kinds:
             groups[kind].append(correct)
-    numbers = compute_accuracy_numbers("accuracy", right, present, [one.image for one in counted])
-    numbers |= {"majority": common / len(counted)}
-    numbers |= {kind: float(np.mean(values)) for kind, values in sorted(groups.items())}
-    return {f"{task.name}.{name}": value for name, value in numbers.items()}
+    metrics = compute_accuracy_metrics(
+        "accuracy", is_correct, has_prediction, [question.image for question in questions]
+    )
+    metrics |= {"majority": majority_count / len(questions)}
+    metrics |= {kind: float(np.mean(values)) for kind, values in sorted(groups.items())}
+    return {f"{task.name}.{name}": value for name, value in metrics.items()}
 
 
 def build_questions_card(
-    task: QuestionTask, numbers: Mapping[str, float], model: Path, questions: Path, regions: str,
+    task: QuestionTask, metrics: Mapping[str, float], model: Path, questions: Path, regions: str,
     settings: Mapping[str, str], counts: Mapping[str, int],
 ) -> ResultsCard:  # fmt: skip
     """The results card."""
-    plain = {name.removeprefix(f"{task.name}."): value for name, value in numbers.items()}
+    metrics_by_name = {name.removeprefix(f"{task.name}."): value for name, value in metrics.items()}
     scores: dict[str, ScoreEntry] = {}
-    if "accuracy" in plain:
-        scores = build_score_entries("accuracy", "accuracy", plain, counts)
-        scores |= {name: ScoreEntry(value) for name, value in plain.items() if not name.startswith("accuracy")}
-    files, every_setting = {"questions": questions}, {**settings, **read_training_settings(model)}
+    if "accuracy" in metrics_by_name:
+        scores = build_score_entries("accuracy", "accuracy", metrics_by_name, counts)
+        scores |= {
+            name: ScoreEntry(value) for name, value in metrics_by_name.items() if not name.startswith("accuracy")
+        }
+    files, all_settings = {"questions": questions}, {**settings, **read_training_settings(model)}
     return ResultsCard(
-        task.name, task.title, questions.stem, scores, str(model), counts, files, regions, {}, every_setting
+        task.name, task.title, questions.stem, scores, str(model), counts, files, regions, {}, all_settings
     )

@@ -29,7 +29,7 @@ from comodal.training.recipe_run import Run
 
 VISUAL_GENOME_MAX_TOKENS = 26
 QUESTION_WORDS = ("what", "where", "when", "who", "why", "how")  # the six question types of the annotation
-REASON_EMPTY_ANSWER = "nothing is left of the answer in VQA's way of writing"
+REASON_EMPTY_ANSWER = "answer is empty after VQA's normalization"
 
 
 def read_visual_genome_questions(path: Path) -> tuple[list[SingleAnswerQuestion], Counter[str]]:
@@ -41,39 +41,39 @@ def read_visual_genome_questions(path: Path) -> tuple[list[SingleAnswerQuestion]
     content = read_json(path)
     if not isinstance(content, list) or not content:
         raise DataError(f"{path}: Visual Genome's question_answers.json is a list of images with 'qas'; this is not")
-    every: dict[str, SingleAnswerQuestion] = {}
-    left_out = Counter[str]()
-    for place, image in enumerate(content):
-        inside = image.get("qas") if isinstance(image, dict) else None
-        if not isinstance(inside, list):
-            raise DataError(f"{path}, image {place}: no list of 'qas'")
-        for entry in inside:
-            one = parse_visual_genome_question(path, place, entry)
-            if one.key in every:
-                raise DataError(f"{path}, image {place}: qa_id {one.key} is there twice")
-            if one.answer:
-                every[one.key] = one
+    questions_by_id: dict[str, SingleAnswerQuestion] = {}
+    excluded = Counter[str]()
+    for index, image in enumerate(content):
+        entries = image.get("qas") if isinstance(image, dict) else None
+        if not isinstance(entries, list):
+            raise DataError(f"{path}, image {index}: no list of 'qas'")
+        for entry in entries:
+            question = parse_visual_genome_question(path, index, entry)
+            if question.key in questions_by_id:
+                raise DataError(f"{path}, image {index}: qa_id {question.key} is a duplicate")
+            if question.answer:
+                questions_by_id[question.key] = question
             else:
-                left_out[REASON_EMPTY_ANSWER] += 1
-    return list(every.values()), left_out
+                excluded[REASON_EMPTY_ANSWER] += 1
+    return list(questions_by_id.values()), excluded
 
 
-def parse_visual_genome_question(path: Path, place: int, entry: Any) -> SingleAnswerQuestion:
+def parse_visual_genome_question(path: Path, index: int, entry: Any) -> SingleAnswerQuestion:
     """Parses one question."""
     kinds = {"qa_id": int, "image_id": int, "question": str, "answer": str}
     for name, kind in kinds.items():
         if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
-            shown = entry.get("qa_id") if isinstance(entry, dict) else entry
-            raise DataError(f"{path}, image {place}: question {shown!r:.40} has no {name!r}, or of another kind")
+            label = entry.get("qa_id") if isinstance(entry, dict) else entry
+            raise DataError(f"{path}, image {index}: question {label!r:.40} has no {name!r}, or one of another type")
     first = entry["question"].lower().split()[:1]
     beginning = first[0] if first and first[0] in QUESTION_WORDS else "other"
     answer = normalize_answer(entry["answer"]).replace(",", "")
     return SingleAnswerQuestion(str(entry["qa_id"]), str(entry["image_id"]), entry["question"], answer, (beginning,))
 
 
-def format_visual_genome_answer(key: str, said: str) -> dict[str, str | int]:
+def format_visual_genome_answer(key: str, answer: str) -> dict[str, str | int]:
     """An entry of the submission."""
-    return {"qa_id": int(key), "answer": said}
+    return {"qa_id": int(key), "answer": answer}
 
 
 VISUAL_GENOME_TASK = QuestionTask(
@@ -86,7 +86,7 @@ VISUAL_GENOME_TASK = QuestionTask(
 )
 
 VISUAL_GENOME_FINE_TUNING = ViLBERTFineTuneConfig(batch_size=128)
-VISUAL_GENOME_ANSWERING = AnsweringConfig(max_words=VISUAL_GENOME_MAX_TOKENS)
+VISUAL_GENOME_ANSWERING = AnsweringConfig(max_tokens=VISUAL_GENOME_MAX_TOKENS)
 
 
 @flatten_parameters
@@ -120,7 +120,7 @@ def evaluate_visual_genome(
     model: Path,
     questions: Path,
     regions: Path,
-    max_words: int = VISUAL_GENOME_MAX_TOKENS,
+    max_tokens: int = VISUAL_GENOME_MAX_TOKENS,
     evaluation: EvaluationOptions = DEFAULT_EVALUATION,
 ) -> dict[str, float]:
     """Answers Visual Genome's questions, and computes the accuracy after VQA's answer normalization.
@@ -129,7 +129,7 @@ def evaluate_visual_genome(
         model: Run or model folder of a ViLBERT that was fine-tuned by `comodal train visual_genome` or `train vqa`.
         questions: A question_answers.json.
         regions: The region store of the images.
-        max_words: Maximum number of tokens of a question.
+        max_tokens: Maximum number of tokens of a question.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
         out: Folder for results.json, submission.json and the results card; nothing is written without it.
 
@@ -144,4 +144,4 @@ def evaluate_visual_genome(
     Examples:
         comodal evaluate visual_genome --model runs/vg --questions held_out.json --regions vg/ --out results/vg
     """
-    return evaluate_questions(VISUAL_GENOME_TASK, model, questions, regions, max_words, evaluation)
+    return evaluate_questions(VISUAL_GENOME_TASK, model, questions, regions, max_tokens, evaluation)

@@ -1,7 +1,7 @@
 """VQA v2: visual question answering over a vocabulary of some 3,000 answers (ViLBERT, section 3.3).
 
 A two-layer head on the product of both pooled streams is trained with binary cross-entropy against soft scores; batches
-of 256, learning rate 4e-5, 20 epochs. As in the original's code, the vocabulary is built on train and val together
+of 256, learning rate 4e-5, 20 epochs. As in the original's code, the vocabulary is built on both train and val
 where both are given. The evaluation computes the official accuracy, or writes a submission where answers are unknown.
 """
 
@@ -23,7 +23,7 @@ from comodal.tasks.evaluation.missing_images import (
     INTERVAL_NAME,
     REASON_MISSING_IMAGE,
     build_score_entries,
-    compute_accuracy_numbers,
+    compute_accuracy_metrics,
     count_items,
     format_missing_count,
     is_paper_protocol,
@@ -65,8 +65,8 @@ from comodal.training.recipe_run import Run
 VQA_MAX_TOKENS = 23  # as in the original's later code; its first code has 16, and truncates [SEP]
 # ViLBERT, table 1 (test-dev); no official number for val
 VQA_PAPER_ACCURACY = {("test-dev2015", 107_394): 0.7055}
-REASON_NO_HUMAN_ANSWER = "no answer of people is in the vocabulary"
-VQA_ANSWERING = AnsweringConfig(max_words=VQA_MAX_TOKENS)
+REASON_NO_HUMAN_ANSWER = "no human answer is in the vocabulary"
+VQA_ANSWERING = AnsweringConfig(max_tokens=VQA_MAX_TOKENS)
 VQA_FINE_TUNING = ViLBERTFineTuneConfig(batch_size=256, learning_rate=4e-5)
 
 
@@ -91,7 +91,7 @@ def recipe(
         validation_questions: The questions of val2014, if they are not used for training.
         validation_annotations: Their annotations.
         answering: The vocabulary of answers, and the length of questions.
-        least_questions: Without `answers`: an answer enters the vocabulary if it is the most common one of at least
+        min_answer_count: Without `answers`: an answer enters the vocabulary if it is the most common one of at least
             this many questions.
         fine_tune: The options of all fine-tuning recipes.
 
@@ -99,27 +99,33 @@ def recipe(
         comodal train vqa --model RUN --questions q.json --annotations a.json --regions coco/ --out runs/vqa
     """
     if len(questions) != len(annotations):
-        raise ValueError(f"{len(questions)} files of questions need as many of annotations, not {len(annotations)}")
+        raise ValueError(f"{len(questions)} files of questions, but {len(annotations)} of annotations; pass one each")
     if (validation_questions is None) != (validation_annotations is None):
-        raise ValueError("validation_questions and validation_annotations are given together, or neither")
+        raise ValueError("pass both validation_questions and validation_annotations, or neither")
     parts = load_fine_tuning_data(model, regions, fine_tune)
-    asked = [read_vqa_questions(*files) for files in zip(questions, annotations, strict=True)]
-    held_out = read_vqa_questions(validation_questions, validation_annotations) if validation_questions else []
-    every = [question for some in asked for question in some]
-    vocabulary = choose_answer_vocabulary(questions[0], [*every, *held_out], answering)
+    question_lists = [read_vqa_questions(*files) for files in zip(questions, annotations, strict=True)]
+    held_out_questions = (
+        read_vqa_questions(validation_questions, validation_annotations) if validation_questions else []
+    )
+    train_questions = [question for part in question_lists for question in part]
+    vocabulary = choose_answer_vocabulary(questions[0], [*train_questions, *held_out_questions], answering)
     rows = ImageRows(parts.store, "coco")
 
-    def source(some: Sequence[VQAQuestion], file: Path) -> ScoredQuestions:
-        found, left_out = build_scored_questions(some, rows, parts.words, answering.max_words, vocabulary)
-        rows.check(file, len(found))
-        unknown = sum(not scores for scores in found.scores)
-        said = f"; {unknown:,} of them without a known answer" if unknown else ""
-        print_line(
-            f"{len(found):,} questions{said}, {len(vocabulary):,} answers{format_exclusions(left_out)}", stderr=True
+    def read_examples(part: Sequence[VQAQuestion], file: Path) -> ScoredQuestions:
+        scored_questions, excluded = build_scored_questions(
+            part, rows, parts.tokenizer, answering.max_tokens, vocabulary
         )
-        if unknown == len(found):
+        rows.check(file, len(scored_questions))
+        unknown = sum(not scores for scores in scored_questions.scores)
+        unknown_text = f"; {unknown:,} of them without an answer in the vocabulary" if unknown else ""
+        print_line(
+            f"{len(scored_questions):,} questions{unknown_text}, {len(vocabulary):,} "
+            f"answers{format_exclusions(excluded)}",
+            stderr=True,
+        )
+        if unknown == len(scored_questions):
             raise DataError(f"{file}: none of its answers is in the vocabulary of {len(vocabulary):,}")
-        return found
+        return scored_questions
 
     files = [*questions, *annotations, *(path for path in (validation_questions, answering.answers) if path)]
     return build_vilbert_run(
@@ -127,8 +133,8 @@ def recipe(
         fine_tune,
         Head(VQA_HEAD, "answers", len(vocabulary)),
         compute_soft_answer_loss,
-        source(every, questions[0]),
-        source(held_out, validation_questions) if validation_questions else None,
+        read_examples(train_questions, questions[0]),
+        read_examples(held_out_questions, validation_questions) if validation_questions else None,
         compute_fine_tuning_fingerprint(fine_tune, parts.store, files),
         {ANSWERS_FILE: (json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n").encode()},
     )
@@ -142,11 +148,11 @@ def choose_answer_vocabulary(path: Path, every: Sequence[VQAQuestion], answering
     """
     if answering.answers:
         return read_answer_vocabulary(answering.answers)
-    vocabulary = build_answer_vocabulary(every, answering.least_questions)
+    vocabulary = build_answer_vocabulary(every, answering.min_answer_count)
     if not vocabulary:
         raise DataError(
-            f"{path}: no answer is the most common one of {answering.least_questions} questions; lower "
-            "--least-questions"
+            f"{path}: no answer is the most common one of {answering.min_answer_count} questions; lower "
+            "--min-answer-count"
         )
     return vocabulary
 
@@ -158,59 +164,59 @@ class ScoredQuestions:
     Args:
         questions: Examples without targets.
         scores: Scores of each question, by answer index.
-        answers: Number of answers in the vocabulary.
+        num_answers: Number of answers in the vocabulary.
     """
 
     questions: Sequence[TaskExample]
     scores: Sequence[Mapping[int, float]]
-    answers: int
+    num_answers: int
 
     def __len__(self) -> int:
         return len(self.questions)
 
     def length(self, index: int) -> int:
-        return len(self.questions[index].texts[0].words)
+        return len(self.questions[index].texts[0].token_ids)
 
     def example(self, epoch: int, index: int) -> TaskExample:  # noqa: ARG002
-        target = np.zeros(self.answers, np.float32)
-        for number, share in self.scores[index].items():
-            target[number] = share
+        target = np.zeros(self.num_answers, np.float32)
+        for answer_index, score in self.scores[index].items():
+            target[answer_index] = score
         return self.questions[index]._replace(target=target)
 
 
 def build_question_examples(
-    questions: Iterable[tuple[str, str, str]], rows: ImageRows, words: WordPieceTokenizer, max_words: int
+    questions: Iterable[tuple[str, str, str]], rows: ImageRows, tokenizer: WordPieceTokenizer, max_tokens: int
 ) -> tuple[list[TaskExample], Counter[str]]:
     """Examples (key, image, text) of questions whose image is in the store, and excluded ones by reason."""
-    examples, left_out = [], Counter[str]()
+    examples, excluded = [], Counter[str]()
     texts: dict[str, TokenizedText] = {}
     for key, image, text in questions:
         row = rows.find(image)
         if row is None:
-            left_out[REASON_MISSING_IMAGE] += 1
+            excluded[REASON_MISSING_IMAGE] += 1
             continue
         if text not in texts:
-            texts[text] = tokenize_text(words, text, max_words)
+            texts[text] = tokenize_text(tokenizer, text, max_tokens)
         examples.append(TaskExample(key, (texts[text],), (row,), None))
-    return examples, left_out
+    return examples, excluded
 
 
 def build_scored_questions(
     questions: Sequence[VQAQuestion],
     rows: ImageRows,
-    words: WordPieceTokenizer,
-    max_words: int,
+    tokenizer: WordPieceTokenizer,
+    max_tokens: int,
     vocabulary: Sequence[str],
 ) -> tuple[ScoredQuestions, Counter[str]]:
     """The questions whose image is in the store, with soft scores, and excluded ones by reason.
 
     A question none of whose answers is in the vocabulary is kept with scores of 0, as in the original.
     """
-    numbers = {answer: number for number, answer in enumerate(vocabulary)}
-    scores = {question.number: compute_soft_scores(question.answers, numbers) for question in questions}
-    every = ((str(one.number), one.image, one.text) for one in questions)
-    examples, left_out = build_question_examples(every, rows, words, max_words)
-    return ScoredQuestions(examples, [scores[int(example.key)] for example in examples], len(vocabulary)), left_out
+    index_by_answer = {answer: index for index, answer in enumerate(vocabulary)}
+    scores = {question.question_id: compute_soft_scores(question.answers, index_by_answer) for question in questions}
+    keyed_questions = ((str(item.question_id), item.image, item.text) for item in questions)
+    examples, excluded = build_question_examples(keyed_questions, rows, tokenizer, max_tokens)
+    return ScoredQuestions(examples, [scores[int(example.key)] for example in examples], len(vocabulary)), excluded
 
 
 @flatten_parameters
@@ -219,7 +225,7 @@ def evaluate_vqa(
     questions: Path,
     regions: Path,
     annotations: Path | None = None,
-    max_words: int = VQA_MAX_TOKENS,
+    max_tokens: int = VQA_MAX_TOKENS,
     evaluation: EvaluationOptions = DEFAULT_EVALUATION,
 ) -> dict[str, float]:
     """Answers questions about images, and computes the official VQA accuracy.
@@ -229,12 +235,12 @@ def evaluate_vqa(
         questions: An official file of questions: val2014, test2015, test-dev2015.
         regions: The region store of the images.
         annotations: The official annotations; without them there is a submission and no score.
-        max_words: Maximum number of tokens of a question.
+        max_tokens: Maximum number of tokens of a question.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
         out: Folder for results.json, submission.json and the results card; nothing is written without it.
 
     Returns:
-        vqa.accuracy over all questions with its interval (images resampled), vqa.accuracy.answered over those whose
+        vqa.accuracy over all questions with its interval (images resampled), vqa.accuracy.predicted over those whose
         image is there; vqa.answer_type.TYPE and vqa.majority (the most common answer).
 
     Raises:
@@ -245,73 +251,80 @@ def evaluate_vqa(
         comodal evaluate vqa --model runs/vqa --questions q.json --annotations a.json --regions coco/ --out results/vqa
         comodal evaluate vqa --model runs/vqa --questions test2015_questions.json --regions coco/ --out submission/
     """
-    asked = evaluation.load_model(model, regions, VQA_HEAD)
-    vocabulary, told = read_model_vocabulary(model), read_vqa_questions(questions, annotations)
-    rows = ImageRows(asked.store, "coco")
-    plain = ((str(question.number), question.image, question.text) for question in told)
-    examples, _ = build_question_examples(plain, rows, asked.words, max_words)
+    loaded = evaluation.load_model(model, regions, VQA_HEAD)
+    vocabulary, question_list = read_model_vocabulary(model), read_vqa_questions(questions, annotations)
+    rows = ImageRows(loaded.store, "coco")
+    keyed_questions = ((str(question.question_id), question.image, question.text) for question in question_list)
+    examples, _ = build_question_examples(keyed_questions, rows, loaded.tokenizer, max_tokens)
     rows.check(questions, len(examples))
-    given = {
-        int(one.example.key): vocabulary[int(one.scores.argmax())] for one in score_examples(asked, VQA_HEAD, examples)
+    predictions = {
+        int(item.example.key): vocabulary[int(item.scores.argmax())]
+        for item in score_examples(loaded, VQA_HEAD, examples)
     }
-    for question in told:
-        given.setdefault(question.number, "")  # the server requires an answer to every question
+    for question in question_list:
+        predictions.setdefault(question.question_id, "")  # the server requires an answer to every question
     if evaluation.out is not None:
-        write_vqa_results(evaluation.out / "submission.json", given)
-    files, counts = {"questions": questions}, count_items(len(told), len(examples))
-    print_line(f"{questions.name}: {len(told):,} questions{format_missing_count(counts)}")
+        write_vqa_results(evaluation.out / "submission.json", predictions)
+    files, counts = {"questions": questions}, count_items(len(question_list), len(examples))
+    print_line(f"{questions.name}: {len(question_list):,} questions{format_missing_count(counts)}")
     if annotations is None:
-        print_line("There are no annotations: submission.json is for the server, and there is no score.")
-        numbers = {"vqa.items": float(len(told))}
+        print_line("Without annotations there is no score; submission.json is for the server.")
+        metrics = {"vqa.items": float(len(question_list))}
     else:
-        numbers = score_vqa_answers(told, given, {int(example.key) for example in examples})
+        metrics = score_vqa_answers(question_list, predictions, {int(example.key) for example in examples})
         files["annotations"] = annotations
-        counts |= count_unreachable_questions([one.answers for one in told], vocabulary)
+        counts |= count_unreachable_questions([item.answers for item in question_list], vocabulary)
     settings = {
-        "blank": evaluation.blank,
-        INTERVAL_NAME: describe_interval([one.image for one in told], "images", graded=True),
+        "ablate": evaluation.ablate,
+        INTERVAL_NAME: describe_interval([item.image for item in question_list], "images", is_graded=True),
     }
     report_results(
-        numbers,
-        build_vqa_card(numbers, model, files, str(asked.store.about["made_from"]), settings, counts),
+        metrics,
+        build_vqa_card(metrics, model, files, str(loaded.store.about["provenance"]), settings, counts),
         evaluation.out,
     )
-    return numbers
+    return metrics
 
 
-def count_unreachable_questions(said: Iterable[Sequence[str]], vocabulary: Sequence[str]) -> dict[str, int]:
-    """The number of questions without an answer in the vocabulary; they count all the same."""
-    known = {normalize_answer(answer) for answer in vocabulary}
-    count = sum(known.isdisjoint(map(normalize_answer, answers)) for answers in said)
-    return {f"{REASON_NO_HUMAN_ANSWER} (scored all the same)": count} if count else {}
+def count_unreachable_questions(human_answers: Iterable[Sequence[str]], vocabulary: Sequence[str]) -> dict[str, int]:
+    """The number of questions without an answer in the vocabulary; they are scored too."""
+    known_answers = {normalize_answer(answer) for answer in vocabulary}
+    count = sum(known_answers.isdisjoint(map(normalize_answer, answers)) for answers in human_answers)
+    return {f"{REASON_NO_HUMAN_ANSWER} (still scored)": count} if count else {}
 
 
 def score_vqa_answers(
-    questions: Sequence[VQAQuestion], given: Mapping[int, str], answered: Collection[int] | None = None
+    questions: Sequence[VQAQuestion], predictions: Mapping[int, str], ids_with_image: Collection[int] | None = None
 ) -> dict[str, float]:
     """The official accuracy over all questions and by answer type; a question without a prediction scores 0.
 
     Args:
         questions: Questions with human answers.
-        given: The predicted answers.
-        answered: The ids of questions whose image is in the store; all of `given` by default.
+        predictions: The predicted answers.
+        ids_with_image: The ids of questions whose image is in the store; all of `predictions` by default.
     """
-    each = np.array([compute_vqa_accuracy(given[question.number], question.answers) for question in questions])
-    present = np.array([question.number in (given if answered is None else answered) for question in questions])
-    common = Counter(question.most_common for question in questions).most_common(1)[0][0]
-    majority = np.mean([compute_vqa_accuracy(common, question.answers) for question in questions])
-    numbers = compute_accuracy_numbers("vqa.accuracy", each, present, [question.image for question in questions])
-    numbers["vqa.majority"] = float(majority)
+    accuracies = np.array(
+        [compute_vqa_accuracy(predictions[question.question_id], question.answers) for question in questions]
+    )
+    has_prediction = np.array(
+        [question.question_id in (predictions if ids_with_image is None else ids_with_image) for question in questions]
+    )
+    majority_answer = Counter(question.most_common for question in questions).most_common(1)[0][0]
+    majority = np.mean([compute_vqa_accuracy(majority_answer, question.answers) for question in questions])
+    metrics = compute_accuracy_metrics(
+        "vqa.accuracy", accuracies, has_prediction, [question.image for question in questions]
+    )
+    metrics["vqa.majority"] = float(majority)
     for kind in ("answer_type", "question_type"):
         groups: dict[str, list[float]] = defaultdict(list)
-        for question, value in zip(questions, each.tolist(), strict=True):
+        for question, value in zip(questions, accuracies.tolist(), strict=True):
             groups[getattr(question, kind)].append(value)
-        numbers |= {f"vqa.{kind}.{name}": float(np.mean(values)) for name, values in sorted(groups.items())}
-    return numbers
+        metrics |= {f"vqa.{kind}.{name}": float(np.mean(values)) for name, values in sorted(groups.items())}
+    return metrics
 
 
 def build_vqa_card(
-    numbers: Mapping[str, float], model: Path, files: Mapping[str, Path], regions: str, settings: Mapping[str, str],
+    metrics: Mapping[str, float], model: Path, files: Mapping[str, Path], regions: str, settings: Mapping[str, str],
     counts: Mapping[str, int],
 ) -> ResultsCard:  # fmt: skip
     """The results card; it has the paper's accuracy where file and number of questions are the official ones."""
@@ -320,11 +333,11 @@ def build_vqa_card(
         (v for (part, items), v in VQA_PAPER_ACCURACY.items() if part in name and items == counts["items"]), None
     )
     scores: dict[str, ScoreEntry] = {}
-    if "vqa.accuracy" in numbers:
-        paper = paper if is_paper_protocol(counts, settings["blank"], training) else None
-        scores = build_score_entries("accuracy", "vqa.accuracy", numbers, counts, paper)
-        scores["majority"] = ScoreEntry(numbers["vqa.majority"])
-    kinds = {key.removeprefix("vqa.answer_type."): value for key, value in numbers.items() if ".answer_type." in key}
+    if "vqa.accuracy" in metrics:
+        paper = paper if is_paper_protocol(counts, settings["ablate"], training) else None
+        scores = build_score_entries("accuracy", "vqa.accuracy", metrics, counts, paper)
+        scores["majority"] = ScoreEntry(metrics["vqa.majority"])
+    kinds = {key.removeprefix("vqa.answer_type."): value for key, value in metrics.items() if ".answer_type." in key}
     scores |= {kind: ScoreEntry(value) for kind, value in kinds.items()}
     split = files["questions"].stem
     return ResultsCard("vqa", "VQA v2", split, scores, str(model), counts, files, regions, {}, {**settings, **training})

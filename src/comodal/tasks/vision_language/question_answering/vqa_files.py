@@ -22,14 +22,14 @@ from comodal.text_files import read_json, read_lines
 
 VQA_HEAD, GQA_HEAD = "vqa", "gqa"  # of models
 ANSWERS_FILE = "answers.json"  # in the model folder
-MIN_QUESTIONS = 9
+MIN_ANSWER_COUNT = 9
 SOFT_SCORES = (0.0, 0.3, 0.6, 0.9)  # by number of annotators; 1.0 for more
 
 
 class VQAQuestion(NamedTuple):
     """A question about an image, and its human answers; empty if they are unknown."""
 
-    number: int
+    question_id: int
     image: str
     text: str
     answers: tuple[str, ...]
@@ -44,14 +44,14 @@ class AnsweringConfig:
 
     Args:
         answers: An existing answer vocabulary: JSON, a text file with one answer per line, or the original's pickle.
-        least_questions: Without `answers`: an answer enters the vocabulary if it is that of at least this many
+        min_answer_count: Without `answers`: an answer enters the vocabulary if it is that of at least this many
             questions.
-        max_words: Maximum number of tokens of a question.
+        max_tokens: Maximum number of tokens of a question.
     """
 
     answers: Path | None = None
-    least_questions: int = MIN_QUESTIONS
-    max_words: int = 26
+    min_answer_count: int = MIN_ANSWER_COUNT
+    max_tokens: int = 26
 
 
 def read_vqa_questions(questions: Path, annotations: Path | None) -> list[VQAQuestion]:
@@ -60,74 +60,78 @@ def read_vqa_questions(questions: Path, annotations: Path | None) -> list[VQAQue
     Raises:
         DataError: A file cannot be read or is not VQA v2's, or a question has no annotation.
     """
-    asked = read_vqa_entries(questions, "questions")
-    known: dict[int, dict[str, Any]] = {}
-    for place, entry in enumerate(read_vqa_entries(annotations, "annotations") if annotations else []):
-        number = parse_vqa_integer(annotations, place, entry, "question_id")
-        if number in known:
-            raise DataError(f"{annotations}: question_id {number} is there twice")
-        known[number] = entry
-    found: list[VQAQuestion] = []
-    seen: set[int] = set()
-    for place, entry in enumerate(asked):
-        number = parse_vqa_integer(questions, place, entry, "question_id")
-        if number in seen:
-            raise DataError(f"{questions}: question_id {number} is there twice")
-        seen.add(number)
+    question_entries = read_vqa_entries(questions, "questions")
+    annotation_by_id: dict[int, dict[str, Any]] = {}
+    for index, entry in enumerate(read_vqa_entries(annotations, "annotations") if annotations else []):
+        question_id = parse_vqa_integer(annotations, index, entry, "question_id")
+        if question_id in annotation_by_id:
+            raise DataError(f"{annotations}: question_id {question_id} is a duplicate")
+        annotation_by_id[question_id] = entry
+    vqa_questions: list[VQAQuestion] = []
+    seen_ids: set[int] = set()
+    for index, entry in enumerate(question_entries):
+        question_id = parse_vqa_integer(questions, index, entry, "question_id")
+        if question_id in seen_ids:
+            raise DataError(f"{questions}: question_id {question_id} is a duplicate")
+        seen_ids.add(question_id)
         text, image = entry.get("question"), entry.get("image_id")
         if not isinstance(text, str) or not isinstance(image, int | str):
-            raise DataError(f"{questions}: question {number} has no 'question' or no 'image_id'")
-        if annotations is not None and number not in known:
+            raise DataError(f"{questions}: question {question_id} has no 'question' or no 'image_id'")
+        if annotations is not None and question_id not in annotation_by_id:
             raise DataError(
-                f"{annotations}: no annotation of question {number} of {questions}; do both belong together?"
+                f"{annotations}: no annotation of question {question_id} of {questions}; are both of the same split?"
             )
-        people = parse_vqa_annotation(annotations, number, known[number]) if annotations else ((), "", "", "")
-        found.append(VQAQuestion(number, str(image), text, *people))
-    if not found:
-        raise DataError(f"{questions}: it has no question")
-    return found
+        annotation = (
+            parse_vqa_annotation(annotations, question_id, annotation_by_id[question_id])
+            if annotations
+            else ((), "", "", "")
+        )
+        vqa_questions.append(VQAQuestion(question_id, str(image), text, *annotation))
+    if not vqa_questions:
+        raise DataError(f"{questions}: no questions")
+    return vqa_questions
 
 
 def parse_vqa_annotation(
-    path: Path | None, number: int, entry: Mapping[str, Any]
+    path: Path | None, question_id: int, entry: Mapping[str, Any]
 ) -> tuple[tuple[str, ...], str, str, str]:
     """Human answers, the most common one (counted if the file does not have it), answer type and question type."""
-    answers, common = entry.get("answers"), entry.get("multiple_choice_answer")
+    answers, common_answer = entry.get("answers"), entry.get("multiple_choice_answer")
     try:
-        people = tuple(str(one["answer"]) for one in answers or ())
+        human_answers = tuple(str(answer_entry["answer"]) for answer_entry in answers or ())
     except (TypeError, KeyError):
-        people = ()
-    if not people or not isinstance(common, str | None):
-        raise DataError(f"{path}: question {number} has no 'answers', or its 'multiple_choice_answer' is no text")
-    most_common = common or Counter(people).most_common(1)[0][0]
-    return people, most_common, str(entry.get("answer_type", "")), str(entry.get("question_type", ""))
+        human_answers = ()
+    if not human_answers or not isinstance(common_answer, str | None):
+        raise DataError(f"{path}: question {question_id} has no 'answers', or its 'multiple_choice_answer' is not text")
+    most_common = common_answer or Counter(human_answers).most_common(1)[0][0]
+    return human_answers, most_common, str(entry.get("answer_type", "")), str(entry.get("question_type", ""))
 
 
 def read_vqa_entries(path: Path | None, key: str) -> list[dict[str, Any]]:
     """The list under a key of an official file."""
     assert path is not None
     content = read_json(path)
-    found = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        there = ", ".join(list(content)[:5]) if isinstance(content, dict) else type(content).__name__
-        raise DataError(f"{path}: an official VQA file has a list of {key!r}; this one has {there}")
-    return found
+    entries = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        keys = ", ".join(list(content)[:5]) if isinstance(content, dict) else type(content).__name__
+        raise DataError(f"{path}: an official VQA file has a list of {key!r}; this one has {keys}")
+    return entries
 
 
-def parse_vqa_integer(path: Path | None, place: int, entry: Mapping[str, Any], key: str) -> int:
+def parse_vqa_integer(path: Path | None, index: int, entry: Mapping[str, Any], key: str) -> int:
     """An integer field of an entry."""
     value = entry.get(key)
     if not isinstance(value, int):
-        raise DataError(f"{path}, entry {place}: {key!r} is {value!r}, not a number")
+        raise DataError(f"{path}, entry {index}: {key!r} is {value!r}, not an integer")
     return value
 
 
-def build_answer_vocabulary(questions: Iterable[VQAQuestion], least: int = MIN_QUESTIONS) -> list[str]:
-    """The most common answers of at least `least` questions, in order of first occurrence."""
+def build_answer_vocabulary(questions: Iterable[VQAQuestion], min_answer_count: int = MIN_ANSWER_COUNT) -> list[str]:
+    """The most common answers of at least `min_answer_count` questions, in order of first occurrence."""
     counts = Counter[str]()
     for question in questions:
         counts[normalize_answer(question.most_common).replace(",", "")] += 1
-    return [answer for answer, count in counts.items() if count >= least]
+    return [answer for answer, count in counts.items() if count >= min_answer_count]
 
 
 def read_answer_vocabulary(path: Path) -> list[str]:
@@ -140,22 +144,22 @@ def read_answer_vocabulary(path: Path) -> list[str]:
     if path.suffix == ".txt":
         content: Any = [line.strip() for line in read_lines(path) if line.strip()]
     else:
-        content = read_plain_pickle(path) if path.suffix in (".pkl", ".p") else read_json(path)
+        content = read_safe_pickle(path) if path.suffix in (".pkl", ".p") else read_json(path)
     if isinstance(content, dict):
-        numbered = all(isinstance(number, int) for number in content.values())
-        if not numbered or sorted(content.values()) != list(range(len(content))):
-            raise DataError(f"{path}: the {len(content)} answers are not numbered from 0")
+        has_indices = all(isinstance(index, int) for index in content.values())
+        if not has_indices or sorted(content.values()) != list(range(len(content))):
+            raise DataError(f"{path}: the {len(content)} answers do not have the indices 0, 1, 2, ...")
         content = sorted(content, key=lambda answer: content[answer])
     if not isinstance(content, list) or not content or not all(isinstance(answer, str) for answer in content):
-        raise DataError(f"{path}: neither a list of answers nor answers with numbers")
+        raise DataError(f"{path}: neither a list of answers nor answers with indices")
     if len(set(content)) < len(content):
-        twice = next(answer for answer, times in Counter(content).items() if times > 1)
-        raise DataError(f"{path}: the answer {twice!r} is there twice")
+        duplicate = next(answer for answer, times in Counter(content).items() if times > 1)
+        raise DataError(f"{path}: the answer {duplicate!r} is a duplicate")
     return content
 
 
-def read_plain_pickle(path: Path) -> Any:
-    """Reads a pickle of plain values without running any code in it."""
+def read_safe_pickle(path: Path) -> Any:
+    """Reads a pickle of lists, dicts, texts and numbers without running any code in it."""
     try:
         return load_pickle(path.read_bytes())
     except OSError as error:
@@ -164,18 +168,19 @@ def read_plain_pickle(path: Path) -> Any:
         raise DataError(f"{path}: {error}") from error
 
 
-def compute_soft_scores(answers: Sequence[str], numbers: Mapping[str, int]) -> dict[int, float]:
+def compute_soft_scores(answers: Sequence[str], index_by_answer: Mapping[str, int]) -> dict[int, float]:
     """The soft score of each answer of the vocabulary that annotators gave."""
-    counts = Counter(answer for answer in answers if answer in numbers)
+    counts = Counter(answer for answer in answers if answer in index_by_answer)
     return {
-        numbers[answer]: SOFT_SCORES[count] if count < len(SOFT_SCORES) else 1.0 for answer, count in counts.items()
+        index_by_answer[answer]: SOFT_SCORES[count] if count < len(SOFT_SCORES) else 1.0
+        for answer, count in counts.items()
     }
 
 
 def write_vqa_results(path: Path, answers: Mapping[int, str]) -> None:
     """Writes the server's submission file: a list of question_id and answer."""
-    listed = [{"question_id": number, "answer": answer} for number, answer in sorted(answers.items())]
-    write_bytes_atomically(path, (json.dumps(listed) + "\n").encode())
+    rows = [{"question_id": question_id, "answer": answer} for question_id, answer in sorted(answers.items())]
+    write_bytes_atomically(path, (json.dumps(rows) + "\n").encode())
 
 
 def read_vqa_results(path: Path, questions: Sequence[VQAQuestion]) -> dict[int, str]:
@@ -184,24 +189,24 @@ def read_vqa_results(path: Path, questions: Sequence[VQAQuestion]) -> dict[int, 
     Raises:
         DataError: It cannot be read or has another format, or a question has no answer or two.
     """
-    listed = read_json(path)
-    found: dict[int, str] = {}
-    for place, entry in enumerate(listed if isinstance(listed, list) else [listed]):
+    rows = read_json(path)
+    answers: dict[int, str] = {}
+    for index, entry in enumerate(rows if isinstance(rows, list) else [rows]):
         if not isinstance(entry, dict) or not isinstance(entry.get("answer"), str):
-            raise DataError(f"{path}, entry {place}: not like {{'question_id': 1, 'answer': 'yes'}}")
-        number = parse_vqa_integer(path, place, entry, "question_id")
-        if number in found:
-            raise DataError(f"{path}: question {number} is answered twice")
-        found[number] = entry["answer"]
-    missing = [question.number for question in questions if question.number not in found]
+            raise DataError(f"{path}, entry {index}: not like {{'question_id': 1, 'answer': 'yes'}}")
+        question_id = parse_vqa_integer(path, index, entry, "question_id")
+        if question_id in answers:
+            raise DataError(f"{path}: question {question_id} has two answers")
+        answers[question_id] = entry["answer"]
+    missing = [question.question_id for question in questions if question.question_id not in answers]
     if missing:
         raise DataError(f"{path}: {len(missing):,} questions have no answer, the first is {missing[0]}")
-    return found
+    return answers
 
 
 def read_model_vocabulary(model: Path) -> list[str]:
     """The answer vocabulary of a fine-tuned model, from the file in its folder."""
     path = find_model_folder(model) / ANSWERS_FILE
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing: it says what the answers of the model mean")
+        raise CheckpointError(f"{path} is missing: it has the answer of each output of the model")
     return read_answer_vocabulary(path)

@@ -34,13 +34,13 @@ something'd've there'd've they'd've we'd've who'd've wouldn't've y'all'll y'all'
 """.split()  # noqa: SIM905
 
 
-def drop_each_apostrophe(word: str) -> list[str]:
+def list_apostrophe_variants(word: str) -> list[str]:
     """The variants of a word without one of its apostrophes."""
-    return [word[:place] + word[place + 1 :] for place, letter in enumerate(word) if letter == "'"]
+    return [word[:index] + word[index + 1 :] for index, letter in enumerate(word) if letter == "'"]
 
 
 CONTRACTIONS = {
-    wrong: word for word in (*ONE_APOSTROPHE_WORDS, *TWO_APOSTROPHE_WORDS) for wrong in drop_each_apostrophe(word)
+    wrong: word for word in (*ONE_APOSTROPHE_WORDS, *TWO_APOSTROPHE_WORDS) for wrong in list_apostrophe_variants(word)
 }
 CONTRACTIONS["somebody'd"] = "somebodyd"  # reversed, as in the official table
 
@@ -48,11 +48,11 @@ CONTRACTIONS["somebody'd"] = "somebodyd"  # reversed, as in the official table
 def strip_punctuation(answer: str) -> str:
     """Removes a sign that is next to a space, or any sign if a comma is between digits; else replaces it by a space."""
     thousands = DIGITS_AND_COMMA.search(answer) is not None
-    written = answer
+    stripped = answer
     for sign in PUNCTUATION:
         gone = sign + " " in answer or " " + sign in answer or thousands
-        written = written.replace(sign, "" if gone else " ")
-    return PERIOD.sub("", written, count=MAX_PERIODS)
+        stripped = stripped.replace(sign, "" if gone else " ")
+    return PERIOD.sub("", stripped, count=MAX_PERIODS)
 
 
 def normalize_words(answer: str) -> str:
@@ -66,20 +66,22 @@ def normalize_answer(answer: str) -> str:
     return normalize_words(strip_punctuation(strip_line_breaks(answer)))
 
 
-def compute_vqa_accuracy(answer: str, said: Sequence[str]) -> float:
+def compute_vqa_accuracy(answer: str, human_answers: Sequence[str]) -> float:
     """The official accuracy of one answer.
 
     Args:
         answer: The predicted answer.
-        said: The human answers, as in the annotations.
+        human_answers: The human answers, as in the annotations.
     """
-    plain = [strip_line_breaks(one) for one in (answer, *said)]
-    if len(set(plain[1:])) > 1:
-        plain = [normalize_answer(one) for one in plain]
-    given, others = plain[0], plain[1:]
-    agreeing = others.count(given)
-    shares = [min(1.0, (agreeing - (other == given)) / MIN_AGREEING_ANSWERS) for other in others]
-    return sum(shares) / len(shares)
+    cleaned = [strip_line_breaks(text) for text in (answer, *human_answers)]
+    if len(set(cleaned[1:])) > 1:
+        cleaned = [normalize_answer(text) for text in cleaned]
+    prediction, references = cleaned[0], cleaned[1:]
+    agreeing = references.count(prediction)
+    agreement_scores = [
+        min(1.0, (agreeing - (reference == prediction)) / MIN_AGREEING_ANSWERS) for reference in references
+    ]
+    return sum(agreement_scores) / len(agreement_scores)
 
 
 def strip_line_breaks(answer: str) -> str:
