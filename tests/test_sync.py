@@ -7,6 +7,7 @@ import pytest
 
 from comodal.errors import MediaError
 from comodal.media.audio import read_audio
+from comodal.media.containers.matroska_segments import has_second_segment, read_element_size
 from comodal.media.storage.refused_formats import RefusalReason
 from comodal.media.video import iterate_frames, read_clip, read_video_info
 from sync_media import RATE, check_agreement, noise, original, remux, set_edits
@@ -130,6 +131,40 @@ def test_the_length_of_joined_files_that_ffmpeg_reads_is_that_of_all(sound: np.n
     (tmp_path / name).write_bytes(one.read_bytes() * 2)
     assert read_video_info(tmp_path / name).seconds == pytest.approx(2 * SECONDS, abs=0.1)
     assert read_clip(tmp_path / name, seconds=60.0).seconds == pytest.approx(2 * SECONDS, abs=0.1)
+
+
+@pytest.mark.parametrize("name", ["joined.mkv", "joined.webm"])
+def test_the_length_of_a_joined_matroska_file_is_not_that_of_its_first_segment(
+    sound: np.ndarray, tmp_path: Path, name: str
+):
+    """FFmpeg skips a small second segment, and reads on in a larger one: all is read, or it is refused."""
+    codec = ("libx264", "aac") if name.endswith("mkv") else ("libvpx", "libopus")
+    options = {"codec_options": {} if name.endswith("webm") else {"bf": "0", "crf": "0"}}
+    one = original(tmp_path / f"one-{name}", sound, codec=codec[0], sound_codec=codec[1], **options)
+    assert not has_second_segment(one) and read_video_info(one).seconds == pytest.approx(SECONDS, abs=0.1)
+    (tmp_path / name).write_bytes(one.read_bytes() * 2)
+    assert has_second_segment(tmp_path / name)
+    try:
+        seconds = read_video_info(tmp_path / name).seconds
+    except MediaError as error:
+        assert error.reason == RefusalReason.UNREADABLE
+    else:
+        assert seconds == pytest.approx(2 * SECONDS, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        (b"\x81", (1, 1)),
+        (b"\x40\x7f", (2, 127)),
+        (b"\x01" + b"\xff" * 7, (8, None)),
+        (b"\x1a\x45\xdf\xa3", (4, 0x0A45DFA3)),
+        (b"\xff", (1, None)),
+    ],
+)
+def test_sizes_of_matroska_elements(size: bytes, expected: tuple[int, int | None]):
+    """RFC 8794, section 4: the leading zeros count the bytes, all ones are an unknown size."""
+    assert read_element_size(size.ljust(8, b"\0")) == expected
 
 
 def test_one_stream_that_starts_again_alone_is_refused(source: Path, tmp_path: Path):

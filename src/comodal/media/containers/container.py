@@ -15,6 +15,7 @@ from av.stream import Disposition
 from comodal.errors import MediaError
 from comodal.media.containers.edit_lists import read_edit_ends
 from comodal.media.containers.fragments import FragmentedTrack, read_fragmented_tracks
+from comodal.media.containers.matroska_segments import has_second_segment
 from comodal.media.containers.presentation_order import PresentationOrder
 from comodal.media.containers.timeline import FORMATS_WITHOUT_ZERO, Timeline
 from comodal.media.containers.track import MP4_FORMAT, SHARED_DURATION_FORMATS, Track, ticks_to_seconds
@@ -25,6 +26,7 @@ av.logging.set_level(av.logging.PANIC)  # errors are raised; FFmpeg's own log li
 
 MAX_FRAME_PIXELS = 8192 * 4320  # 8K; FFmpeg holds up to 17 frames of a stream at once
 MAX_IDLE_PACKETS = 2_000  # of a stream that is complete, while reading waits for the other one
+MATROSKA_FORMAT = "matroska,webm"
 FORMATS_WITH_LENGTH = {MP4_FORMAT, "mxf"} | SHARED_DURATION_FORMATS  # formats whose header has a length
 CONCATENABLE_FORMATS = {
     "matroska,webm": b"\x1a\x45\xdf\xa3",
@@ -269,7 +271,8 @@ def measure_seconds(container: InputContainer, tracks: Sequence[Track]) -> float
     Raises:
         MediaError: as `decode_frames`.
     """
-    if container.format.name in FORMATS_WITH_LENGTH:
+    is_joined = container.format.name == MATROSKA_FORMAT and has_second_segment(tracks[0].path)
+    if container.format.name in FORMATS_WITH_LENGTH and not is_joined:
         ends = [track.declared_end for track in tracks] + [read_shared_end(container, tracks[0])]
         known = [end for end in ends if end is not None]
         if known:
