@@ -11,7 +11,7 @@ import torch
 
 import comodal
 from comodal.cli.program import main
-from comodal.errors import CheckpointError, RecipeError
+from comodal.errors import CheckpointError, DataError, RecipeError
 from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.registry import RECIPES, TASKS, import_object
@@ -115,6 +115,16 @@ def test_a_mistyped_folder_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypat
         comodal.load("runs/l3nte")
 
 
+def test_paths_may_be_text(model: L3Net, tmp_path: Path):
+    """In the functions that have the options of a command, and in the parameters of a recipe."""
+    (tmp_path / "shards" / "train").mkdir(parents=True)
+    with pytest.raises(DataError, match="shards"):
+        comodal.train("l3net", {"data": str(tmp_path / "shards"), "variant": "small"}, str(tmp_path / "run"))
+    model.save_pretrained(tmp_path / "model")
+    comodal.export(str(tmp_path / "model"), "torch", str(tmp_path / "exported"), only=["image"])
+    assert list((tmp_path / "exported").iterdir())
+
+
 def test_recipes_keep_their_names_in_a_run():
     for name, entry in RECIPES.items():
         assert get_recipe_name(import_object(entry.target)) == name
@@ -132,6 +142,7 @@ def test_a_task_of_another_package(plugin: Path, capsys: pytest.CaptureFixture):
     assert result.metrics == {"birds.files": 2.0 * len(list(plugin.iterdir()))} and result.card_path is None
     assert TASKS["esc50"].target.startswith("comodal."), "an own name cannot be replaced"
     assert main(["evaluate", "birds", "--data", str(plugin), "--model", str(plugin)]) == 0
+    assert capsys.readouterr().out.split() == ["birds.files", f"{3.0 * len(list(plugin.iterdir())):.4f}"]
     with pytest.raises(SystemExit):
         main(["evaluate", "birds", "--help"])
     assert "--count INT" in capsys.readouterr().out

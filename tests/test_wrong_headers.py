@@ -177,6 +177,20 @@ def test_a_damaged_middle_costs_the_damaged_part_alone(tmp_path: Path, name: str
     assert 3.4 < len(read_quietly(path)) / RATE < 4.1
 
 
+@pytest.mark.parametrize("lost", [3000, 20_000])
+def test_a_flac_without_its_middle_has_a_note(tmp_path: Path, lost: int):
+    """The header counts the samples, so that fewer are a loss, however few."""
+    noise = 0.3 * np.random.default_rng(0).normal(size=3 * RATE)
+    soundfile.write(tmp_path / "whole.flac", noise, RATE)
+    data = (tmp_path / "whole.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(data[: len(data) // 2] + data[len(data) // 2 + lost :])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(read_audio(tmp_path / "whole.flac", RATE)) == 3 * RATE
+    with pytest.warns(MediaWarning, match=r"cut\.flac: damaged: 0\.\d\d s"):
+        assert 2 * RATE < len(read_audio(tmp_path / "cut.flac", RATE)) < 3 * RATE
+
+
 def test_the_report_of_a_command_has_the_note(tmp_path: Path):
     path = mp3(tmp_path / "cut.mp3", 6.0)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -16,7 +16,8 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 Result = TypeVar("Result")
 DOC_WRAPPER = textwrap.TextWrapper(  # of the entry of an argument in a function's docstring
@@ -75,7 +76,9 @@ def flatten_parameters(function: Callable[..., Result]) -> Callable[..., Result]
         given = accepted.bind_partial(*arguments, **options).arguments
         changed: dict[str, dict[str, Any]] = {}
         for field in owners.keys() & given.keys():
-            changed.setdefault(owners[field], {})[field] = given.pop(field)
+            value = convert_text_to_path(accepted.parameters[field].annotation, given.pop(field))
+            changed.setdefault(owners[field], {})[field] = value
+        given = {name: convert_text_to_path(accepted.parameters[name].annotation, one) for name, one in given.items()}
         for name, values in changed.items():
             default, kind = given.get(name, groups[name].default), groups[name].annotation
             given[name] = kind(**values) if default is inspect.Parameter.empty else replace(default, **values)
@@ -85,6 +88,13 @@ def flatten_parameters(function: Callable[..., Result]) -> Callable[..., Result]
     call.__annotations__ = {one.name: one.annotation for one in flat} | {"return": signature.return_annotation}
     call.__doc__ = document_fields(function.__doc__ or "", {name: one.annotation for name, one in groups.items()})
     return call
+
+
+def convert_text_to_path(annotation: Any, value: Any) -> Any:
+    """The value of a parameter; text becomes a path where the annotation allows a path and no text."""
+    kinds = get_args(annotation) or (annotation,)
+    allows_text = str in kinds or any(get_origin(kind) is Literal for kind in kinds)
+    return Path(value) if isinstance(value, str) and Path in kinds and not allows_text else value
 
 
 def expand_parameters(parameters: Iterable[inspect.Parameter]) -> Iterator[inspect.Parameter]:

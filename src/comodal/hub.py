@@ -22,6 +22,7 @@ from comodal.data.output_folder import translate_os_errors
 from comodal.data.regions.region_compatibility import describe_regions, read_training_regions
 from comodal.errors import DataError
 from comodal.files import write_atomically, write_bytes_atomically
+from comodal.flat_parameters import flatten_parameters
 from comodal.hub_download import download_from_hub, import_hub_library
 from comodal.models.checkpoint import (
     MODEL_CONFIG_FILE,
@@ -55,6 +56,7 @@ EXAMPLE_COMMANDS = {
 UNFINISHED_MARKER = ".begun.part"  # marks an incomplete folder
 
 
+@flatten_parameters
 def share_model(run: Path, out: Path, results: Path | None = None, license: str = "mit") -> dict[str, int]:
     """Writes a model as a folder to publish, with a model card.
 
@@ -137,6 +139,7 @@ def hash_weights_file(model: Path) -> str:
         return f"checksum {(file.metadata() or {}).get('crc32')}"
 
 
+@flatten_parameters
 def push_to_hub(
     run: Path, repository: str, results: Path | None = None, license: str = "mit", private: bool = False
 ) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """The registries: what can be trained, evaluated and converted, by name.
 
 Functions are named as text, `module:function`, so that reading a table imports nothing. Other packages add recipes and
-tasks through the entry points `comodal.recipes` and `comodal.tasks` (docs/extending.md).
+tasks through the entry points `comodal.recipes` and `comodal.tasks` (docs/adding_a_task.md).
 """
 
 from collections.abc import Iterator, Mapping

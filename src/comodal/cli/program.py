@@ -177,7 +177,10 @@ def run_command(name: str, argv: list[str]) -> int:
     """Parse a command's arguments and call its function."""
 
     def call(values: dict[str, Any]) -> int:
-        import_object(get_command_target(name))(**values)
+        result = import_object(get_command_target(name))(**values)
+        if not get_command_target(name).startswith("comodal.") and isinstance(result, dict):
+            for metric, value in result.items():  # comodal's own evaluations print a table
+                importlib.import_module("comodal.console").print_line(f"{metric:<36} {value:.4f}")
         return 0
 
     return call_with_options(build_command_page(name), argv, call)

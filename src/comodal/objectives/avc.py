@@ -40,8 +40,8 @@ class AllPairs(nn.Module):
     matched pairs. Clips of one source video are not used as negatives of each other. In evaluation the loss and the
     accuracy are the paper's, on its pairs.
 
-    Training requires batches of matched pairs (`MatchedPairs`), and a model with L3-Net's `compute_image_features`,
-    `compute_audio_features` and `fuse_all_pairs`.
+    Training requires batches of matched pairs (`MatchedPairSampler`), and a model with L3-Net's
+    `compute_image_features`, `compute_audio_features` and `fuse_all_pairs`.
 
     Args:
         model: The model to train.

@@ -27,6 +27,7 @@ from comodal.data.regions.region_store import JOURNAL_FILE, FeatureType, Regions
 from comodal.data.sources.image_folder import find_image_root
 from comodal.errors import CheckpointError, DataError, MediaError, run_batch_or_singly, wrap_item_errors
 from comodal.files import encode_json_line, write_bytes_atomically
+from comodal.flat_parameters import flatten_parameters
 from comodal.hardware import DeviceName, choose_inference_batch_size, find_device
 from comodal.media.image import read_image
 from comodal.models.checkpoint import find_model_folder
@@ -63,6 +64,7 @@ class ExtractionResult(NamedTuple):
     detail: str = ""
 
 
+@flatten_parameters
 def extract_regions(
     images: Path,
     out: Path,

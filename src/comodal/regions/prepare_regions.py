@@ -5,11 +5,13 @@ from typing import Literal
 
 from comodal.data.regions.convert_features import convert_regions
 from comodal.data.regions.region_store import FeatureType
+from comodal.flat_parameters import flatten_parameters
 from comodal.regions.extract import extract_regions
 
 From = Literal["auto", "lmdb", "tensorpack", "npy", "tsv", "hdf5", "grid", "boxes"]
 
 
+@flatten_parameters
 def prepare_regions(
     source: Path,
     out: Path,

@@ -20,6 +20,7 @@ from comodal.console import Table, print_line
 from comodal.data.output_folder import encode_settings_json, lock_output_folder, translate_os_errors
 from comodal.errors import CheckpointError
 from comodal.files import name_written_file, write_atomically, write_bytes_atomically
+from comodal.flat_parameters import flatten_parameters
 from comodal.models.checkpoint import compute_weights_checksum, find_model_folder, load_model
 from comodal.models.l3net.l3net import L3Net
 from comodal.runtimes.export_formats import (
@@ -51,6 +52,7 @@ MAX_RELATIVE_DIFFERENCE = 1e-3  # float32 leaves 1e-6 to 1e-5
 EMBEDDER_NETWORKS = ("image", "audio")
 
 
+@flatten_parameters
 def export(
     run: Path, to: Format, out: Path | None = None, only: list[str] | None = None, int8: Path | None = None
 ) -> dict[str, float]:

@@ -1,13 +1,13 @@
 """`comodal.evaluate`: runs an evaluation by the name of its task."""
 
 import inspect
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from comodal.errors import RecipeError
+from comodal.flat_parameters import convert_text_to_path
 from comodal.registry import TASKS, import_object
 from comodal.tasks.evaluation.results_card import CARD_FILE, ScoreEntry, read_card
 
@@ -34,7 +34,7 @@ class EvaluationResult:
             ValueError: There is no card.
         """
         if self.card_path is None:
-            raise ValueError(f"evaluate({self.task!r}, ...) wrote no results card: give it an output folder, out=...")
+            raise ValueError(f"evaluate({self.task!r}, ...) wrote no results card; most tasks write one into `out`")
         return {name: ScoreEntry(**score) for name, score in read_card(self.card_path)["scores"].items()}
 
 
@@ -56,15 +56,12 @@ def evaluate(task: str, **options: Any) -> EvaluationResult:
     if task not in TASKS:
         raise RecipeError(f"there is no task {task!r}; there are {', '.join(TASKS)}")
     function = import_object(TASKS[task].target)
-    options = {name: convert_path(function, name, value) for name, value in options.items()}
+    parameters = inspect.signature(function, eval_str=True).parameters
+    options = {
+        name: convert_text_to_path(parameters[name].annotation, value) if name in parameters else value
+        for name, value in options.items()
+    }
     metrics = function(**options)
     out = options.get("out")
     card = Path(out) / CARD_FILE if out is not None else None
     return EvaluationResult(task, metrics, card if card is not None and card.is_file() else None)
-
-
-def convert_path(function: Any, name: str, value: Any) -> Any:
-    """The value of a parameter; text becomes a path where the parameter is a path."""
-    parameter = inspect.signature(function, eval_str=True).parameters.get(name)
-    is_path = parameter is not None and Path in (parameter.annotation, *typing.get_args(parameter.annotation))
-    return Path(value) if is_path and isinstance(value, str) else value

@@ -26,6 +26,7 @@ from comodal.media.storage.refused_formats import RefusalReason
 
 TIMESTAMPED_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "nut"}
 # Formats whose header has the duration of the audio. Elsewhere FFmpeg estimates it from the bit rate.
+SAMPLE_EXACT_FORMATS, MAX_ROUNDING_SECONDS = {"flac", "wav"}, 0.01  # whose headers count the samples
 FORMATS_WITH_DURATION = TIMESTAMPED_FORMATS - {"mpegts"} | {
     "w64",
     "flac",
@@ -62,26 +63,34 @@ def read_audio_blocks(path: Path) -> Iterator[tuple[int, Mono]]:
         timed = video is not None or container.format.name in TIMESTAMPED_FORMATS
         codec = audio.codec_context.name
         joiner = AudioJoiner(path, codec, from_zero=True) if timed else AudioChain(path)
+        decoded_seconds = 0.0
         for _, frame in decode_frames(container, tracks, [audio_track]):
             assert isinstance(frame, av.AudioFrame)
+            decoded_seconds += frame.samples / frame.sample_rate
             for block in joiner.add_frame(frame, audio_track.record_frame(frame)):
                 yield joiner.sample_rate, block
         for block in joiner.finish():
             yield joiner.sample_rate, block
         audio_track.check_complete(0.0)
-        warn_of_missing_audio(container, audio_track)
+        warn_of_missing_audio(container, audio_track, decoded_seconds)
 
 
-def warn_of_missing_audio(container: InputContainer, audio_track: Track) -> None:
-    """Warns about audio that the header declares and the file does not have."""
+def warn_of_missing_audio(container: InputContainer, audio_track: Track, decoded_seconds: float) -> None:
+    """Warns about audio that the header declares and the file does not have, or that cannot be decoded."""
     declared_end = audio_track.declared_end if _has_exact_duration(container, audio_track.path) else None
     if container.format.name == "wav":  # FFmpeg reports the actual length for these
         declared_end = _read_wav_seconds(audio_track.path)
-    if declared_end is not None and audio_track.end < declared_end - MAX_LOST_SECONDS:
+    is_exact = container.format.name in SAMPLE_EXACT_FORMATS
+    tolerance = MAX_ROUNDING_SECONDS if is_exact else MAX_LOST_SECONDS
+    if declared_end is not None and audio_track.end < declared_end - tolerance:
         detail = f"truncated: its audio ends at {audio_track.end:.2f} s, its header declares {declared_end:.2f} s"
         warnings.warn(MediaWarning(audio_track.path, detail), stacklevel=2)
     elif audio_track.is_cut:
         detail = f"damaged: its audio cannot be read after {audio_track.end:.2f} s ({audio_track.failure})"
+        warnings.warn(MediaWarning(audio_track.path, detail), stacklevel=2)
+    elif is_exact and declared_end is not None and decoded_seconds < declared_end - MAX_ROUNDING_SECONDS:
+        lost_seconds = declared_end - decoded_seconds
+        detail = f"damaged: {lost_seconds:.2f} s of its audio are lost, and what follows is early by that"
         warnings.warn(MediaWarning(audio_track.path, detail), stacklevel=2)
     if audio_track.losses:
         detail = f"damaged: {audio_track.losses} audio packets cannot be decoded ({audio_track.failure})"
