@@ -97,12 +97,12 @@ def main() -> None:
     parser.add_argument("--measure", type=int, help="print the rate with so many threads, 0 for automatic, and end")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    if options.measure_throughput is not None:
-        print(pairs_per_second(options.measure_throughput or None, options.to_seconds))
+    if options.measure is not None:
+        print(pairs_per_second(options.measure or None, options.seconds))
         return
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     print(f"{get_instruction_set()}, {os.cpu_count()} cores{load}, torch {torch.__version__}")
-    found = kept_fractions(options.to_seconds, options.repeats)
+    found = kept_fractions(options.seconds, options.repeats)
     for name in THREADS:
         print(
             f"{name}: {found[f'{name}.alone']:.0f} pairs/s alone, {found[f'{name}.busy']:.0f} beside a busy process: "

@@ -41,11 +41,11 @@ def main() -> None:
     files = {split: write_official(data / split / "questions.json", options.out, split) for split in ("train", "test")}
     for split in files:
         extract_regions(
-            data / split / "images", options.out / f"{split}_regions", "efficientnet_lite0", grid=options.get_grid
+            data / split / "images", options.out / f"{split}_regions", "efficientnet_lite0", grid=options.grid
         )
     model = begin(options.out, files["train"][0])
     numbers: dict[str, float] = {}
-    for blank in ("none", "picture"):
+    for blank in ("none", "image"):
         started, run = time.perf_counter(), options.out / f"without_{blank}"
         settings = {"model": model, "questions": [files["train"][0]], "annotations": [files["train"][1]],
                     "regions": options.out / "train_regions", "start_from": "scratch", "ablate": blank,
@@ -59,7 +59,7 @@ def main() -> None:
     (options.out / "results.json").write_text(json.dumps(numbers, indent=2) + "\n")
     for name in ("accuracy", "majority", "seconds"):
         print(name, *(f"{numbers.get(f'without_{b}.vqa.{name}', numbers.get(f'without_{b}.{name}')):.4f}"
-                      for b in ("none", "picture")))  # fmt: skip
+                      for b in ("none", "image")))  # fmt: skip
 
 
 def package_data() -> Path:

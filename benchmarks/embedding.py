@@ -33,8 +33,8 @@ def main() -> None:
     types = [name for name, dtype in DTYPES.items() if dtype != torch.bfloat16 or has_native_bf16()]
     plain = L3Net(PAPER_L3NET_CONFIG).eval()
     quick = {name: make_fast_l3net(plain, DTYPES[name]) for name in types}
-    image = torch.randint(0, 256, (options.extract_batch, 3, 224, 224), dtype=torch.uint8)
-    sound = 0.1 * torch.randn(options.extract_batch, 48_000)
+    image = torch.randint(0, 256, (options.batch, 3, 224, 224), dtype=torch.uint8)
+    sound = 0.1 * torch.randn(options.batch, 48_000)
     works: dict[str, dict[str, Callable[[], object]]] = {
         "image": {f"fast {name}": lambda model=model: model.embed_image(image) for name, model in quick.items()},
         "sound": {f"fast {name}": lambda model=model: model.embed_audio(sound) for name, model in quick.items()},
@@ -42,7 +42,7 @@ def main() -> None:
     works["image"]["plain fp32"] = lambda: plain.embed_image(image)
     works["sound"]["plain fp32"] = lambda: plain.embed_audio(sound)
     for kind, ways in works.items():
-        operations = dict.fromkeys(ways, options.extract_batch * TERA_OPERATIONS[kind])
+        operations = dict.fromkeys(ways, options.batch * TERA_OPERATIONS[kind])
         for name in types:
             operations[f"matrix product {name}"], ways[f"matrix product {name}"] = matrix_product(DTYPES[name])
         with torch.inference_mode():

@@ -55,7 +55,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as temporary:
         numbers = {"threads": float(options.threads), **describe_machine()}
-        numbers |= speed(Path(temporary), options.extract_batch, options.repeats)
+        numbers |= speed(Path(temporary), options.batch, options.repeats)
     if options.digits is not None:
         with tempfile.TemporaryDirectory() as temporary:
             numbers |= accuracy(Path(temporary), options.digits)
@@ -73,8 +73,8 @@ def speed(folder: Path, batch: int, repeats: int) -> dict[str, float]:
     windows = 0.1 * rng.standard_normal((batch, 48_000), dtype=np.float32)
     pixels, sound = torch.from_numpy(squares).permute(0, 3, 1, 2), torch.from_numpy(windows)
     works: dict[str, dict[str, Callable[[], object]]] = {
-        "image": {name: lambda found=found: found.images(squares) for name, found in embedders.items()},
-        "sound": {name: lambda found=found: found.sound(windows) for name, found in embedders.items()},
+        "image": {name: lambda found=found: found.embed_images(squares) for name, found in embedders.items()},
+        "sound": {name: lambda found=found: found.embed_audio(windows) for name, found in embedders.items()},
     }
     works["image"]["plain fp32"] = lambda: plain.embed_image(pixels)
     works["sound"]["plain fp32"] = lambda: plain.embed_audio(sound)
@@ -99,7 +99,7 @@ def write_examples(folder: Path) -> Path:
 def exported(model: Path, examples: Path) -> dict[str, Embedder]:
     """A network in every way of embedding with it."""
     for engine in ("onnx", "openvino"):
-        export(model, engine, only=["image", "sound"], int8=examples)
+        export(model, engine, only=["image", "audio"], int8=examples)
     ways = {name: choice for name, choice in WAYS.items() if choice.precision != "bf16" or has_native_bf16()}
     return {name: load_embedder(model, choice) for name, choice in ways.items()}
 

@@ -34,7 +34,7 @@ from comodal.tasks.vision_language import nlvr2, snli_ve
 from comodal.tasks.vision_language.question_answering import gqa, visual_genome, vqa
 from comodal.training.run import train
 
-BLANKS = ("none", "picture")
+BLANKS = ("none", "image")
 TAKEN = ("items", "images")  # counts of a card that are not of what was left out
 
 
@@ -103,16 +103,16 @@ def main() -> None:
         store = sample.training["regions"]
         extract_regions(options.data / "images" / store.name, store, options.detector, grid=4, maps="all", workers=1)
     model = begin(options.out / "untrained", texts_of(options.data), next(iter(samples.values())).training["regions"])
-    table = Table("sample", "read", "left out", "right", "right without the picture")
+    table = Table("sample", "read", "left out", "right", "right without the image")
     numbers: dict[str, float] = {}
     for name, sample in samples.items():
         right = {blank: learn(sample, model, options.out / name, options.steps, blank) for blank in BLANKS}
-        counts = json.loads((options.out / name / "results_without_nothing" / "card.json").read_text())["counts"]
+        counts = json.loads((options.out / name / "results_without_none" / "card.json").read_text())["counts"]
         left_out = "; ".join(f"{count} x {reason}" for reason, count in counts.items() if reason not in TAKEN and count)
         numbers |= {
             f"{name}.items": counts["items"],
             f"{name}.right": right["none"],
-            f"{name}.blind": right["picture"],
+            f"{name}.blind": right["image"],
         }
         table.add_row(name, str(counts["items"]), left_out, *(f"{right[blank]:.3f}" for blank in BLANKS))
     Console().print(table)

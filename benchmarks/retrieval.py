@@ -132,15 +132,15 @@ def main() -> None:
     model = ViLBERT(ViLBERTConfig()).eval()
     numbers = {name: float(getattr(options, name)) for name in ("threads", "pairs", "gallery", "queries", "keep")}
     with tempfile.TemporaryDirectory() as folder:
-        gallery = random_gallery(Path(folder) / "regions", max(options.gallery, options.score_pairs), seed=0)
+        gallery = random_gallery(Path(folder) / "regions", max(options.gallery, options.pairs), seed=0)
         maps = fit_projections(
             PairScorer(model, random_gallery(Path(folder) / "train", 64, seed=1), resolve_compute()), seed=0
         )
-        steps, still = np.arange(options.score_pairs), np.zeros(options.score_pairs, np.int64)
+        steps, still = np.arange(options.pairs), np.zeros(options.pairs, np.int64)
         for title, (of_texts, of_images) in ORDERS.items():
             works = ways(model, gallery, steps if of_texts else still, steps if of_images else still)
             found = compared({name: work() for name, work in works.items()})
-            counts = dict.fromkeys(works, options.score_pairs)
+            counts = dict.fromkeys(works, options.pairs)
             if title == next(iter(ORDERS)):
                 for precision in PRECISIONS:
                     name = f"two stages {precision}"

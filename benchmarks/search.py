@@ -111,7 +111,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run = options.model or run_of_chance(folder, options.known, options.compute_size)
+        run = options.model or run_of_chance(folder, options.known, options.size)
         scenes = write_pictures(folder / "searched", options.pictures, SEARCHED)
         pictures, boxes = scenes / "images", str(scenes / "boxes.jsonl")
         numbers, seconds = {"threads": float(options.threads), "pictures": float(options.pictures)}, {}

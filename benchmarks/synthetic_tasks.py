@@ -44,7 +44,7 @@ class Task:
     epochs: float
     batch_size: int = 32
     learning_rate: float = 3e-4
-    blank: str = "picture"
+    ablate: str = "image"
 
 
 def tasks_of(world: Path, regions: Path) -> dict[str, Task]:
@@ -70,7 +70,7 @@ def tasks_of(world: Path, regions: Path) -> dict[str, Task]:
             ),
             "grounding.accuracy",
             epochs=2,  # after eight, chance has caught up
-            blank="text",
+            ablate="text",
         ),
         "entailment": Task(
             snli_ve.recipe,
@@ -151,16 +151,16 @@ def learn(out: Path, tasks: dict[str, Task], pretrained: Path, share: float) -> 
     numbers: dict[str, float] = {}
     for name, task in tasks.items():
         for control, changed in CONTROLS.items():
-            blank = {"ablate": task.blank} if "blank" in changed else {}
-            settings = task.training | changed | blank | {
+            ablation = {"ablate": task.ablate} if "ablate" in changed else {}
+            settings = task.training | changed | ablation | {
                 "model": pretrained, "epochs": share * task.epochs, "batch_size": task.batch_size,
                 "learning_rate": task.learning_rate, "workers": 0,
             }  # fmt: skip
             if name == "vqa":
-                settings["least_questions"] = 1
+                settings["min_answer_count"] = 1
             run, results = out / "runs" / f"{name}_{control}", out / "results" / f"{name}_{control}"
             train(task.recipe, settings, run, resume=True, threads=torch.get_num_threads())
-            numbers[f"{name}.{control}"] = task.evaluate(run, out=results, **blank)[task.score]
+            numbers[f"{name}.{control}"] = task.evaluate(run, out=results, **ablation)[task.score]
     return numbers
 
 

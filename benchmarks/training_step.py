@@ -68,11 +68,11 @@ def main() -> None:
     if compute.device.type == "cpu":
         ways["plain fp32 + mallopt"] = (False, True)
     workers = {
-        name: Worker(training_step, (options.extract_batch, fast, options.device), options.threads, mallopt)
+        name: Worker(training_step, (options.batch, fast, options.device), options.threads, mallopt)
         for name, (fast, mallopt) in ways.items()
     }
     works: dict[str, Step] = {**workers}
-    operations = dict.fromkeys(works, options.extract_batch * TERA_OPERATIONS)
+    operations = dict.fromkeys(works, options.batch * TERA_OPERATIONS)
     operations["matrix product"], works["matrix product"] = matrix_product(compute.dtype, compute.device)
     seconds = seconds_in_turn(works, options.repeats)
     numbers = report("training step", seconds, operations, "plain fp32")
@@ -82,7 +82,7 @@ def main() -> None:
     numbers |= {"training step.of_ceiling": reached / ceiling, "training step.mfu": reached / peak}
     numbers |= {"training step.pairs_per_second": reached / TERA_OPERATIONS, "threads": float(options.threads)}
     print(
-        f"{compute.device}, {compute.precision}, batch {options.extract_batch}, {options.threads} threads: "
+        f"{compute.device}, {compute.precision}, batch {options.batch}, {options.threads} threads: "
         f"{reached / TERA_OPERATIONS:,.1f} pairs/s, {reached / ceiling:.0%} of the matrix product, "
         f"MFU {reached / peak:.1%}"
     )

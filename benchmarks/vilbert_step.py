@@ -126,17 +126,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     precision = resolve_compute(precision=options.precision).precision
-    numbers = {"batch": float(options.extract_batch), "threads": float(options.threads), **describe_machine()}
+    numbers = {"batch": float(options.batch), "threads": float(options.threads), **describe_machine()}
     workers = {
-        "plain fp32": Worker(plain_step, (options.extract_batch,), options.threads, mallopt=False),
-        f"comodal {precision}": Worker(
-            trainers_step, (options.extract_batch, precision), options.threads, mallopt=True
-        ),
+        "plain fp32": Worker(plain_step, (options.batch,), options.threads, mallopt=False),
+        f"comodal {precision}": Worker(trainers_step, (options.batch, precision), options.threads, mallopt=True),
     }
     losses = [worker.before for worker in workers.values()]
     numbers["loss_difference"] = max(losses) - min(losses)
     print(f"the same loss in fp32 to {numbers['loss_difference']:.1e} of {losses[0]:.4f}")
-    numbers |= report(seconds_in_turn(workers, options.repeats), options.extract_batch)
+    numbers |= report(seconds_in_turn(workers, options.repeats), options.batch)
     save(numbers, options.out)
     for worker in workers.values():
         worker.close()

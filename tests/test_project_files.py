@@ -110,3 +110,10 @@ def test_the_choice_of_issue_forms_has_links_with_a_purpose():
 def test_the_version_has_release_notes():
     notes = ROOT / "docs" / f"release-{PROJECT['version']}.md"
     assert notes.read_text(encoding="utf-8").startswith(f"# Release notes: {PROJECT['version']}\n")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_a_benchmark_reads_the_options_that_it_declares(path: Path):
+    text = path.read_text()
+    declared = {name.lstrip("-").replace("-", "_") for name in re.findall(r'add_argument\(\s*"([\w-]+)"', text)}
+    assert not declared or set(re.findall(r"\boptions\.(\w+)", text)) <= declared
