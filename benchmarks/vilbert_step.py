@@ -57,7 +57,7 @@ def random_batch(size: int, seed: int) -> CaptionBatch:
         spatials=torch.from_numpy(rng.random((size, ROWS, 5)).astype(np.float32)),
         region_mask=torch.ones(size, ROWS, dtype=torch.bool),
         image_rows=torch.arange(size),
-        is_mismatch=torch.arange(size) % 2 == 1,
+        is_match=torch.arange(size) % 2 == 0,
         masked_token_indices=torch.from_numpy(hidden_words),
         token_targets=torch.from_numpy(rng.integers(1000, config.vocabulary, len(hidden_words))),
         masked_region_indices=torch.from_numpy(hidden_regions),

@@ -40,7 +40,7 @@ def test_the_page_stands_alone_and_holds_what_was_measured(tmp_path: Path):
     write_world(tmp_path / "shards" / "validation", 8)
     out = tmp_path / "deep" / "report.html"
     truth = write_truth(tmp_path / "worlds.jsonl", 8)
-    write_report(run, out, data=tmp_path / "shards", results=[scores(tmp_path / "sounds")], pairs=8, truth=truth)
+    write_report(run, out, data=tmp_path / "shards", results=[scores(tmp_path / "sounds")], pairs=8, ground_truth=truth)
     page = out.read_text()
     read = check_page(page)
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)

@@ -169,7 +169,7 @@ def contrasted(weight: float = 1.0) -> ViLBERTPretraining:
 
 def with_matches(mismatched: list[bool], images: list[int]) -> CaptionBatch:
     given = batch((1, 9), (2, 7), len(images))
-    return replace(given, is_mismatch=torch.tensor(mismatched), image_rows=torch.tensor(images))
+    return replace(given, is_match=~torch.tensor(mismatched), image_rows=torch.tensor(images))
 
 
 def test_texts_and_images_are_contrasted_before_they_meet():

@@ -53,7 +53,7 @@ def batch(
         spatials=torch.rand(pairs, 4, 5, generator=generator),
         region_mask=torch.ones(pairs, 4, dtype=torch.bool),
         image_rows=torch.arange(pairs),
-        is_mismatch=torch.arange(pairs) % 2 == 1,
+        is_match=torch.arange(pairs) % 2 == 0,
         masked_token_indices=torch.tensor(words_hidden, dtype=torch.int64),
         token_targets=torch.randint(1, WORDS, (len(words_hidden),), generator=generator),
         masked_region_indices=places,

@@ -192,7 +192,7 @@ def test_a_folder_of_pictures_becomes_a_store(picture: np.ndarray, tmp_path: Pat
         tmp_path / "photos", tmp_path / "store", FILE, size=192, max_regions=20, min_regions=4, backend="sequential"
     )
     store = RegionStore(tmp_path / "store")
-    assert counts["images.accepted"] == 2 and store.classes == 41 and store.dim == 256
+    assert counts.images == 2 and store.classes == 41 and store.dim == 256
     assert "bottom-up attention" in store.about["provenance"]["name"]
     again = extract_regions(tmp_path / "photos", tmp_path / "store", FILE, size=192, max_regions=20, min_regions=4)
     assert again == counts

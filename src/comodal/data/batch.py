@@ -85,7 +85,7 @@ class CaptionBatch(Tensors):
     spatials: Float[Tensor, "batch regions 5"]  # left, top, right, bottom and area, as fractions of the image
     region_mask: Bool[Tensor, "batch regions"]
     image_rows: Int64[Tensor, "batch"]  # the row of each image in the store
-    is_mismatch: Bool[Tensor, "batch"]  # a negative: the caption or the image was replaced
+    is_match: Bool[Tensor, "batch"]  # False for a negative: the caption or the image was replaced
     masked_token_indices: Int64[Tensor, "masked_tokens"]  # flat indices into `token_ids`
     token_targets: Int64[Tensor, "masked_tokens"]  # the original token ids
     masked_region_indices: Int64[Tensor, "masked_regions"]  # flat indices into `region_features`, never row 0

@@ -209,8 +209,8 @@ def _join_clip(
     end = min(clip.seconds, video_track.end, start_seconds + len(mono) / clip.sample_rate)
     _check_content(audio_path, mono, end - max(video_track.start or 0.0, start_seconds))
     kept = [(frame_seconds, jpeg) for frame_seconds, jpeg in timed_frames if frame_seconds < end]
-    jpegs, moments = [jpeg for _, jpeg in kept], [frame_seconds for frame_seconds, _ in kept]
-    return Clip(jpegs, moments, mono, clip.sample_rate, start_seconds, end)
+    jpegs, times = [jpeg for _, jpeg in kept], [frame_seconds for frame_seconds, _ in kept]
+    return Clip(jpegs, times, mono, clip.sample_rate, start_seconds, end)
 
 
 def iterate_frames(
@@ -311,24 +311,24 @@ class _Screen(Generic[FrameContent]):
 
     def show(self, frame: av.VideoFrame, start_seconds: float) -> list[tuple[float, FrameContent]]:
         """Show a frame; returns the sampled times of the previous one."""
-        moments = self.emit_until(start_seconds)
+        times = self.emit_until(start_seconds)
         self.current_frame, self.shown_since = frame, start_seconds
         if start_seconds > MAX_FIRST_FRAME_SECONDS:
             self.next_index = max(self.next_index, math.ceil((start_seconds - JITTER_SECONDS) * self.frames_per_second))
-        return moments
+        return times
 
     def emit_until(self, end: float) -> list[tuple[float, FrameContent]]:
         """The sampled times before `end` at which the current frame is shown, each with the frame."""
         if self.current_frame is None:
             return []
-        last, moments = end - JITTER_SECONDS, []
+        last, times = end - JITTER_SECONDS, []
         while self.next_index / self.frames_per_second < last:
-            moments.append(self.next_index / self.frames_per_second)
+            times.append(self.next_index / self.frames_per_second)
             self.next_index += 1
-        if not moments:
+        if not times:
             return []
         content = self.render(self.current_frame)
-        return [(moment, content) for moment in moments]
+        return [(time, content) for time in times]
 
 
 def _read_frames_and_audio(

@@ -75,11 +75,11 @@ class AVCNetwork:
 
     def build_config(self) -> L3NetConfig:
         """The config of the variant, with the given sizes."""
-        usual = AVC_VARIANTS[self.variant]
+        defaults = AVC_VARIANTS[self.variant]
         return replace(
-            usual,
-            width=usual.width if self.width is None else self.width,
-            image_size=usual.image_size if self.image_size is None else self.image_size,
+            defaults,
+            width=defaults.width if self.width is None else self.width,
+            image_size=defaults.image_size if self.image_size is None else self.image_size,
         )
 
 

@@ -64,13 +64,13 @@ class PretrainingSchedule:
     batch_size: int | None = None
     learning_rate: float | None = None
 
-    def fill(self, usual: VariantDefaults) -> VariantDefaults:
+    def fill(self, defaults: VariantDefaults) -> VariantDefaults:
         """The defaults of a variant, replaced by what is given."""
         return VariantDefaults(
-            usual.steps if self.steps is None else self.steps,
-            usual.batch_size if self.batch_size is None else self.batch_size,
-            usual.learning_rate if self.learning_rate is None else self.learning_rate,
-            usual.validate_every,
+            defaults.steps if self.steps is None else self.steps,
+            defaults.batch_size if self.batch_size is None else self.batch_size,
+            defaults.learning_rate if self.learning_rate is None else self.learning_rate,
+            defaults.validate_every,
         )
 
 

@@ -83,7 +83,7 @@ def test_an_image_of_a_list_with_normalized_boxes_is_refused_alone(tmp_path: Pat
 def test_one_wrong_record_costs_that_record(tmp_path: Path):
     source = write(tmp_path / "source", ["corners"] * 20 + ["xywh"] + ["fractions"] + ["corners"] * 20, rows=36)
     counts = convert_regions(source, tmp_path / "store")
-    assert counts == {"accepted": 40, "boxes are not corners": 1, "boxes are fractions": 1}
+    assert counts.images == 40 and counts.refused == {"boxes are not corners": 1, "boxes are fractions": 1}
     assert len(RegionStore(tmp_path / "store")) == 40
 
 
@@ -104,7 +104,8 @@ def table(path: Path, features: str, boxes: str = "<f4") -> Path:
 
 
 def test_numbers_of_another_width_are_refused(tmp_path: Path):
-    assert convert_regions(table(tmp_path / "good.tsv", "<f4"), tmp_path / "good") == {"accepted": 5}
+    good = convert_regions(table(tmp_path / "good.tsv", "<f4"), tmp_path / "good")
+    assert (good.images, good.refused) == (5, {})
     for features in ("<f8", "<f2"):
         with pytest.raises(DataError, match=r"bad\.tsv has no usable record .* their bytes are not of the type"):
             convert_regions(table(tmp_path / "bad.tsv", features), tmp_path / "bad")

@@ -58,7 +58,7 @@ def write_lmdb(folder: Path, values: dict[bytes, bytes]) -> Path:
 def test_every_layout_is_what_the_original_reads(tmp_path: Path, name: str):
     """The original's reader puts the mean of the features before them and locations as fractions beside them."""
     source = source_of(name, tmp_path)
-    assert convert_regions(source, tmp_path / "store", dtype="float32") == {"accepted": 2}
+    assert convert_regions(source, tmp_path / "store", dtype="float32").images == 2
     store = RegionStore(tmp_path / "store")
     with np.load(FEATURES / "reader_expected.npz") as expected:
         for image in ("9", "139"):
@@ -68,7 +68,7 @@ def test_every_layout_is_what_the_original_reads(tmp_path: Path, name: str):
             places = np.vstack([[0, 0, 1, 1, 1], compute_spatials(found.boxes, found.width, found.height)])
             np.testing.assert_allclose(places, expected[f"{image}.loc"], atol=1e-6)
     assert store.classes == (1601 if name in ("beta.lmdb", "butd_7col.tsv", "npy") else 0)
-    assert convert_regions(source, tmp_path / "store", dtype="float32") == {"accepted": 2}
+    assert convert_regions(source, tmp_path / "store", dtype="float32").images == 2
 
 
 def test_lxmerts_table_has_the_height_before_the_width(tmp_path: Path):
@@ -138,7 +138,7 @@ def test_what_could_run_code_is_refused_named_and_reported_and_the_rest_is_taken
         b"keys": pickle.dumps([b"a", Harmful(marker)]),
     }
     found = convert_regions(write_lmdb(tmp_path / "x.lmdb", values), tmp_path / "store")
-    assert found == {"accepted": 1, "refused": 2, "damaged": 3, "does not fit": 1, "id twice": 1}
+    assert found.images == 1 and found.refused == {"refused": 2, "damaged": 3, "does not fit": 1, "id twice": 1}
     assert not marker.exists()
     lines = [json.loads(line) for line in (tmp_path / "store" / "report.jsonl").read_text().splitlines()]
     said = {line["image"]: line["detail"] for line in lines}
@@ -224,7 +224,8 @@ def test_an_npy_file_that_could_run_code_is_named_and_the_others_are_taken(tmp_p
     np.save(folder / "a.npy", record(), allow_pickle=True)
     np.save(folder / "b.npy", np.array({"features": Harmful(marker)}, object), allow_pickle=True)
     np.save(folder / "c.npy", np.eye(3))
-    assert convert_regions(folder, tmp_path / "store") == {"accepted": 1, "refused": 1, "damaged": 1}
+    converted = convert_regions(folder, tmp_path / "store")
+    assert converted.images == 1 and converted.refused == {"refused": 1, "damaged": 1}
     said = (tmp_path / "store" / "report.jsonl").read_text()
     assert "b.npy: refused: it references posix.system" in said and "c_info.npy" in said
     assert not marker.exists()
@@ -233,10 +234,8 @@ def test_an_npy_file_that_could_run_code_is_named_and_the_others_are_taken(tmp_p
 def test_what_most_records_have_is_the_size_of_a_region(tmp_path: Path):
     first = {**record(image="a"), "features": np.zeros((3, 5), np.float32)}
     values = {b"a": pickle.dumps(first)} | {b"b%d" % n: pickle.dumps(record(n, image=f"b{n}")) for n in range(3)}
-    assert convert_regions(write_lmdb(tmp_path / "x.lmdb", values), tmp_path / "s") == {
-        "accepted": 3,
-        "does not fit": 1,
-    }
+    converted = convert_regions(write_lmdb(tmp_path / "x.lmdb", values), tmp_path / "s")
+    assert converted.images == 3 and converted.refused == {"does not fit": 1}
     assert RegionStore(tmp_path / "s").dim == 6
 
 

@@ -15,10 +15,11 @@ from comodal.data.regions.box_units import check_source_units
 from comodal.data.regions.feature_files import FeatureLayout, detect_feature_layout, read_records
 from comodal.data.regions.feature_records import FeatureRecord, SkippedRecordError
 from comodal.data.regions.region_store import JOURNAL_FILE, FeatureType, RegionStore, RegionWriter
+from comodal.data.regions.store_summary import EXTRACTION_REPORT_FILE, RegionStoreSummary, summarize_store
 from comodal.errors import DataError
 from comodal.files import fingerprint_files, write_bytes_atomically
 from comodal.progress import Progress
-from comodal.text_files import parse_json, read_json_lines
+from comodal.text_files import parse_json
 
 SAMPLED_RECORDS = 25  # records used to infer the number of features
 PARTIAL_REPORT_SUFFIX = ".report.part"  # records skipped so far
@@ -26,7 +27,7 @@ PARTIAL_REPORT_SUFFIX = ".report.part"  # records skipped so far
 
 def convert_regions(
     source: Path, out: Path, layout: FeatureLayout | None = None, dtype: FeatureType = "float16"
-) -> dict[str, int]:
+) -> RegionStoreSummary:
     """Makes a region store from features extracted by other software.
 
     The command can be interrupted and resumed. OUT/report.jsonl lists the skipped records and why. A record that could
@@ -39,7 +40,7 @@ def convert_regions(
         dtype: The type of stored features.
 
     Returns:
-        How many records were converted, and how many were skipped, by reason.
+        The number of converted records, and of skipped ones by reason.
 
     Raises:
         DataError: The source cannot be read, no record can be used, OUT holds something else, or the disk is full.
@@ -62,12 +63,12 @@ def convert_regions(
         store = RegionStore(out)
         if store.about["provenance"] != about:
             raise DataError(f"{out} was created from {store.about['provenance']}; use another folder")
-        counts = Counter(line["reason"] for _, line in read_json_lines(out / "report.jsonl"))
+        summary = summarize_store(store)
     table = Table(f"{source.name} ({layout})", "records", right=[1])
-    for name, count in {"accepted": len(store), **counts}.items():
+    for name, count in {"accepted": summary.images, **summary.refused}.items():
         table.add_row(name, f"{count:,}")
     table.show()
-    return {"accepted": len(store), **counts}
+    return summary
 
 
 def count_source_bytes(source: Path) -> int:
@@ -84,7 +85,7 @@ def list_source_files(source: Path) -> list[Path]:
 def write_region_store(
     source: Path, out: Path, layout: FeatureLayout, dtype: FeatureType, about: dict[str, Any]
 ) -> None:
-    """Write all records that are complete and of the usual size."""
+    """Write all records that are complete and have the store's numbers of features and classes."""
     dim, classes = infer_feature_sizes(source, layout)
     with RegionWriter(out, dim, classes, dtype, about) as writer, SkippedLog(out / PARTIAL_REPORT_SUFFIX) as log:
         start = len(writer.images) + len(log.lines)
@@ -98,7 +99,7 @@ def write_region_store(
                 read_progress.records += 1
         reasons = Counter(parse_json(line.decode(), log.path)["reason"] for line in log.lines)
         check_source_units(source, reasons, len(writer.images))
-        write_bytes_atomically(out / "report.jsonl", b"".join(log.lines))
+        write_bytes_atomically(out / EXTRACTION_REPORT_FILE, b"".join(log.lines))
 
 
 def infer_feature_sizes(source: Path, layout: FeatureLayout) -> tuple[int, int]:

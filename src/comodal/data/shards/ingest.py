@@ -18,10 +18,10 @@ import numpy as np
 import simplejpeg
 
 from comodal.console import print_line
+from comodal.data.shards.shard_report import ShardSummary
 from comodal.data.shards.shard_runner import (
     RunPlan,
     ShardSample,
-    WorkerOptions,
     format_refusal,
     make_shards,
     plan_shards,
@@ -52,6 +52,7 @@ from comodal.media.video import (
     read_clip_with_audio,
     read_video_info,
 )
+from comodal.workers import WorkerOptions
 
 CUT_MARGIN_SECONDS = 1.0  # clips in files are cut at key frames
 MAX_KEY_LENGTH = 120  # so that a member's name stays below the 255 bytes of a file system
@@ -110,7 +111,7 @@ def prepare_videos(
     selection: VideoSelection = ALL_VIDEOS,
     media: ClipParameters = DEFAULT_CLIP,
     shards: VideoShards = DEFAULT_SHARDS,
-) -> dict[str, Any]:
+) -> ShardSummary:
     """Make shards of clips from a folder or a list of videos.
 
     The command can be interrupted and resumed; when all is done it does nothing. The result does not depend on the
@@ -130,7 +131,7 @@ def prepare_videos(
         shards: The size of the shards, and the processes that make them.
 
     Returns:
-        The content of about.json: options, clips and seconds by split, refused files by reason.
+        The number of clips and their seconds by split, and of refused files by reason.
 
     Raises:
         DataError: The source cannot be read, OUT holds something else, or the disk is full.

@@ -11,6 +11,7 @@ import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -161,13 +162,32 @@ class BatchedWork(NamedTuple):
     size: int
 
 
+@dataclass(frozen=True)
+class EmbeddingSummary:
+    """What a command that embeds files has written.
+
+    Args:
+        written: Number of files that were embedded.
+        skipped: Number of files whose results existed already.
+        windows: Number of embeddings that were computed.
+        noted: Number of embedded files with a note, for example truncated ones.
+        other_files: Number of files in the folders with suffixes of another kind.
+    """
+
+    written: int
+    skipped: int
+    windows: int
+    noted: int
+    other_files: int
+
+
 def run_file_jobs(
     planned: FileJobs,
     work: Callable[[FileJob], int],
     workers: int,
     overwrite: bool,
     batched_work: BatchedWork | None = None,
-) -> dict[str, float]:
+) -> EmbeddingSummary:
     """Run the jobs whose results are missing, and report.
 
     Args:
@@ -179,8 +199,7 @@ def run_file_jobs(
             there is more than one, so that a file that crashes its decoder loses only its own result.
 
     Returns:
-        embed.written, embed.skipped, embed.windows, embed.noted (files with a note, for example truncated ones) and
-        embed.other_files (files in the folders with suffixes of another kind).
+        The numbers of written and skipped files.
 
     Raises:
         DataError: some files could not be read; all the others are written by then.
@@ -213,13 +232,9 @@ def run_file_jobs(
         raise DataError(
             f"{len(refused)} of {len(jobs) + len(damaged)} files could not be embedded (all others are), first {first}"
         )
-    return {
-        "embed.written": float(len(done)),
-        "embed.skipped": float(len(jobs) - len(todo)),
-        "embed.windows": float(sum(outcome.rows for outcome in done)),
-        "embed.noted": float(len(noted)),
-        "embed.other_files": float(other_suffixes.total()),
-    }
+    return EmbeddingSummary(
+        len(done), len(jobs) - len(todo), sum(outcome.rows for outcome in done), len(noted), other_suffixes.total()
+    )
 
 
 def report_outcomes(

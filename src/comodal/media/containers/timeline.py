@@ -88,11 +88,11 @@ class _Course:
 
     def paused_seconds(self) -> float:
         """By how much the pauses are longer than other steps. There are none in a slide show, of long steps alone."""
-        usual = self.steps[0] - self.pauses[0]
+        other_steps = self.steps[0] - self.pauses[0]
         return (
             0.0
-            if usual <= self.pauses[0]
-            else self.pauses[1] - self.pauses[0] * (self.steps[1] - self.pauses[1]) / usual
+            if other_steps <= self.pauses[0]
+            else self.pauses[1] - self.pauses[0] * (self.steps[1] - self.pauses[1]) / other_steps
         )
 
     def start_segment(self, segment: int) -> None:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from comodal.models.vilbert.transformer import ACTIVATIONS, MASKED_LOGIT, Activation, init_weights
+from comodal.models.vilbert.transformer import ACTIVATIONS, MASK_BIAS, Activation, init_weights
 
 Fusion = Literal["mul", "sum"]
 TASK_HEAD_DROPOUT = 0.1  # hard-coded in the original, regardless of its configuration
@@ -184,7 +184,7 @@ class TaskHeads(nn.ModuleDict):
         kind, head = self.kinds[name], self[name]
         if kind == "regions":
             scores = head(self.apply_dropout(region_states)).squeeze(2)
-            padding = 0.0 if region_mask is None else (~region_mask).to(region_states.dtype) * MASKED_LOGIT
+            padding = 0.0 if region_mask is None else (~region_mask).to(region_states.dtype) * MASK_BIAS
             return scores + padding
         if kind == "tokens":
             return head(self.apply_dropout(token_states)).squeeze(2)

@@ -18,7 +18,7 @@ Activation = Literal["gelu", "relu", "swish"]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "swish": nn.SiLU}
 Mask: TypeAlias = Bool[Tensor, "_batch _tokens"] | Integer[Tensor, "_batch _tokens"] | None  # None: no padding
 Index: TypeAlias = Int64[Tensor, "_chosen"] | None  # row x length + column, each once; None: all tokens
-MASKED_LOGIT = -10_000.0  # the logit of a padding region
+MASK_BIAS = -10_000.0  # added to the logits of padding, as in the original
 
 
 class AttentionGates(NamedTuple):

@@ -155,7 +155,7 @@ def extract_audio_features(
     workers: int,
     compute: Compute,
 ) -> AudioFeatures:
-    """Computes the features of every system in one pass over the files.
+    """Computes the features of all compared systems in one pass over the files.
 
     Args:
         model: Run or model folder.

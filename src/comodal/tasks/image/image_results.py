@@ -27,7 +27,7 @@ PAPER_PROTOCOL = {"layer": "conv4_2", "pooling": "max", "grid": 4, "crops": "cen
 
 @dataclass(frozen=True)
 class ImageResults:
-    """The predictions of every system, with the settings; of the `num_tests` test images, some cannot be read."""
+    """The predictions of all compared systems, with the settings; of the `num_tests` images, some may be unreadable."""
 
     data: Path
     model: str
