@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from comodal.data.hdf5_files import check_hdf5_bytes, open_hdf5
+from comodal.data.regions.box_units import BOXES_ARE_FRACTIONS, BoxUnitsError, has_normalized_boxes
 from comodal.data.regions.feature_records import (
     FeatureRecord,
     SkippedRecordError,
@@ -268,6 +269,8 @@ def read_hdf5_record(file: Any, block: int | slice, name: str) -> FeatureRecord:
     )
     if not (np.isfinite(width) and np.isfinite(height)):
         raise ValueError("the image size cannot be inferred from the boxes")
+    if has_normalized_boxes(boxes[is_real]):
+        raise BoxUnitsError(BOXES_ARE_FRACTIONS, "no value of image_bb is above 1; it holds boxes in pixels")
     return FeatureRecord(name, features[is_real], boxes[is_real], round(width), round(height), None)
 
 
