@@ -124,14 +124,25 @@ def parse_feature_record(values: dict[str, Any], image: str) -> FeatureRecord:
     if not isinstance(fields["features"], str | bytes) and np.asarray(fields["features"]).dtype.kind != "f":
         raise ValueError(f"features of {np.asarray(fields['features']).dtype}: quantized features are not read")
     classes = None if fields["classes"] is None else parse_float_matrix(fields["classes"], rows, None)
-    name = fields["image"].decode() if isinstance(fields["image"], bytes) else fields["image"]
+    name = image if fields["image"] is None else parse_image_id(fields["image"])
     width, height = parse_integer_field(fields["width"]), parse_integer_field(fields["height"])
-    return FeatureRecord(image if name is None else str(name), features, boxes, width, height, classes)
+    return FeatureRecord(name, features, boxes, width, height, classes)
+
+
+def parse_image_id(value: Any) -> str:
+    """An image's id: text, bytes or an integer, also as a NumPy value."""
+    plain = value.item() if isinstance(value, np.generic | np.ndarray) and value.size == 1 else value
+    if isinstance(plain, bool) or not isinstance(plain, str | bytes | int):
+        raise ValueError(f"the id {plain!r:.40} is neither text nor an integer")
+    return plain.decode() if isinstance(plain, bytes) else str(plain)
 
 
 def parse_integer_field(value: Any) -> int:
-    """A number that may be text."""
-    return int(float(value))
+    """An integer that may be text, or a float without a fraction."""
+    number = float(value)
+    if not number.is_integer():
+        raise ValueError(f"{number:g} is not an integer")
+    return int(number)
 
 
 def parse_float_matrix(value: Any, rows: int | None, columns: int | None) -> Float[np.ndarray, "rows columns"]:
