@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from comodal.data.regions.convert_features import convert_regions, sample_written_boxes
 from comodal.data.regions.feature_files import read_records
