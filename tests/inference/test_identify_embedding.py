@@ -10,15 +10,10 @@ from PIL import Image
 
 from comodal.errors import CheckpointError, DataError
 from comodal.inference.embed_files import embed_audio
-<<<<<<<< HEAD:tests/inference/test_doctor.py
-from tests.models.l3net.test_l3net_parity import reference
-from tests.openl3.test_openl3 import make_inputs
-from tests.support import openl3_layouts as layouts
-========
 from comodal.inference.identify_embedding import identify_embedding
 from tests.models.l3net.test_l3net_parity import reference
 from tests.openl3.test_openl3 import make_inputs
->>>>>>>> struct15:tests/test_identify_embedding.py
+from tests.support import openl3_layouts as layouts
 
 RATE = 48_000
 

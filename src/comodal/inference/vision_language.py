@@ -286,7 +286,7 @@ def read_box_corners(boxes: Path | None) -> Float32[np.ndarray, "regions 4"] | N
     except (ValueError, TypeError) as error:
         raise DataError(f"{boxes}: not a list of [left, top, right, bottom] ({error})") from error
     if has_inverted_box(corners):
-        check_source_units(boxes, {BOXES_ARE_NOT_CORNERS: 1}, 0)
+        check_source_units(boxes, {BOXES_ARE_NOT_CORNERS: 1}, (), 0)
     if not len(corners) or not ((corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])).all():
         raise DataError(f"{boxes}: no boxes, or an empty box; a box is left, top, right, bottom in pixels")
     return corners

@@ -268,6 +268,79 @@ def test_hdf5_with_as_many_rows_for_every_image(tmp_path: Path):
     np.testing.assert_array_equal(found[2].features, features[2, :3])
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ('{"10": 0, "20": 1, "30": 1}', "the images 20 and 30 have the same row 1"),
+        ('{"10": 0, "20": 0.5}', "the row of image 20 is 0.5, not one of the 2 rows"),
+        ('{"10": 0, "20": 1.0}', "the row of image 20 is 1.0"),
+        ('{"10": 0, "20": -1}', "the row of image 20 is -1"),
+        ('{"10": 0, "20": NaN}', "the row of image 20 is nan"),
+        ('{"10": 0, "20": 1e999}', "the row of image 20 is inf"),
+        ('{"10": 0, "20": 1, "30": 2}', "the row of image 30 is 2"),
+        ('{"10": 0, "20": true}', "the row of image 20 is True"),
+        ('{"10": 0, "20": "1"}', "the row of image 20 is '1'"),
+        ('{"10": 0, "20": null}', "the row of image 20 is None"),
+        ('{"10": 0, "10": 1}', "'10' is twice"),
+        (pickle.dumps({10: 0, "10": 1}), "an image has two rows"),
+        (pickle.dumps({10: 0, 20: np.float64(1)}), r"the row of image 20 is .*1\.0"),
+    ],
+)
+def test_rows_of_an_hdf5_index_are_checked(tmp_path: Path, rows: str | bytes, said: str):
+    """Two ids of one row would give one image's regions to another; 0.5 and -1 would be rounded, or count from the
+    end."""
+    write_hdf5(tmp_path / "val.hdf5", images=2, regions=2)
+    index = tmp_path / f"val_imgid2idx.{'json' if isinstance(rows, str) else 'pkl'}"
+    index.write_bytes(rows.encode() if isinstance(rows, str) else rows)
+    with pytest.raises(DataError, match=rf"{index.name}[^\n]*{said}[^\n]*\Z"):
+        convert_regions(tmp_path / "val.hdf5", tmp_path / "store")
+
+
+def test_numpy_rows_of_an_hdf5_index_are_read(tmp_path: Path):
+    write_hdf5(tmp_path / "val.hdf5", images=2, regions=2)
+    (tmp_path / "val_imgid2idx.pkl").write_bytes(pickle.dumps({10: np.int64(1), 20: np.int32(0)}))
+    assert [one.image for one in read_records(tmp_path / "val.hdf5", "hdf5")] == ["20", "10"]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        ([[0, 2], [1, 3]], "row 1 is in two blocks"),
+        ([[0, 2], [-2, 3]], "pos_boxes are not blocks of its 3 rows"),
+        ([[0, 2], [3, 2]], "pos_boxes are not blocks of its 3 rows"),
+        ([[0, 2], [2, 4]], "pos_boxes are not blocks of its 3 rows"),
+        ([[0.0, 1.5], [1.5, 3]], "pos_boxes of float64"),
+        ([0, 1], r"pos_boxes of int64 and shape \(2,\)"),
+    ],
+)
+def test_blocks_of_an_hdf5_file_are_checked(tmp_path: Path, blocks: list, said: str):
+    write_hdf5(tmp_path / "fixed.hdf5", images=1, regions=4)
+    with h5py.File(tmp_path / "fixed.hdf5") as fixed, h5py.File(tmp_path / "val.hdf5", "w") as file:
+        for name in ("image_features", "image_bb", "spatial_features"):
+            file[name] = fixed[name][0][:3]
+        file["pos_boxes"] = np.array(blocks)
+    (tmp_path / "val_imgid2idx.json").write_text('{"10": 0, "20": 1}')
+    with pytest.raises(DataError, match=rf"val\.hdf5: {said}"):
+        convert_regions(tmp_path / "val.hdf5", tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"num_boxes": 2.5}, "2.5 is not an integer"),
+        ({"image_w": "100.5"}, "100.5 is not an integer"),
+        ({"image_h": float("nan")}, "nan is not an integer"),
+        ({"image_id": 1.5}, "the id 1.5 is neither text nor an integer"),
+        ({"image_id": True}, "the id True is neither"),
+        ({"image_id": ["a"]}, r"the id \['a'\] is neither"),
+    ],
+)
+def test_numbers_of_a_record_are_not_rounded(tmp_path: Path, changed: dict, said: str):
+    source = write_lmdb(tmp_path / "a.lmdb", {b"a": pickle.dumps(record() | changed)})
+    with pytest.raises(DataError, match=rf"a\.lmdb has no usable record .*{said}"):
+        convert_regions(source, tmp_path / "store")
+
+
 def test_hdf5_without_ids_or_with_harmful_ones_is_told(tmp_path: Path):
     """Numbers of rows would pass for ids of images."""
     write_hdf5(tmp_path / "val.hdf5", images=2, regions=2)
@@ -277,7 +350,7 @@ def test_hdf5_without_ids_or_with_harmful_ones_is_told(tmp_path: Path):
     for value, match in (
         (Harmful(marker), r"val_imgid2idx\.pkl: refused: it references posix\.system"),
         ({7: 0}, "has no id for 1 of 2 rows, such as row 1"),
-        ([1, 2], "not ids with their rows"),
+        ([1, 2], r"val_imgid2idx\.pkl: not a dictionary"),
     ):
         ids.write_bytes(pickle.dumps(value))
         with pytest.raises(DataError, match=match):

@@ -185,6 +185,26 @@ def test_references_that_are_none_are_told_and_nothing_of_them_is_run(tmp_path: 
         read_expressions(references, instances)
 
 
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"image_id": 77}, r"object 1 is in image 77, and reference 1 of refs\(unc\)\.p in image 0"),
+        ({"id": 0}, "two annotations have the id 0"),
+        ({"bbox": [0, 0, float("nan"), 1]}, "bbox .* is not left, top, width, height"),
+        ({"bbox": [9, 9, -3, 1]}, "bbox .* is not left, top, width, height"),
+        ({"bbox": [9, 9, 3, float("inf")]}, "bbox .* is not left, top, width, height"),
+    ],
+)
+def test_objects_that_contradict_the_references_are_told(tmp_path: Path, changed: dict, sentence: str):
+    references, instances = write_references(tmp_path / "files", 2)
+    content = json.loads(instances.read_text())
+    read_expressions(references, instances)
+    content["annotations"][1] |= changed
+    instances.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"instances\.json: {sentence}"):
+        read_expressions(references, instances)
+
+
 def test_a_split_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture):
     store, (references, instances) = write_store(tmp_path / "regions", 2), write_references(tmp_path / "files", 2)
     run = write_pretrained(tmp_path / "run", SENTENCES)

@@ -9,12 +9,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from comodal.console import Table
 from comodal.data.output_folder import lock_output_folder, translate_os_errors
-from comodal.data.regions.box_units import check_source_units
+from comodal.data.regions.box_units import SizedBoxes, check_source_units, sample_evenly
 from comodal.data.regions.feature_files import FeatureLayout, detect_feature_layout, read_records
 from comodal.data.regions.feature_records import FeatureRecord, SkippedRecordError
-from comodal.data.regions.region_store import JOURNAL_FILE, FeatureType, RegionStore, RegionWriter
+from comodal.data.regions.region_store import BOXES_FILE, JOURNAL_FILE, FeatureType, RegionStore, RegionWriter
 from comodal.data.regions.store_summary import EXTRACTION_REPORT_FILE, RegionStoreSummary, summarize_store
 from comodal.errors import DataError
 from comodal.files import fingerprint_files, write_bytes_atomically
@@ -22,6 +24,7 @@ from comodal.progress import Progress
 from comodal.text_files import parse_json
 
 SAMPLED_RECORDS = 25  # records used to infer the number of features
+BOX_BYTES = 16
 PARTIAL_REPORT_SUFFIX = ".report.part"  # records skipped so far
 
 
@@ -98,8 +101,21 @@ def write_region_store(
                     log.add(skipped)
                 read_progress.records += 1
         reasons = Counter(parse_json(line.decode(), log.path)["reason"] for line in log.lines)
-        check_source_units(source, reasons, len(writer.images))
+        check_source_units(source, reasons, sample_written_boxes(writer), len(writer.images))
         write_bytes_atomically(out / EXTRACTION_REPORT_FILE, b"".join(log.lines))
+
+
+def sample_written_boxes(writer: RegionWriter) -> list[SizedBoxes]:
+    """The boxes of an even sample of the images that are written, also by an interrupted writer."""
+    ends = np.cumsum([image.regions for image in writer.images])
+    sample = []
+    with (writer.folder / f".{BOXES_FILE}.part").open("rb") as file:
+        for index in sample_evenly(len(writer.images)):
+            _, regions, width, height = writer.images[index]
+            file.seek(BOX_BYTES * int(ends[index] - regions))
+            boxes = np.frombuffer(file.read(BOX_BYTES * regions), "<f4").reshape(-1, 4)
+            sample.append(SizedBoxes(boxes, width, height))
+    return sample
 
 
 def infer_feature_sizes(source: Path, layout: FeatureLayout) -> tuple[int, int]:
@@ -108,17 +124,19 @@ def infer_feature_sizes(source: Path, layout: FeatureLayout) -> tuple[int, int]:
     Raises:
         DataError: No record can be used.
     """
-    sizes, reasons, units = Counter[tuple[int, int]](), [], Counter[str]()
+    sizes, reasons, faults = Counter[tuple[int, int]](), [], Counter[str]()
+    valid: list[SizedBoxes] = []
     with closing(read_records(source, layout)) as records:
         for count, record in enumerate(records, 1):
             if isinstance(record, FeatureRecord):
                 sizes[record.features.shape[1], 0 if record.classes is None else record.classes.shape[1]] += 1
+                valid.append(SizedBoxes(record.boxes, record.width, record.height))
             else:
                 reasons.append(f"{record.image}: {record.detail}")
-                units[record.reason] += 1
-            if count >= SAMPLED_RECORDS and (sizes or units):
+                faults[record.reason] += 1
+            if count >= SAMPLED_RECORDS and (sizes or faults):
                 break
-    check_source_units(source, units, sum(sizes.values()))
+    check_source_units(source, faults, valid, len(valid))
     if not sizes:
         raise DataError(f"{source} has no usable record ({'; '.join(reasons[:3]) or 'it is empty'})")
     return sizes.most_common(1)[0][0]

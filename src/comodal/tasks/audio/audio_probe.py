@@ -231,7 +231,7 @@ def run_audio_probe(data: AudioDataset, model: Path, options: AudioProbeOptions)
         counts = count_items(num_test, len(predictions.items), f"{REASON_UNREADABLE}, to test")
         write_card(
             build_audio_card(
-                data, model, options, features, predictions, metrics, counts, comparison.describe_intervals()
+                data, model, options, features, predictions, metrics, counts, comparison.describe_intervals(metrics)
             ),
             out,
         )
@@ -258,7 +258,7 @@ def write_dcase_submission(out: Path, data: AudioDataset, predictions: ProbePred
 def build_audio_card(
     data: AudioDataset, model: Path, options: AudioProbeOptions, features: AudioFeatures,
     predictions: ProbePredictions, metrics: Mapping[str, float],
-    counts: Mapping[str, int], interval: str,
+    counts: Mapping[str, int], interval: str | None,
 ) -> ResultsCard:  # fmt: skip
     """The results card; it has the papers' scores where clips, splits and protocol are the papers'."""
     paper_scores = data.paper_result.get_scores(options, features) if data.paper_result is not None else {}
@@ -295,7 +295,7 @@ def build_audio_card(
             "classifier": options.classifier,
             "windows": features.windows,
             "untrained network": features.control,
-            INTERVAL_NAME: interval,
+            **({} if interval is None else {INTERVAL_NAME: interval}),
             **c_settings,
         },
     )

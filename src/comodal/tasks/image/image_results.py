@@ -125,7 +125,7 @@ class ImageResults:
             seeds={"untrained weights, views, order": self.seed},
             settings={
                 **self.settings,
-                INTERVAL_NAME: self.build_comparison().describe_intervals(),
+                INTERVAL_NAME: self.build_comparison().describe_intervals(metrics),
                 **c_settings,
                 **solvers,
                 "images": hash_labeled_files(self.dataset.items),

@@ -14,9 +14,8 @@ from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
-from comodal.tasks.evaluation.metrics import describe_interval
 from comodal.tasks.evaluation.missing_images import (
-    INTERVAL_NAME,
+    build_interval_settings,
     build_score_entries,
     check_no_missing_images,
     compute_accuracy_metrics,
@@ -220,7 +219,7 @@ def evaluate_questions(
     region_source = str(loaded.store.about["provenance"])
     settings = {
         "ablate": evaluation.ablate,
-        INTERVAL_NAME: describe_interval([item.image for item in scored], "images"),
+        **build_interval_settings(metrics, [item.image for item in scored], "images"),
     }
     report_results(
         metrics, build_questions_card(task, metrics, model, questions, region_source, settings, counts), evaluation.out
