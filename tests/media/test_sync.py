@@ -60,6 +60,37 @@ def test_joined_segments_are_all_there(tmp_path: Path):
     assert len(list(iterate_frames(path, 25.0))) == 150
 
 
+@pytest.mark.parametrize(
+    ("begins", "parts"),
+    [
+        ((0, 0, 0), ("both", "audio", "both")),
+        ((0, 50, 2), ("both", "audio", "both")),
+        ((0, 0, 0), ("audio", "both", "both")),
+        ((0, 0, 0), ("both", "both", "audio")),
+        ((0, 0, 0, 0), ("both", "audio", "audio", "both")),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*its audio ends:comodal.errors.MediaWarning")
+def test_joined_segments_of_which_some_have_no_audio(tmp_path: Path, begins: tuple[float, ...], parts: tuple[str, ...]):
+    """Each is where it is in the file, and its audio with it: the part without audio is silent."""
+    sound, joined = noise(2.0 * len(parts)), b""
+    for number, (first, lost) in enumerate(zip(begins, parts, strict=True)):
+        whole = original(tmp_path / f"whole{number}.ts", sound[: RATE * 2 * (number + 1)], 50 * number)
+        change = lambda kind, time, first=first, lost=lost: None if kind == lost else time + first  # noqa: E731
+        joined += remux(whole, tmp_path / f"{number}.ts", change).read_bytes()
+    path = tmp_path / "joined.ts"
+    path.write_bytes(joined)
+    check_agreement(path, sound)
+    last = 2.0 * (1 + max(number for number, lost in enumerate(parts) if lost == "both"))
+    heard = read_audio(path, RATE)
+    assert len(heard) / RATE == pytest.approx(last, abs=0.05)
+    for number, lost in enumerate(parts):
+        part = heard[round((2 * number + 0.5) * RATE) : round((2 * number + 1.5) * RATE)]
+        assert (np.abs(part).max(initial=0.0) < 0.01) == (lost == "audio")
+    assert [read_number(frame) for _, frame in iterate_frames(path, 25.0)] == list(range(50 * len(parts)))
+    assert read_video_info(path).seconds == pytest.approx(2.0 * len(parts), abs=0.05)
+
+
 def test_an_edit_that_begins_inside_a_long_picture(tmp_path: Path):
     """Pictures of half a second, an edit from 1.2 s on: picture 2 for 0.3 s, then picture 3."""
     shown = [k / 2 for k in range(12)]
