@@ -127,7 +127,7 @@ def train(
                 "recipe": get_recipe_name(recipe),
                 "parameters": to_yaml_values(values),
                 "fingerprint": run.fingerprint,
-            }
+            } | ({"dataset": dict(run.dataset)} if run.dataset else {})
             intervals = Intervals(accumulate, log_every, validate_every, 60 * checkpoint_minutes)
             trainer = Trainer(run, out, compute, intervals, memory_layout, about)
             write_run_settings(out, recipe, values | options)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from comodal.console import Table, print_line
+from comodal.data.shards.dataset_record import format_dataset_record, get_dataset_record
 from comodal.data.shards.shard_reader import ShardReader
 from comodal.data.sources.split_names import SPLITS
 from comodal.errors import DataError
@@ -22,6 +23,8 @@ def print_shard_report(about: dict[str, Any], out: Path) -> None:
         for reason, count in sorted(about["refused"].items(), key=lambda pair: -pair[1]):
             reasons.add_row(reason, f"{count:,}")
         reasons.show()
+    for split in SPLITS if (record := get_dataset_record(about)) else ():
+        print_line(format_dataset_record(record, split))
     if about.get("noted"):  # older folders do not count them
         print_line(f"{about['noted']:,} were taken despite a problem, such as a truncated file: {out / 'report.jsonl'}")
 
