@@ -65,6 +65,10 @@ RECIPES = Registry(
         "l3net": RegistryEntry(
             "comodal.recipes.avc_pretraining:recipe", "audio-visual correspondence on clips of video, without labels"
         ),
+        "clip_classes": RegistryEntry(
+            "comodal.recipes.clip_classification:recipe",
+            "classification of labeled clips by image and by audio (L3-Net's supervised baselines)",
+        ),
         "vilbert": RegistryEntry(
             "comodal.recipes.vilbert_pretraining:recipe", "masked modeling and alignment on images with captions"
         ),
@@ -104,6 +108,10 @@ RECIPES = Registry(
 )
 TASKS = Registry(
     {
+        "avc": RegistryEntry(
+            "comodal.tasks.correspondence.avc:evaluate_avc",
+            "audio-visual correspondence of clips: accuracy, by class, cross-modal ranking",
+        ),
         "esc50": RegistryEntry(
             "comodal.tasks.audio.esc50:evaluate_esc50", "ESC-50 or ESC-10, compared with two baselines"
         ),

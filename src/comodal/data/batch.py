@@ -62,6 +62,16 @@ class AudioVisualBatch(Tensors):
     keys: tuple[str, ...]  # one a pair: the image's clip and frame, and the audio's clip and start
 
 
+@dataclass(frozen=True)
+class LabeledClipBatch(Tensors):
+    """An image and a second of audio of each clip, with the class of the clip."""
+
+    image: UInt8[Tensor, "batch 3 height width"]
+    audio: Float[Tensor, "batch samples"]
+    target: Int64[Tensor, "batch"]
+    keys: tuple[str, ...]  # the clip, its frame and its audio
+
+
 class TokenInput(IntEnum):
     """Special values of a batch's visual token inputs; the ids of visual tokens follow after these."""
 

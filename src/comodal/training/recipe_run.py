@@ -86,6 +86,9 @@ class Run:
     steps: int
     seed: int
     fingerprint: str  # of the data
+    dataset: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # record of the shards' lists, kept in the model's config.json
     files: Mapping[str, bytes | Path] = field(default_factory=dict)  # files that inference needs besides the weights
     resolved: Mapping[str, Any] = field(default_factory=dict)  # the variant's values of parameters that were None
     validate_every: int = 500  # unless the trainer's option is set

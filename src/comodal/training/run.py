@@ -105,7 +105,7 @@ def train(
                 "recipe": get_recipe_name(recipe),
                 "parameters": to_yaml_values(values),
                 "fingerprint": run.fingerprint,
-            }
+            } | ({"dataset": dict(run.dataset)} if run.dataset else {})
             trainer = Trainer(run, out, resolved, options, about)
             write_run_settings(out, recipe, values | settings)
             return trainer.train(changed)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from comodal.console import Table, print_line
+from comodal.data.shards.dataset_record import format_dataset_record, get_dataset_record
 from comodal.data.shards.shard_reader import ShardReader
 from comodal.data.sources.split_names import SPLITS
 from comodal.errors import DataError
@@ -25,6 +26,7 @@ class ShardSummary:
         noted: Number of samples that were taken despite a problem, such as a truncated file.
         options: The options that the shards depend on.
         fingerprint: Of the items of all shards.
+        dataset: The official list that the samples come from, and how many of its clips are here; empty without one.
     """
 
     path: Path
@@ -34,6 +36,7 @@ class ShardSummary:
     noted: int
     options: Mapping[str, Any]
     fingerprint: str
+    dataset: Mapping[str, Any]
 
 
 def read_shard_summary(out: Path) -> ShardSummary:
@@ -46,7 +49,14 @@ def read_shard_summary(out: Path) -> ShardSummary:
     about = read_json_object(path)
     try:
         return ShardSummary(
-            out, about["accepted"], about["seconds"], about["refused"], about["noted"], about["options"], about["plan"]
+            out,
+            about["accepted"],
+            about["seconds"],
+            about["refused"],
+            about["noted"],
+            about["options"],
+            about["plan"],
+            get_dataset_record(about),
         )
     except KeyError as error:
         raise DataError(f"{path} has no {error}: remove {out} and prepare it again") from error
@@ -63,6 +73,8 @@ def print_shard_report(summary: ShardSummary) -> None:
         for reason, count in sorted(summary.refused.items(), key=lambda pair: -pair[1]):
             reasons.add_row(reason, f"{count:,}")
         reasons.show()
+    for split in SPLITS if summary.dataset else ():
+        print_line(format_dataset_record(summary.dataset, split))
     if summary.noted:
         report = summary.path / "report.jsonl"
         print_line(f"{summary.noted:,} were taken despite a problem, such as a truncated file: {report}")

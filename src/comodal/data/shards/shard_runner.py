@@ -10,9 +10,9 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import Field, asdict, dataclass
+from dataclasses import Field, asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -78,6 +78,7 @@ class RunPlan(Generic[ItemType]):
     shards: tuple[ShardPlan[ItemType], ...]
     refused: tuple[dict[str, Any], ...]  # report lines about items that are refused without being opened
     contents: str = ""  # a stamp of the files, which changes when one is replaced
+    dataset: Mapping[str, Any] = field(default_factory=dict)  # `describe_lists`; empty without a list
 
     def compute_fingerprint(self) -> str:
         items = [[shard.split, shard.index, [asdict(item) for item in shard.items]] for shard in self.shards]
@@ -119,6 +120,7 @@ def make_shards(
     with select_backend(pool.backend), translate_os_errors(out), lock_output_folder(out):
         about = out / "about.json"
         new_settings = {"kind": plan.kind, "format": 1, "options": plan.options, "plan": plan.compute_fingerprint()}
+        new_settings |= {"dataset": dict(plan.dataset)} if plan.dataset else {}
         finished_before = check_same_options(out, new_settings)
         todo = [shard for shard in plan.shards if not is_shard_finished(shard, out)]
         if todo or not finished_before:
