@@ -116,7 +116,8 @@ def test_it_learns_words_regions_and_alignment_of_pairs_that_it_has_not_seen(tmp
     [
         {"region_targets": ["features", "contrast"]},
         {"region_targets": ["tokens"], "regions_as": "tokens"},
-        {"variant": "single_stream", "region_targets": ["tokens"]},
+        {"variant": "small_single_stream", "region_targets": ["tokens"], "regions_as": "tokens"},
+        {"variant": "small_single_stream", "region_targets": ["features"]},
         {"faithful": True, "mask_loss_on_mismatched": False, "overlap": 0.4},
     ],
 )

@@ -24,6 +24,7 @@ from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.media.user_inputs import to_path, to_rgb_array
 from comodal.models.checkpoint import find_model_folder, load_model
+from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.streams import UnimodalEncoding, ViLBERTOutput
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.vilbert import ViLBERT
@@ -77,25 +78,25 @@ class ImageIndex(Protocol):
 
 @dataclass(frozen=True)
 class VisionLanguagePipeline:
-    """A ViLBERT that takes files, PIL images, arrays and tensors.
+    """A ViLBERT or a single stream that takes files, PIL images, arrays and tensors.
 
     Args:
         folder: Of the run or model.
-        model: A ViLBERT, with or without heads.
+        model: A ViLBERT or a single stream, with or without heads.
         tokenizer: Its tokenizer.
         regions: The metadata of its regions.
         compute: Device and precision of the model.
     """
 
     folder: Path
-    model: ViLBERT | TaskModel
+    model: ViLBERT | SingleStream | TaskModel
     tokenizer: WordPieceTokenizer
     regions: dict[str, Any]
     compute: Compute
 
     @property
-    def vilbert(self) -> ViLBERT:
-        """The ViLBERT without the heads."""
+    def vilbert(self) -> ViLBERT | SingleStream:
+        """The backbone, without the heads."""
         return self.model.vilbert if isinstance(self.model, TaskModel) else self.model
 
     @torch.inference_mode()
@@ -257,7 +258,7 @@ def load_vision_language(
     """
     run = to_path(run)
     model, path = load_model(run), find_model_folder(run) / "regions.json"
-    if not isinstance(model, ViLBERT | TaskModel):
+    if not isinstance(model, ViLBERT | SingleStream | TaskModel):
         raise CheckpointError(f"{run}: a {type(model).__name__}; this needs a ViLBERT")
     regions = read_json_object(path, CheckpointError) if path.is_file() else {}
     if not isinstance(regions.get("provenance"), dict):

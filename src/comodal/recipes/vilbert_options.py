@@ -11,8 +11,9 @@ from comodal.errors import check_number
 from comodal.training.recipe_run import PretrainingSchedule
 
 ViLBERTVariant = Literal[
-    "base_2", "base_4", "base_6", "base_8", "large_2", "large_4", "large_6", "small", "single_stream"
-]
+    "base_2", "base_4", "base_6", "base_8", "large_2", "large_4", "large_6", "small", "single_stream",
+    "small_single_stream"
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class ViLBERTNetwork:
 
     Args:
         variant: The paper's base model with 2, 4, 6 or 8 co-attention layers, one on BERT-large, or a small one for two
-            CPU cores. single_stream is one BERT over tokens and visual tokens (the paper's baseline).
+            CPU cores. single_stream is one BERT over tokens and regions (the paper's baseline), of BERT-base's sizes
+            without --bert; small_single_stream is a small one.
         regions_as: Input of a region: its features, or its visual token (`comodal prepare tokens`).
         dropout: Dropout of both streams and of attention; by default that of the BERT or the variant, 0.1. With 0,
             small models train faster, and a step on a CPU takes less time.
@@ -40,7 +42,11 @@ class ViLBERTNetwork:
 
     @property
     def is_small(self) -> bool:
-        return self.variant in ("small", "single_stream")
+        return self.variant.startswith("small")
+
+    @property
+    def is_single_stream(self) -> bool:
+        return self.variant.endswith("single_stream")
 
 
 @dataclass(frozen=True)
@@ -95,11 +101,10 @@ class ViLBERTSchedule(PretrainingSchedule):
     """The training schedule of ViLBERT.
 
     Args:
-        steps: Optimizer steps; by default 3,000 for small and single_stream, 60,000 for all other variants.
-        batch_size: Captions in a step over all processes, half of them with their own image; by default 64 for small
-            and single_stream, 512 for all other variants.
-        learning_rate: Peak learning rate of AdamW; by default 1e-3 for small and single_stream, 1e-4 for all other
-            variants.
+        steps: Optimizer steps; by default 3,000 for the small variants, 60,000 for all others.
+        batch_size: Captions in a step over all processes, half of them with their own image; by default 64 for
+            the small variants, 512 for all others.
+        learning_rate: Peak learning rate of AdamW; by default 1e-3 for the small variants, 1e-4 for all others.
         backbone_lr_scale: Learning rate scale of the weights that came from the BERT.
         weight_decay: Weight decay of the weight matrices only.
         warmup_ratio: Fraction of the steps in which the learning rate rises linearly from 0; then it decays linearly.

@@ -51,9 +51,11 @@ from comodal.training.memory_limits import check_model_fits
 from comodal.training.optimization import make_adamw, make_linear_schedule
 from comodal.training.recipe_run import Run, VariantDefaults
 
-VILBERT_VARIANTS = {f"base_{count}": make_base_config(count) for count in (2, 4, 6, 8)} | {
-    f"large_{n}": make_large_config(n) for n in (2, 4, 6)
-}
+VILBERT_VARIANTS = (
+    {f"base_{count}": make_base_config(count) for count in (2, 4, 6, 8)}
+    | {f"large_{n}": make_large_config(n) for n in (2, 4, 6)}
+    | {"single_stream": make_base_config(0)}  # only its text stream
+)
 BERT_REPORT_FILE = "bert.txt"  # which weights came from the BERT, which are new, and which of the BERT's were not used
 
 
@@ -230,12 +232,12 @@ def build_pretraining_model(
     network: ViLBERTNetwork, data: PretrainingData, targets: Sequence[RegionTarget], bert: Path | None
 ) -> nn.Module:
     """Returns a randomly initialized model of the right sizes."""
-    is_single_stream, uses_visual_tokens = network.variant == "single_stream", network.regions_as == "tokens"
-    if network.contrastive_weight and is_single_stream:
-        raise ValueError("--variant single_stream has no unimodal encoders: leave out --contrastive-weight")
+    uses_visual_tokens = network.regions_as == "tokens"
+    if network.contrastive_weight and network.is_single_stream:
+        raise ValueError(f"--variant {network.variant} has no unimodal encoders: leave out --contrastive-weight")
     store, vocabulary = data.store, data.tokenizer.size
     inputs = store.tokens + len(TokenInput)
-    if (uses_visual_tokens or is_single_stream) and not store.tokens:
+    if uses_visual_tokens and not store.tokens:
         raise DataError(f"{store.folder} has no visual tokens: `comodal prepare tokens {store.folder}` creates them")
     columns = sum(count_target_columns(targets, store.dim, store.classes, store.tokens).values())
     config = make_small_vilbert_config() if network.is_small else VILBERT_VARIANTS[network.variant]
@@ -247,9 +249,9 @@ def build_pretraining_model(
             replace(stream, dropout=dropout, attention_dropout=dropout) for stream in (config.text, config.vision)
         )
         config = replace(config, text=text, vision=vision)
-    if is_single_stream:
+    if network.is_single_stream:
         sizes = (config.vocabulary, config.positions, config.first_position, config.num_token_types, config.text)
-        other_sizes = (inputs, columns, config.joint_dim, config.fusion, config.initializer_range)
+        other_sizes = (store.dim, columns, inputs if uses_visual_tokens else 0, config.initializer_range)
         single = single_stream.SingleStreamConfig(*sizes, *other_sizes)
         check_model_fits(lambda: single_stream.SingleStream(single))
         return single_stream.SingleStream(single)

@@ -1,4 +1,4 @@
-"""Fine-tuning and evaluating a ViLBERT on a task (ViLBERT, section 3.3).
+"""Fine-tuning and evaluating a ViLBERT, or its single-stream baseline, on a task (ViLBERT, section 3.3).
 
 Every task trains the whole network and a new head with AdamW. As in facebookresearch/vilbert-multi-task, the learning
 rate of the head is 1e-4 (a head on regions has the task's learning rate), and that of the pretrained layers is the
@@ -28,6 +28,7 @@ from comodal.hardware import Compute, ComputeOptions
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import find_model_folder, load_model, make_untrained_copy
 from comodal.models.vilbert.heads import Head
+from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig, load_task_model
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.progress import track_progress
@@ -156,7 +157,7 @@ DEFAULT_EVALUATION = EvaluationOptions()
 class FineTuningData(NamedTuple):
     """The pretrained model, its folder, and the region store and vocabulary of a run."""
 
-    model: ViLBERT
+    model: ViLBERT | SingleStream
     folder: Path
     store: RegionStore
     tokenizer: WordPieceTokenizer
@@ -166,7 +167,7 @@ def load_fine_tuning_data(model: Path, regions: Path, fine_tune: ViLBERTFineTune
     """Loads the pretrained network, the region store and the vocabulary, and checks that they are compatible.
 
     Args:
-        model: Run or model folder of a pretrained ViLBERT, or of a fine-tuned one.
+        model: Run or model folder of a pretrained ViLBERT or single stream, or of a fine-tuned one.
         regions: Region store of the images.
         fine_tune: Whether the network is randomly initialized, and by which seed.
 
@@ -181,11 +182,11 @@ def load_fine_tuning_data(model: Path, regions: Path, fine_tune: ViLBERTFineTune
     return FineTuningData(network, model, store, tokenizer)
 
 
-def load_any_vilbert(path: Path) -> ViLBERT:
-    """Loads a ViLBERT, or the backbone of a fine-tuned model."""
+def load_any_vilbert(path: Path) -> ViLBERT | SingleStream:
+    """Loads a ViLBERT or a single stream, or the backbone of a fine-tuned model."""
     model = load_model(path)
     backbone = model.vilbert if isinstance(model, TaskModel) else model
-    if not isinstance(backbone, ViLBERT):
+    if not isinstance(backbone, ViLBERT | SingleStream):
         raise CheckpointError(f"{path}: a {type(model).__name__}; fine-tuning starts from a ViLBERT")
     return backbone
 
@@ -205,7 +206,7 @@ def check_region_compatibility(model: Path, tokens: int, features: int, store: R
     check_same_regions(find_model_folder(model), store)
 
 
-def add_task_head(model: ViLBERT, head: Head, seed: int) -> TaskModel:
+def add_task_head(model: ViLBERT | SingleStream, head: Head, seed: int) -> TaskModel:
     """The network with a new head; a two-layer head has a hidden layer twice as wide as a pooled stream."""
     if head.kind in ("answers", "pairs") and not head.hidden:
         head = replace(head, hidden=2 * model.config.joint_dim)
