@@ -1,4 +1,4 @@
-"""The single-stream baseline: its outputs are those of the original's basebert.py, and it does all that a ViLBERT does."""
+"""The single-stream baseline: outputs as the original's basebert.py, and all that a ViLBERT does."""
 
 import json
 from dataclasses import replace
@@ -86,7 +86,10 @@ def test_it_goes_back_to_the_originals_files(converted: Path, tmp_path: Path):
     assert json.loads((tmp_path / "original" / "config.json").read_text()) == json.loads(
         (FOLDER / "bert_baseline.json").read_text()
     )
-    back, state = load_file(tmp_path / "original" / "pytorch_model.safetensors"), load_file(FOLDER / "state.safetensors")
+    back, state = (
+        load_file(tmp_path / "original" / "pytorch_model.safetensors"),
+        load_file(FOLDER / "state.safetensors"),
+    )
     types, bias = "bert.image_embeddings.token_type_embeddings.weight", "bert.image_embeddings.image_embeddings.bias"
     assert back[types].shape == state[types].shape and not back[types].any()
     assert_close(back[bias], state[bias].float() + state[types][1].float(), rtol=0, atol=0)
@@ -124,6 +127,56 @@ def test_a_bert_fills_the_pooler_and_the_alignment_of_a_single_stream_only(conve
     assert not any(name.startswith(("region_embeddings.", "region_head.")) for name in report.filled)
 
 
+@pytest.fixture
+def bert(tmp_path: Path) -> Path:
+    """A BERT in the layout of Hugging Face: the weights of the fixture without its regions."""
+    folder, state = tmp_path / "bert", load_file(FOLDER / "state.safetensors")
+    folder.mkdir()
+    weights = {k: v for k, v in state.items() if k.startswith(("bert.em", "bert.en", "bert.p", "cls.p", "cls.s"))}
+    save_file(weights, folder / "model.safetensors")
+    values = json.loads((FOLDER / "bert_baseline.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"model_type": "bert"}))
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *QUESTION.split(), *(f"w{i}" for i in range(31))]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("variant", ["small", "small_single_stream"])
+def test_without_pretraining_on_captions_only_the_text_comes_from_the_bert(tmp_path: Path, bert: Path, variant: str):
+    """The daggers of table 1; the learning rates are those of vilbert_beta's --vision_scratch."""
+    write_colours(tmp_path / "regions")
+    fine_tune = ViLBERTFineTuneConfig(from_bert=variant, batch_size=8, learning_rate=2e-5, workers=0)
+    parts = load_fine_tuning_data(bert, tmp_path / "regions", fine_tune)
+    again = load_fine_tuning_data(bert, tmp_path / "regions", fine_tune)
+    other = load_fine_tuning_data(bert, tmp_path / "regions", replace(fine_tune, seed=1))
+    state = load_file(FOLDER / "state.safetensors")
+    weights = {name: part.model.state_dict() for name, part in (("0", parts), ("0 again", again), ("1", other))}
+    query = "text_layers.1.attention.query.weight"
+    assert torch.equal(weights["0"][query], state["bert.encoder.layer.1.attention.self.query.weight"].float())
+    assert torch.equal(weights["0"][query], weights["1"][query])
+    regions = "region_embeddings.features.weight"
+    assert torch.equal(weights["0"][regions], weights["0 again"][regions])
+    assert not torch.equal(weights["0"][regions], weights["1"][regions])
+    examples = FixedExamples([TaskExample("0", (tokenize_text(parts.tokenizer, QUESTION, 36),), (0,), 1)])
+    run = build_vilbert_run(parts, fine_tune, HEAD, compute_class_loss, examples, None, "", {})
+    rates = {p: group["lr_scale"] * 1e-4 for group in run.optimizer.param_groups for p in group["params"]}
+    rate_of = {name: rates[p] for name, p in run.objective.model.vilbert.named_parameters() if p in rates}
+    assert rate_of[query] == pytest.approx(2e-5)
+    assert rate_of[regions] == pytest.approx(1e-4)
+    assert ("pooler.0.weight" in rate_of) == (variant == "small_single_stream")
+    if variant == "small_single_stream":
+        assert rate_of["pooler.0.weight"] == pytest.approx(2e-5)  # BERT has a pooler
+    scratch = load_fine_tuning_data(bert, tmp_path / "regions", replace(fine_tune, start_from="scratch"))
+    assert scratch.pretrained == () and not torch.equal(scratch.model.state_dict()[query], weights["0"][query])
+
+
+def test_a_pretrained_model_is_not_a_bert(tmp_path: Path):
+    write_colours(tmp_path / "regions")
+    pretrained = write_pretrained(tmp_path / "run", [QUESTION])
+    with pytest.raises(CheckpointError, match="run"):
+        load_fine_tuning_data(pretrained, tmp_path / "regions", ViLBERTFineTuneConfig(from_bert="small"))
+
+
 HEAD = Head("colour", "answers", len(COLOURS), 16)
 
 
@@ -144,7 +197,7 @@ def test_it_is_fine_tuned_and_evaluated_as_a_vilbert_is(tmp_path: Path, start: s
         for image in range(40)
     ])  # fmt: skip
 
-    def make_run():  # noqa: ANN202
+    def make_run():
         return build_vilbert_run(parts, fine_tune, HEAD, compute_class_loss, examples, None, "", {})
 
     assert train(make_run, {}, tmp_path / "out", device="cpu", precision="fp32", log_every=100) == 0

@@ -42,7 +42,7 @@ class TaskModelConfig:
 
 
 class TaskModel(PretrainedModel, nn.Module):
-    """A ViLBERT or a single stream with task heads; each image is encoded once, however many texts it is paired with."""
+    """A backbone with task heads; each image is encoded once, however many texts it is paired with."""
 
     def __init__(self, config: TaskModelConfig) -> None:
         super().__init__()
