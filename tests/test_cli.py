@@ -16,6 +16,7 @@ from comodal.cli.program import INPUT_OPTIONS, RECIPE_ARGUMENTS, build_command_p
 from comodal.cli.signatures import SignatureError, read_function
 from comodal.cli.tables import COMMAND_GROUPS, TRAIN_FUNCTION, list_all_commands
 from comodal.cli.types import resolve_parameter_type
+from comodal.recipes.recipe_configs import list_recipe_configs
 from comodal.registry import RECIPES
 
 COMMANDS = list_all_commands()
@@ -102,7 +103,8 @@ def test_list_shows_all_commands_and_recipes(capsys: pytest.CaptureFixture):
     assert all(f"comodal {name} " in said for name in COMMANDS)
     assert main(["list", "recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines if not line.startswith("   ")] == list(RECIPES)
+    names = [line.split()[0] for line in lines if line.startswith("  ") and not line.startswith("   ")]
+    assert names == [*RECIPES, *list_recipe_configs()]
     assert main(["list", "recipez"]) == 2
     assert "Did you mean recipes?" in capsys.readouterr().err
 

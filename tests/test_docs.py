@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import comodal
-from comodal.cli.parser import CommandParser
+from comodal.cli.parser import CommandParser, find_config_argument
 from comodal.cli.program import build_command_page, build_recipe_page
 from comodal.cli.tables import list_all_commands
 from comodal.data.regions.region_store import RegionStore
@@ -28,6 +28,7 @@ from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig
 from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.recipes.recipe_configs import read_recipe_config
 from comodal.regions.extract import extract_regions
 from comodal.registry import RECIPES
 from comodal.tasks.vision_language.vilbert_fine_tuning import ViLBERTFineTuneConfig, load_fine_tuning_data
@@ -83,9 +84,12 @@ def test_every_block_is_of_a_kind_that_is_tested():
 def parser_of(words: list[str]) -> tuple[CommandParser, list[str]]:
     """The parser of the command that the words begin with, and its own words."""
     if words[0] == "train":
-        assert words[1] in RECIPES, words[1]
-        page = build_recipe_page(words[1])
-        return CommandParser(page.options, page.format_full), words[2:]
+        config = find_config_argument(words[1:])
+        is_named = not words[1].startswith("-") or config is None
+        name = words[1] if is_named else read_recipe_config(config).recipe
+        assert name in RECIPES, name
+        page = build_recipe_page(name)
+        return CommandParser(page.options, page.format_full), words[1 + is_named :]
     length = 2 if " ".join(words[:2]) in COMMANDS else 1
     page = build_command_page(" ".join(words[:length]))
     return CommandParser(page.options, page.format_full), words[length:]

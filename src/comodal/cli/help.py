@@ -16,7 +16,11 @@ COMMON_OPTIONS = (
 )
 NAME_WIDTH, MAX_LINE_WIDTH = 28, 120
 GENERAL_OPTIONS = (
-    ("--config FILE", "Take options from a YAML file, such as the config.yaml of a run. Flags override the file."),
+    (
+        "--config FILE",
+        "Take options from a YAML file, such as the config.yaml of a run, or for `train` from a shipped config by its "
+        "name (`comodal list recipes`). Flags override the file.",
+    ),
     ("--print-config", "Print all options as YAML and exit."),
     ("-h, --help", "Print this page."),
 )

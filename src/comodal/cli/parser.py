@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from comodal.cli.types import ParameterType, resolve_parameter_type, suggest_closest
 from comodal.errors import DataError
+from comodal.recipes.recipe_configs import CONFIG_KEYS, find_recipe_config
 from comodal.text_files import read_yaml
 
 POSITIONAL_NAMES = {
@@ -192,8 +193,15 @@ class CommandParser:
         return [option.display_name for option in self.options if option.is_required and option.name not in values]
 
 
+def find_config_argument(argv: Sequence[str]) -> Path | None:
+    """The value of --config among the arguments of a command, before its options are known."""
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument("--config", type=Path)
+    return parser.read_known(argv)[0].get("config")
+
+
 def read_settings(path: Path | None, options: Sequence[Option]) -> dict[str, Any]:
-    """The values of a YAML file, such as a run's config.yaml.
+    """The values of a YAML file, such as a run's config.yaml, or of a shipped config.
 
     Raises:
         UsageError: It cannot be read, names an unknown option, or has a value of another type.
@@ -201,12 +209,14 @@ def read_settings(path: Path | None, options: Sequence[Option]) -> dict[str, Any
     if path is None:
         return {}
     try:
-        settings = read_yaml(path)
+        settings = read_yaml(find_recipe_config(path))
     except DataError as error:
         raise UsageError(f"--config: {error}") from None
     options_by_name, values = {option.name.rstrip("_"): option for option in options}, {}
     for name, value in settings.items():
         option = options_by_name.get(str(name).replace("-", "_"))
+        if option is None and name in CONFIG_KEYS:
+            continue
         if option is None:
             raise UsageError(f"--config: {path}: unknown option {name}{suggest_closest(str(name), options_by_name)}")
         try:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from comodal.cli.help import HelpPage, format_overview, list_commands, list_entries
-from comodal.cli.parser import CommandParser, Option, UsageError, build_options
+from comodal.cli.parser import CommandParser, Option, UsageError, build_options, find_config_argument
 from comodal.cli.signatures import read_function
 from comodal.cli.tables import COMMAND_GROUPS, TRAIN_FUNCTION, find_command, get_command_target, list_all_commands
 from comodal.cli.types import suggest_closest
@@ -26,6 +26,12 @@ from comodal.files import describe_os_error
 from comodal.flat_parameters import split_docstring
 from comodal.hub_download import is_hub_name, resolve_model_path
 from comodal.media.storage.path_patterns import is_path_pattern
+from comodal.recipes.recipe_configs import (
+    check_config_recipe,
+    find_recipe_config,
+    list_recipe_configs,
+    read_recipe_config,
+)
 from comodal.registry import RECIPES, import_object
 from comodal.training.run_config import to_yaml_values
 
@@ -121,6 +127,8 @@ def dispatch_command(argv: list[str]) -> int:
         case [group] if group in COMMAND_GROUPS:
             print(format_overview(group), end="", file=sys.stderr)
             return EXIT_USAGE_ERROR
+        case ["train", first, *_] if first.startswith("-"):
+            return run_train_config(argv[1:])
         case ["train", recipe, *rest]:
             return run_train(recipe, rest)
     for length in (2, 1):
@@ -145,7 +153,9 @@ def run_list(argv: list[str]) -> int:
     elif argv == ["commands"]:
         print(list_commands())
     elif argv == ["recipes"]:
-        print(list_entries(RECIPES))
+        print(
+            f"{list_entries(RECIPES)}\n\nconfigs, for `comodal train --config`:\n{list_entries(list_recipe_configs())}"
+        )
     elif argv[0] in COMMAND_GROUPS and len(argv) == 1:
         print(list_commands(argv[0]))
     else:
@@ -186,11 +196,21 @@ def run_command(name: str, argv: list[str]) -> int:
     return call_with_options(build_command_page(name), argv, call)
 
 
+def run_train_config(argv: list[str]) -> int:
+    """Parse the arguments of `comodal train --config CONFIG`, whose file names the recipe, and train."""
+    path = find_config_argument(argv)
+    if path is None:
+        return report_usage("train", "name a recipe, or a config by --config; `comodal list recipes` lists both")
+    return run_train(read_recipe_config(path).recipe, argv)
+
+
 def run_train(name: str, argv: list[str]) -> int:
     """Parse the arguments of `comodal train RECIPE` and train."""
     if name not in RECIPES:
         hint = suggest_closest(name, RECIPES) or "; `comodal list recipes` lists them"
         return report_usage("train", f"unknown recipe {name!r}{hint}")
+    if (path := find_config_argument(argv)) is not None and find_recipe_config(path).is_file():
+        check_config_recipe(path, name)
     recipe_parameters = {parameter.name for parameter in read_function(RECIPES[name].target).parameters}
 
     def start(values: dict[str, Any]) -> int:
