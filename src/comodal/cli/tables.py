@@ -54,6 +54,9 @@ COMMANDS = {
     "ground": RegistryEntry(
         "comodal.inference.vision_language_commands:ground", "an image and a phrase -> the box that it refers to"
     ),
+    "caption": RegistryEntry(
+        "comodal.inference.vision_language_commands:caption", "an image -> captions sampled from the pretrained model"
+    ),
     "search": RegistryEntry(
         "comodal.inference.image_search.search:search", "a folder of images and a text -> the images that match it"
     ),

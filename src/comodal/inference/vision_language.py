@@ -21,6 +21,7 @@ from comodal.data.captions.caption_dataset import prepend_full_image
 from comodal.data.regions.box_units import BOXES_ARE_NOT_CORNERS, check_source_units, has_inverted_box
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
+from comodal.inference.caption_sampling import SamplingOptions, sample_masked_tokens
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.media.user_inputs import to_path, to_rgb_array
 from comodal.models.checkpoint import find_model_folder, load_model
@@ -37,6 +38,7 @@ from comodal.tasks.vision_language.question_answering.vqa_files import VQA_HEAD 
 from comodal.text_files import read_json, read_json_object
 
 MAX_INPUT_REGIONS = 100
+DEFAULT_SAMPLING = SamplingOptions()
 
 
 class Prediction(NamedTuple):
@@ -210,6 +212,31 @@ class VisionLanguagePipeline:
                 logits = self.vilbert.alignment_head(output.pooled_text, output.pooled_vision)
             probabilities[rows] = logits.float().softmax(1)[:, 0].cpu().numpy()
         return [Prediction(text, float(p)) for text, p in zip(texts, probabilities, strict=True)]
+
+    @torch.inference_mode()
+    def caption(self, image: Any, options: SamplingOptions = DEFAULT_SAMPLING) -> list[Prediction]:
+        """Captions sampled from the masked language model, with the probability that each matches the image.
+
+        The likeliest match comes first. Captions are as long as asked for, and contain no special tokens.
+
+        Raises:
+            ValueError: The model has too few positions for so many tokens.
+        """
+        encoded_image, tokenizer, config = self.to_encoded_image(image), self.tokenizer, self.vilbert.config
+        max_tokens = config.positions - config.first_position - 2
+        if options.num_tokens > max_tokens:
+            raise ValueError(f"num_tokens ({options.num_tokens}): this model has positions for {max_tokens} tokens")
+        allowed = torch.zeros(config.vocabulary, dtype=torch.bool)
+        allowed[torch.from_numpy(tokenizer.ordinary_ids)] = True
+
+        def compute_logits(texts: Tensor, positions: Tensor) -> Tensor:
+            framed = [[tokenizer.cls_id, *token_ids, tokenizer.sep_id] for token_ids in texts.tolist()]
+            states = self.fuse_texts(framed, encoded_image).token_states
+            return self.vilbert.compute_token_logits(states[torch.arange(len(states)), positions + 1])
+
+        sampled = sample_masked_tokens(compute_logits, tokenizer.mask_id, allowed, options)
+        captions = [tokenizer.decode(token_ids) for token_ids in sampled.tolist()]
+        return sorted(self.score(encoded_image, captions), key=lambda prediction: -prediction.probability)
 
     def ground(self, image: Any, phrase: str, top_k: int = 1) -> list[GroundedBox]:
         """The boxes that a phrase most likely refers to; the whole image may be one."""
