@@ -27,7 +27,7 @@ from comodal.training.run import train
 INPUTS: dict[str, dict[str, Any]] = {
     "features": {"variant": "small", "regions_as": "features"},
     "tokens": {"variant": "small", "regions_as": "tokens"},
-    "one_stream": {"variant": "single_stream", "regions_as": "tokens"},
+    "one_stream": {"variant": "small_single_stream", "regions_as": "tokens"},
 }
 
 

@@ -19,6 +19,7 @@ from comodal.models.checkpoint import load_model
 from comodal.models.l3net.l3net import L3Net
 from comodal.models.l3net.l3net import make_small_l3net_config as small_l3net
 from comodal.models.vilbert.heads import compute_mean_encoding
+from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.vilbert import ViLBERT, load_vilbert
 from comodal.objectives.avc import AllPairs, AudioVisualCorrespondence
 from comodal.objectives.contrastive import compute_contrastive_loss
@@ -215,7 +216,7 @@ def test_without_a_weight_nothing_is_contrasted():
 
 def test_a_single_stream_has_nothing_to_contrast():
     with pytest.raises(ValueError, match="SingleStream"):
-        ViLBERTPretraining(vilbert_pretraining.single_stream.SingleStream(SINGLE), ("tokens",), contrastive_weight=1.0)
+        ViLBERTPretraining(SingleStream(SINGLE), ("tokens",), contrastive_weight=1.0)
 
 
 def test_the_head_changes_no_other_weight_and_is_saved(tmp_path: Path):

@@ -36,7 +36,7 @@ CONFIG = ViLBERTConfig(
     region_feature_dim=FEATURES,
     region_targets=CLASSES,
 )
-SINGLE = SingleStreamConfig(WORDS, 20, 0, 2, StreamConfig(16, 2, 2, 24), TOKENS + len(TokenInput), TOKENS, 20)
+SINGLE = SingleStreamConfig(WORDS, 20, 0, 2, StreamConfig(16, 2, 2, 24), 0, TOKENS, TOKENS + len(TokenInput))
 
 
 def batch(

@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 from comodal.analysis.pages.report import write_report
+from comodal.data.captions.caption_files import Caption
 from comodal.data.regions.region_store import RegionWriter
 from comodal.errors import CheckpointError, DataError, RecipeError
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import load_model
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.recipes.vilbert_pretraining import recipe
+from comodal.recipes.vilbert_pretraining import recipe, select_data_fraction
 from comodal.regions.visual_tokens import prepare_tokens
 from comodal.text_files import read_log
 from comodal.training.interruption import InterruptHandler
@@ -116,7 +117,8 @@ def test_it_learns_words_regions_and_alignment_of_pairs_that_it_has_not_seen(tmp
     [
         {"region_targets": ["features", "contrast"]},
         {"region_targets": ["tokens"], "regions_as": "tokens"},
-        {"variant": "single_stream", "region_targets": ["tokens"]},
+        {"variant": "small_single_stream", "region_targets": ["tokens"], "regions_as": "tokens"},
+        {"variant": "small_single_stream", "region_targets": ["features"]},
         {"faithful": True, "mask_loss_on_mismatched": False, "overlap": 0.4},
     ],
 )
@@ -125,6 +127,49 @@ def test_every_way_to_train_trains(tmp_path: Path, others: dict):
     prepare_tokens(world[0], tokens=8, projection=4, per_image=2, sample=1000)
     train(recipe, settings(world, steps=2, **others), tmp_path / "run", **OPTIONS)
     assert len(losses(tmp_path / "run")) == 2
+
+
+@pytest.mark.parametrize("left_out", ["token", "region", "alignment"])
+def test_a_pretext_task_of_weight_zero_is_left_out(world: tuple[Path, Path], left_out: str):
+    """Nothing is masked for it, no pair is mismatched for it, and the loss is the sum of the others."""
+    run = recipe(**settings(world, **{f"{left_out}_weight": 0.0}))
+    assert run.validation is not None
+    for loader in (run.batches, run.validation):
+        batch = loader.samples.batch([(index // 10, index % 10) for index in range(40)])
+        counts = {"token": batch.masked_token_indices.numel(), "region": batch.masked_region_indices.numel()}
+        counts["alignment"] = int(batch.is_mismatch.sum())
+        assert {name for name, count in counts.items() if not count} == {left_out}
+    run.objective.eval()
+    metrics = run.objective(batch)
+    rest = sum(metrics[f"{name}_loss"] for name in ("token", "region", "alignment") if name != left_out)
+    assert float(metrics["loss"]) == pytest.approx(float(rest), rel=1e-6)
+
+
+def test_without_co_attention_the_streams_meet_in_the_alignment_only(world: tuple[Path, Path]):
+    model = recipe(**settings(world, without_co_attention=True)).objective.model.eval()
+    assert len(model.co_layers) == 0
+    text = (torch.tensor([[2, 5, 6, 3]]), torch.zeros(1, 4, dtype=torch.int64), None)
+    generator = torch.Generator().manual_seed(0)
+    outputs = [model(*text, torch.randn(1, 3, DIM, generator=generator), torch.rand(1, 3, 5), None) for _ in range(2)]
+    assert torch.equal(outputs[0].token_states, outputs[1].token_states)
+    scores = [model.alignment_head(output.pooled_text, output.pooled_vision) for output in outputs]
+    assert not torch.equal(*scores)
+    with pytest.raises(ValueError, match="no co-attention"):
+        recipe(**settings(world, variant="small_single_stream", without_co_attention=True))
+
+
+def test_a_smaller_fraction_of_the_data_is_part_of_a_larger_one(world: tuple[Path, Path]):
+    ids = [f"{number}.jpg" for number in range(4000)]
+    pairs = [(Caption((ids[row],), "a", None, str(row)), row) for row in range(4000) for _ in range(2)]
+    rows = {fraction: {row for _, row in select_data_fraction(pairs, ids, fraction)} for fraction in (0.25, 0.5, 1.0)}
+    assert rows[0.25] < rows[0.5] < rows[1.0] == set(range(4000))
+    assert abs(len(rows[0.25]) - 1000) < 5 * 27.4  # the standard deviation of a binomial is 27.4
+    assert len(select_data_fraction(pairs, ids, 0.5)) == 2 * len(rows[0.5])  # all captions of an image or none
+    runs = [recipe(**settings(world, data_fraction=fraction)) for fraction in (0.5, 1.0)]
+    assert runs[0].fingerprint != runs[1].fingerprint
+    assert len(runs[0].batches.samples) < len(runs[1].batches.samples)
+    with pytest.raises(DataError, match=r"captions.jsonl: .*--data-fraction 0"):
+        recipe(**settings(world, data_fraction=0.0))
 
 
 def write_bert(folder: Path, vocabulary: tuple[str, ...], dim: int = 32) -> Path:

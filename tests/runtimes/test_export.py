@@ -256,7 +256,7 @@ def test_vilbert_takes_any_number_of_pairs_words_and_regions(tmp_path: Path, for
 def test_a_single_stream_reads_words_and_visual_tokens(tmp_path: Path):
     torch.manual_seed(0)
     config = single_stream.SingleStreamConfig(
-        vocabulary=50, positions=24, text=StreamConfig(16, 2, 2, 32), num_visual_tokens=9, region_targets=6, joint_dim=8
+        vocabulary=50, positions=24, text=StreamConfig(16, 2, 2, 32), num_visual_tokens=9, region_targets=6
     )
     model = SingleStream(config).eval()
     save_model(model, tmp_path, {})

@@ -23,6 +23,7 @@ from comodal.hardware import get_module_device
 from comodal.media.image import read_image
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import find_model_folder
+from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.streams import UnimodalEncoding, ViLBERTOutput
 from comodal.models.vilbert.transformer import record_attention
 from comodal.models.vilbert.vilbert import ViLBERT
@@ -96,9 +97,9 @@ def index_image_files(images: Path) -> dict[str, Path]:
     return files | {Path(stem).name: path for stem, path in files.items()}
 
 
-def check_co_attention(model: ViLBERT, run: Path) -> None:
+def check_co_attention(model: ViLBERT | SingleStream, run: Path) -> None:
     """Raises a DataError if the model has no co-attention between tokens and regions."""
-    if not model.config.co_attention or not model.config.co_attention_layers:
+    if isinstance(model, SingleStream) or not model.config.co_attention or not model.config.co_attention_layers:
         raise DataError(f"{run} has no co-attention, so there is no attention between tokens and regions to draw")
 
 
@@ -111,11 +112,15 @@ def encode_image_regions(model: ViLBERT, regions: Regions) -> UnimodalEncoding:
 
 @torch.inference_mode()
 def compute_co_attention(
-    model: ViLBERT, token_ids: Sequence[int], vision: UnimodalEncoding, token_types: Sequence[int] | None = None
+    model: ViLBERT | SingleStream,
+    token_ids: Sequence[int],
+    vision: UnimodalEncoding,
+    token_types: Sequence[int] | None = None,
 ) -> tuple[ViLBERTOutput, list[CoAttentionWeights]]:
     """The output for a text (or two texts, distinguished by segments) with an image, and the weights of each
     co-attention layer, in the precision of the model's weights.
     """
+    assert isinstance(model, ViLBERT), "check_co_attention comes first"
     input_ids = torch.tensor([list(token_ids)], device=get_module_device(model))
     token_type_ids = (
         torch.zeros_like(input_ids)

@@ -53,6 +53,9 @@ COMMANDS = {
     "ground": RegistryEntry(
         "comodal.inference.vision_language_commands:ground", "find the box in an image that a phrase refers to"
     ),
+    "caption": RegistryEntry(
+        "comodal.inference.vision_language_commands:caption", "an image -> captions sampled from the pretrained model"
+    ),
     "search": RegistryEntry(
         "comodal.inference.image_search.search:search", "find the images of a folder that a text describes"
     ),

@@ -21,9 +21,11 @@ from comodal.data.captions.caption_dataset import prepend_full_image
 from comodal.data.regions.box_units import BOXES_ARE_NOT_CORNERS, check_source_units, has_inverted_box
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
+from comodal.inference.caption_sampling import SamplingOptions, sample_masked_tokens
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.media.user_inputs import to_path, to_rgb_array
 from comodal.models.checkpoint import find_model_folder, load_model
+from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.streams import UnimodalEncoding, ViLBERTOutput
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.vilbert import ViLBERT
@@ -36,6 +38,7 @@ from comodal.tasks.vision_language.question_answering.vqa_files import VQA_HEAD 
 from comodal.text_files import read_json, read_json_object
 
 MAX_INPUT_REGIONS = 100
+DEFAULT_SAMPLING = SamplingOptions()
 
 
 class Prediction(NamedTuple):
@@ -77,25 +80,25 @@ class ImageIndex(Protocol):
 
 @dataclass(frozen=True)
 class VisionLanguagePipeline:
-    """A ViLBERT that takes files, PIL images, arrays and tensors.
+    """A ViLBERT or a single stream that takes files, PIL images, arrays and tensors.
 
     Args:
         folder: Of the run or model.
-        model: A ViLBERT, with or without heads.
+        model: A ViLBERT or a single stream, with or without heads.
         tokenizer: Its tokenizer.
         regions: The metadata of its regions.
         compute: Device and precision of the model.
     """
 
     folder: Path
-    model: ViLBERT | TaskModel
+    model: ViLBERT | SingleStream | TaskModel
     tokenizer: WordPieceTokenizer
     regions: dict[str, Any]
     compute: Compute
 
     @property
-    def vilbert(self) -> ViLBERT:
-        """The ViLBERT without the heads."""
+    def vilbert(self) -> ViLBERT | SingleStream:
+        """The backbone, without the heads."""
         return self.model.vilbert if isinstance(self.model, TaskModel) else self.model
 
     @torch.inference_mode()
@@ -210,6 +213,31 @@ class VisionLanguagePipeline:
             probabilities[rows] = logits.float().softmax(1)[:, 0].cpu().numpy()
         return [Prediction(text, float(p)) for text, p in zip(texts, probabilities, strict=True)]
 
+    @torch.inference_mode()
+    def caption(self, image: Any, options: SamplingOptions = DEFAULT_SAMPLING) -> list[Prediction]:
+        """Captions sampled from the masked language model, with the probability that each matches the image.
+
+        The likeliest match comes first. Captions are as long as asked for, and contain no special tokens.
+
+        Raises:
+            ValueError: The model has too few positions for so many tokens.
+        """
+        encoded_image, tokenizer, config = self.to_encoded_image(image), self.tokenizer, self.vilbert.config
+        max_tokens = config.positions - config.first_position - 2
+        if options.num_tokens > max_tokens:
+            raise ValueError(f"num_tokens ({options.num_tokens}): this model has positions for {max_tokens} tokens")
+        allowed = torch.zeros(config.vocabulary, dtype=torch.bool)
+        allowed[torch.from_numpy(tokenizer.ordinary_ids)] = True
+
+        def compute_logits(texts: Tensor, positions: Tensor) -> Tensor:
+            framed = [[tokenizer.cls_id, *token_ids, tokenizer.sep_id] for token_ids in texts.tolist()]
+            states = self.fuse_texts(framed, encoded_image).token_states
+            return self.vilbert.compute_token_logits(states[torch.arange(len(states)), positions + 1])
+
+        sampled = sample_masked_tokens(compute_logits, tokenizer.mask_id, allowed, options)
+        captions = [tokenizer.decode(token_ids) for token_ids in sampled.tolist()]
+        return sorted(self.score(encoded_image, captions), key=lambda prediction: -prediction.probability)
+
     def ground(self, image: Any, phrase: str, top_k: int = 1) -> list[GroundedBox]:
         """The boxes that a phrase most likely refers to; the whole image may be one."""
         encoded_image = self.to_encoded_image(image)
@@ -257,7 +285,7 @@ def load_vision_language(
     """
     run = to_path(run)
     model, path = load_model(run), find_model_folder(run) / "regions.json"
-    if not isinstance(model, ViLBERT | TaskModel):
+    if not isinstance(model, ViLBERT | SingleStream | TaskModel):
         raise CheckpointError(f"{run}: a {type(model).__name__}; this needs a ViLBERT")
     regions = read_json_object(path, CheckpointError) if path.is_file() else {}
     if not isinstance(regions.get("provenance"), dict):

@@ -1,4 +1,4 @@
-"""`comodal ask`, `fill`, `align` and `ground`: predictions for one image and a text."""
+"""`comodal ask`, `fill`, `align`, `ground` and `caption`: predictions for one image and a text."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,9 @@ from comodal.console import print_json, print_line
 from comodal.files import write_atomically
 from comodal.flat_parameters import flatten_parameters
 from comodal.hardware import ComputeOptions
+from comodal.inference.caption_sampling import SamplingOptions
 from comodal.inference.vision_language import (
+    DEFAULT_SAMPLING,
     EncodedImage,
     GroundedBox,
     TextPredictions,
@@ -154,6 +156,33 @@ def ground(
         )
         with write_atomically(out) as path:
             figure.savefig(path, format="png", dpi=120)
+
+
+@flatten_parameters
+def caption(
+    image: Path,
+    model: Path,
+    sampling: SamplingOptions = DEFAULT_SAMPLING,
+    options: PredictionOptions = DEFAULT_OPTIONS,
+) -> None:
+    """Samples captions of an image by iterative unmasking and Gibbs sampling, with the probability that each matches.
+
+    Args:
+        image: The image.
+        model: A pretrained run.
+        sampling: How captions are sampled.
+        options: The options that these commands share.
+
+    Examples:
+        comodal caption beach.jpg --model run/ --num-tokens 9 --num-samples 10 --seed 3
+    """
+    pipeline, encoded_image, draw = encode_image_file(image, model, options)
+    predictions = pipeline.caption(encoded_image, sampling)
+    draw(
+        encoded_image,
+        [TextPredictions(prediction.text, [prediction._replace(text=MATCH_DESCRIPTION)]) for prediction in predictions],
+    )
+    print_predictions(predictions, options.json)
 
 
 def encode_image_file(

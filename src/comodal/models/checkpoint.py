@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import re
+import types
 import typing
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -225,8 +226,13 @@ def resolve_model_class(name: object, folder: Path) -> tuple[type[nn.Module], ty
 def parse_config_value(expected_type: typing.Any, value: object, location: str) -> typing.Any:
     """Converts a JSON value to the type of a dataclass field: a simple type, Literal, tuple[X, ...] or a dataclass.
 
-    Every field is required, so that a changed default cannot change a saved model.
+    Of a union of dataclasses, the value is the one whose fields it has. Every field is required, so that a changed
+    default cannot change a saved model.
     """
+    if isinstance(expected_type, types.UnionType):
+        members, keys = typing.get_args(expected_type), value.keys() if isinstance(value, dict) else set()
+        names_of = {member: {field.name for field in dataclasses.fields(member)} for member in members}
+        expected_type = next((member for member in members if names_of[member] == keys), members[0])
     if isinstance(expected_type, type) and dataclasses.is_dataclass(expected_type):
         types_of = typing.get_type_hints(expected_type)
         names = {field.name for field in dataclasses.fields(expected_type)}

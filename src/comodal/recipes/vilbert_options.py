@@ -8,11 +8,8 @@ from typing import Literal
 
 from comodal.data.loader import Workers
 from comodal.errors import check_number
+from comodal.models.convert.backbone_variants import ViLBERTVariant, is_single_stream_variant
 from comodal.training.recipe_run import PretrainingSchedule
-
-ViLBERTVariant = Literal[
-    "base_2", "base_4", "base_6", "base_8", "large_2", "large_4", "large_6", "small", "single_stream"
-]
 
 
 @dataclass(frozen=True)
@@ -21,26 +18,35 @@ class ViLBERTNetwork:
 
     Args:
         variant: The paper's base model with 2, 4, 6 or 8 co-attention layers, one on BERT-large, or a small one for two
-            CPU cores. single_stream is one BERT over tokens and visual tokens (the paper's baseline).
+            CPU cores. single_stream is one BERT over tokens and regions (the paper's baseline), of BERT-base's sizes
+            without --bert; small_single_stream is a small one.
         regions_as: Input of a region: its features, or its visual token (`comodal prepare tokens`).
         dropout: Dropout of both streams and of attention; by default that of the BERT or the variant, 0.1. With 0,
             small models train faster, and a step on a CPU takes less time.
         contrastive_weight: Weight of a contrastive loss between texts and images before the first co-attention layer,
             over the matched pairs of a process's batch (ALBEF's; not in the paper); 0 for none. With 1, small models
             train in fewer steps.
+        without_co_attention: Ablation: leave out all co-attention layers. The streams then depend on each other only in
+            the product of the pooled streams, which the alignment head reads.
     """
 
     variant: ViLBERTVariant = "base_6"
     regions_as: Literal["features", "tokens"] = "features"
     dropout: float | None = None
     contrastive_weight: float = 0.0
+    without_co_attention: bool = False
 
     def __post_init__(self) -> None:
         check_number("contrastive_weight", self.contrastive_weight, 0, math.inf)
+        if is_single_stream_variant(self.variant):
+            if self.contrastive_weight:
+                raise ValueError(f"--variant {self.variant} has no unimodal encoders: leave out --contrastive-weight")
+            if self.without_co_attention:
+                raise ValueError(f"--variant {self.variant} has no co-attention: leave out --without-co-attention")
 
     @property
     def is_small(self) -> bool:
-        return self.variant in ("small", "single_stream")
+        return self.variant.startswith("small")
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,9 @@ class PretextTasks:
         negatives: Part of a pair that is replaced to make a mismatched pair (a negative); the original's code replaces
             the caption.
         faithful: Mask, average and draw negatives as the original's code does where that differs from the paper.
+        token_weight: Weight of the loss of masked tokens. Ablation: 0 masks no token.
+        region_weight: Weight of the loss of masked regions. Ablation: 0 masks no region.
+        alignment_weight: Weight of the alignment loss. Ablation: 0 leaves all pairs matched.
     """
 
     region_targets: Sequence[str] | None = None
@@ -82,10 +91,22 @@ class PretextTasks:
     mask_loss_on_mismatched: bool = True
     negatives: Literal["caption", "image", "either"] = "either"
     faithful: bool = False
+    token_weight: float = 1.0
+    region_weight: float = 1.0
+    alignment_weight: float = 1.0
+
+    @property
+    def weights(self) -> tuple[float, float, float]:
+        """The weights of the losses, in the order of `ViLBERTPretraining`."""
+        return self.token_weight, self.region_weight, self.alignment_weight
 
     def check(self) -> None:
         """Raises ValueError if the options contradict each other."""
         check_number("overlap", self.overlap or 0.0, 0, 1)
+        for name, weight in zip(("token", "region", "alignment"), self.weights, strict=True):
+            check_number(f"{name}_weight", weight, 0, math.inf)
+        if not any(self.weights):
+            raise ValueError("token_weight, region_weight and alignment_weight are all 0: nothing would be learned")
         if self.faithful and self.negatives == "image":
             raise ValueError("--faithful replaces captions, as the original's code does: leave out --negatives image")
 
@@ -95,11 +116,10 @@ class ViLBERTSchedule(PretrainingSchedule):
     """The training schedule of ViLBERT.
 
     Args:
-        steps: Optimizer steps; by default 3,000 for small and single_stream, 60,000 for all other variants.
-        batch_size: Captions in a step over all processes, half of them with their own image; by default 64 for small
-            and single_stream, 512 for all other variants.
-        learning_rate: Peak learning rate of AdamW; by default 1e-3 for small and single_stream, 1e-4 for all other
-            variants.
+        steps: Optimizer steps; by default 3,000 for the small variants, 60,000 for all others.
+        batch_size: Captions in a step over all processes, half of them with their own image; by default 64 for
+            the small variants, 512 for all others.
+        learning_rate: Peak learning rate of AdamW; by default 1e-3 for the small variants, 1e-4 for all others.
         backbone_lr_scale: Learning rate scale of the weights that came from the BERT.
         weight_decay: Weight decay of the weight matrices only.
         warmup_ratio: Fraction of the steps in which the learning rate rises linearly from 0; then it decays linearly.
@@ -123,6 +143,8 @@ class CaptionLoading:
         max_tokens: Maximum number of tokens of a caption.
         max_regions: Maximum number of regions of an image.
         validation_fraction: Fraction of the images held out for validation where the captions name no split.
+        data_fraction: Fraction of the training images to use, chosen by a hash of the image id: those of a smaller
+            fraction are among those of a larger one (table 3 of the paper: 0.25, 0.5 and 1).
         validation_pairs: Fixed pairs of held-out images, rounded up to whole batches; 0 for no validation.
         workers: Data loader processes; auto: two for a CPU, more for a GPU.
         seed: Random seed of the initial weights, the pairs and the masks.
@@ -131,10 +153,12 @@ class CaptionLoading:
     max_tokens: int = 36
     max_regions: int = 36
     validation_fraction: float = 0.02
+    data_fraction: float = 1.0
     validation_pairs: int = 1024
     workers: Workers = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_number("validation_fraction", self.validation_fraction, 0, 1)
+        check_number("data_fraction", self.data_fraction, 0, 1)
         check_number("validation_pairs", self.validation_pairs, 0, math.inf)

@@ -22,21 +22,19 @@ from comodal.data.captions.caption_dataset import CaptionDataset, MaskingConfig
 from comodal.data.captions.caption_files import Caption, read_captions
 from comodal.data.captions.caption_matching import match_captions, split_matched_captions
 from comodal.data.captions.caption_pairs import NegativeSampling
+from comodal.data.captions.masking import MASKING_PROBABILITY
 from comodal.data.loader import Loader
 from comodal.data.regions.region_store import RegionStore
+from comodal.data.sources.splits import hash_to_fraction
 from comodal.errors import CheckpointError, DataError, RecipeError
 from comodal.flat_parameters import flatten_parameters
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import load_model
-from comodal.models.convert.convert_bert import derive_config_from_bert, load_bert_weights
-from comodal.models.vilbert import single_stream
-from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.models.vilbert.vilbert_config import (
-    ViLBERTConfig,
-    make_base_config,
-    make_large_config,
-    make_small_vilbert_config,
-)
+from comodal.models.convert.backbone_variants import RegionSizes, build_backbone_config
+from comodal.models.convert.convert_bert import load_bert_weights
+from comodal.models.vilbert.single_stream import SingleStreamConfig
+from comodal.models.vilbert.task_model import build_backbone
+from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig
 from comodal.objectives.masked import RegionTarget
 from comodal.objectives.pretraining import ViLBERTPretraining, count_target_columns
 from comodal.recipes.vilbert_options import (
@@ -51,9 +49,6 @@ from comodal.training.memory_limits import check_model_fits
 from comodal.training.optimization import make_adamw, make_linear_schedule
 from comodal.training.recipe_run import Run, VariantDefaults
 
-VILBERT_VARIANTS = {f"base_{count}": make_base_config(count) for count in (2, 4, 6, 8)} | {
-    f"large_{n}": make_large_config(n) for n in (2, 4, 6)
-}
 BERT_REPORT_FILE = "bert.txt"  # which weights came from the BERT, which are new, and which of the BERT's were not used
 
 
@@ -113,9 +108,7 @@ def recipe(
         torchrun --nproc-per-node 8 -m comodal train vilbert --data cc/ --captions cc.tsv --bert bert/ --out runs/cc
     """
     chosen = schedule.fill(SMALL_VILBERT_DEFAULTS if network.is_small else PAPER_VILBERT_DEFAULTS)
-    pretraining_data = load_pretraining_data(
-        data, captions, initial.vocabulary or initial.bert, loading.validation_fraction
-    )
+    pretraining_data = load_pretraining_data(data, captions, initial.vocabulary or initial.bert, loading)
     targets = choose_region_targets(tasks.region_targets, pretraining_data.store)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(loading.seed)
@@ -126,7 +119,10 @@ def recipe(
         load_initial_weights(model, initial.start_from)
     tasks.check()
     make_dataset = partial(build_caption_pairs, pretraining_data, captions, tasks, chosen.batch_size, loading)
-    objective = ViLBERTPretraining(model, targets, contrastive_weight=network.contrastive_weight, seed=loading.seed)
+    contrastive_weight = network.contrastive_weight
+    objective = ViLBERTPretraining(
+        model, targets, *tasks.weights, contrastive_weight=contrastive_weight, seed=loading.seed
+    )
     rate, region_record = chosen.learning_rate, collect_region_record(pretraining_data.store, initial.start_from)
     return Run(
         objective=objective,
@@ -160,10 +156,14 @@ def build_caption_pairs(
 ) -> CaptionDataset:
     """The pairs of one split, masked; reports how many captions are truncated."""
     masking = MaskingConfig(
-        overlap_threshold=tasks.overlap, mask_loss_on_mismatched=tasks.mask_loss_on_mismatched, faithful=tasks.faithful
+        token_probability=MASKING_PROBABILITY if tasks.token_weight else 0.0,
+        region_probability=MASKING_PROBABILITY if tasks.region_weight else 0.0,
+        overlap_threshold=tasks.overlap,
+        mask_loss_on_mismatched=tasks.mask_loss_on_mismatched,
+        faithful=tasks.faithful,
     )
-    replaced = "caption" if tasks.faithful else tasks.negatives
-    negatives = NegativeSampling(negatives=replaced, exclude_same_image=not tasks.faithful)
+    replaced, fraction = "caption" if tasks.faithful else tasks.negatives, 0.5 if tasks.alignment_weight else 0.0
+    negatives = NegativeSampling(fraction, replaced, exclude_same_image=not tasks.faithful)
     lengths = loading.max_tokens, loading.max_regions
     made = CaptionDataset(chosen, material.store, material.tokenizer, seed, batch_size, *lengths, masking, negatives)
     if made.num_truncated and distributed.is_main_process():
@@ -184,7 +184,7 @@ def make_validation_loader(
 
 
 def load_pretraining_data(
-    data: Path, captions: Path, vocabulary: Path | None, validation_fraction: float
+    data: Path, captions: Path, vocabulary: Path | None, loading: CaptionLoading
 ) -> PretrainingData:
     """Returns the captions whose image is in the store, split, and the vocabulary.
 
@@ -193,7 +193,8 @@ def load_pretraining_data(
     """
     store, caption_file = RegionStore(data), read_captions(captions)
     matched = match_captions(caption_file, store.ids)
-    parts = split_matched_captions(matched.pairs, store.ids, validation_fraction, 0.0)
+    parts = split_matched_captions(matched.pairs, store.ids, loading.validation_fraction, 0.0)
+    parts["train"] = select_data_fraction(parts["train"], store.ids, loading.data_fraction)
     if distributed.is_main_process():
         counts = ", ".join(f"{len(pairs):,} {split}" for split, pairs in parts.items() if pairs)
         empty = int((store.counts == 0).sum())
@@ -201,7 +202,8 @@ def load_pretraining_data(
         reasons = matched.format_skipped(caption_file.refused)
         print_line(f"{captions} ({caption_file.layout}): captions of {images}, {counts}{reasons}")
     if not parts["train"]:
-        raise DataError(f"{captions}: no training caption matches an image of {data}")
+        subset = f" (--data-fraction {loading.data_fraction:g})" if loading.data_fraction < 1 else ""
+        raise DataError(f"{captions}: no training caption matches an image of {data}{subset}")
     if parts["validation"] and len({row for _, row in parts["validation"]}) == 1:  # a mismatched pair needs two
         parts["validation"] = []
         if distributed.is_main_process():
@@ -212,6 +214,13 @@ def load_pretraining_data(
         else WordPieceTokenizer.from_texts(caption.caption for caption, _ in parts["train"])
     )
     return PretrainingData(store, tokenizer, parts["train"], parts["validation"])
+
+
+def select_data_fraction(pairs: MatchedPairs, store_ids: Sequence[str], fraction: float) -> MatchedPairs:
+    """The captions of a fraction of the images, chosen by a hash of their ids, so that fractions are nested."""
+    if fraction == 1:
+        return pairs
+    return [(caption, row) for caption, row in pairs if hash_to_fraction(f"subset {store_ids[row]}") < fraction]
 
 
 def choose_region_targets(requested: Sequence[str] | None, store: RegionStore) -> list[RegionTarget]:
@@ -230,43 +239,36 @@ def build_pretraining_model(
     network: ViLBERTNetwork, data: PretrainingData, targets: Sequence[RegionTarget], bert: Path | None
 ) -> nn.Module:
     """Returns a randomly initialized model of the right sizes."""
-    is_single_stream, uses_visual_tokens = network.variant == "single_stream", network.regions_as == "tokens"
-    if network.contrastive_weight and is_single_stream:
-        raise ValueError("--variant single_stream has no unimodal encoders: leave out --contrastive-weight")
+    uses_visual_tokens = network.regions_as == "tokens"
     store, vocabulary = data.store, data.tokenizer.size
-    inputs = store.tokens + len(TokenInput)
-    if (uses_visual_tokens or is_single_stream) and not store.tokens:
+    if uses_visual_tokens and not store.tokens:
         raise DataError(f"{store.folder} has no visual tokens: `comodal prepare tokens {store.folder}` creates them")
     columns = sum(count_target_columns(targets, store.dim, store.classes, store.tokens).values())
-    config = make_small_vilbert_config() if network.is_small else VILBERT_VARIANTS[network.variant]
-    config = derive_config_from_bert(bert, template=config) if bert else replace(config, vocabulary=vocabulary)
+    sizes = RegionSizes(store.dim, columns, store.tokens + len(TokenInput) if uses_visual_tokens else 0)
+    config = build_backbone_config(network.variant, bert, vocabulary, sizes)
     if vocabulary > config.vocabulary:
         raise RecipeError(f"--vocabulary has {vocabulary:,} tokens, the BERT {config.vocabulary:,}: they do not match")
-    if (dropout := network.dropout) is not None:
-        text, vision = (
-            replace(stream, dropout=dropout, attention_dropout=dropout) for stream in (config.text, config.vision)
+    config = replace(config, text=replace_dropout(config.text, network.dropout))
+    if isinstance(config, ViLBERTConfig):
+        contrastive_dim = CONTRASTIVE_DIM if network.contrastive_weight else 0
+        config = replace(
+            config,
+            vision=replace_dropout(config.vision, network.dropout),
+            co_attention=not network.without_co_attention,
+            contrastive_dim=contrastive_dim,
         )
-        config = replace(config, text=text, vision=vision)
-    if is_single_stream:
-        sizes = (config.vocabulary, config.positions, config.first_position, config.num_token_types, config.text)
-        other_sizes = (inputs, columns, config.joint_dim, config.fusion, config.initializer_range)
-        single = single_stream.SingleStreamConfig(*sizes, *other_sizes)
-        check_model_fits(lambda: single_stream.SingleStream(single))
-        return single_stream.SingleStream(single)
-    sized_config: ViLBERTConfig = replace(
-        config,
-        region_feature_dim=store.dim,
-        region_targets=columns,
-        num_visual_tokens=inputs if uses_visual_tokens else 0,
-        contrastive_dim=CONTRASTIVE_DIM if network.contrastive_weight else 0,
-    )
-    check_model_fits(lambda: ViLBERT(sized_config))
-    return ViLBERT(sized_config)
+    check_model_fits(lambda: build_backbone(config))
+    return build_backbone(config)
+
+
+def replace_dropout(stream: StreamConfig, dropout: float | None) -> StreamConfig:
+    """The sizes of a stream with another dropout; None keeps its own."""
+    return stream if dropout is None else replace(stream, dropout=dropout, attention_dropout=dropout)
 
 
 def check_caption_length(model: nn.Module, max_tokens: int) -> None:
     """Raises a RecipeError if captions could have more tokens than the model has positions."""
-    config = cast(ViLBERTConfig | single_stream.SingleStreamConfig, model.config)
+    config = cast(ViLBERTConfig | SingleStreamConfig, model.config)
     max_positions = config.positions - config.first_position
     if max_tokens > max_positions:
         raise RecipeError(f"--max-tokens {max_tokens}: this model has positions for {max_positions} tokens")

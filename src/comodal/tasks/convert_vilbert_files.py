@@ -18,6 +18,13 @@ from comodal.errors import CheckpointError
 from comodal.files import write_bytes_atomically
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import MODEL_CONFIG_FILE, find_model_folder, load_model, refuse_packed_run, save_model
+from comodal.models.convert.convert_single_stream import (
+    add_region_types,
+    fold_region_type,
+    is_single_stream_config,
+    parse_single_stream_config,
+    to_single_stream_config,
+)
 from comodal.models.convert.convert_vilbert import (
     TASK_TOKENS_KEY,
     drop_tied_copies,
@@ -32,7 +39,8 @@ from comodal.models.convert.convert_vilbert import (
 )
 from comodal.models.convert.convert_volta import convert_volta_to_vilbert, is_volta_config
 from comodal.models.convert.state_dicts import LoadReport, check_config_against_shapes, read_tensors
-from comodal.models.vilbert.task_model import TaskModel
+from comodal.models.vilbert.single_stream import SingleStream, SingleStreamConfig
+from comodal.models.vilbert.task_model import TaskModel, build_backbone
 from comodal.models.vilbert.task_model import TaskModelConfig as TaskConfig
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import ViLBERTConfig
@@ -55,6 +63,8 @@ def convert(
     allow_missing: bool = False,
 ) -> dict[str, float]:
     """Converts ViLBERT's published weights into a model folder, or a model folder into the original's files.
+
+    Those of the single-stream baseline (bert_base_baseline.json) become a single stream.
 
     Args:
         source: pretrained_model.bin, multi_task_model.bin or a fine-tuned one of either original repository, of MMF or
@@ -93,11 +103,15 @@ def import_original_weights(
     state, values = rename_to_multi_task(read_tensors(source)), read_json_object(config, CheckpointError)
     if is_volta_config(values):
         values, state = convert_volta_to_vilbert(values, state, config)
-    state, parsed = drop_tied_copies(state), parse_original_config(values, config)
-    sizes, heads = (
-        complete_original_config(parsed.config, state, TASK_TOKENS_KEY not in values),
-        find_task_heads(state),
-    )
+    state = drop_tied_copies(state)
+    sizes: ViLBERTConfig | SingleStreamConfig
+    if is_single_stream_config(values):
+        sizes, ignored_keys = parse_single_stream_config(values, state, config)
+        state = fold_region_type(state)
+    else:
+        original, ignored_keys = parse_original_config(values, config)
+        sizes = complete_original_config(original, state, TASK_TOKENS_KEY not in values)
+    heads = find_task_heads(state)
     extra_files = {"tokenizer.json": WordPieceTokenizer.read(vocabulary).to_json()} if vocabulary else {}
     if answers is not None:
         answer_list, outputs = read_answer_vocabulary(answers), {head.name: head.outputs for head in heads}
@@ -107,20 +121,20 @@ def import_original_weights(
             )
         extra_files[ANSWERS_FILE] = (json.dumps(answer_list, ensure_ascii=False, indent=0) + "\n").encode()
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    check_config_against_shapes(lambda: ViLBERT(sizes), map_names_to_original, shapes, config)
+    check_config_against_shapes(lambda: build_backbone(sizes), map_names_to_original, shapes, config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: ViLBERT | TaskModel = TaskModel(TaskConfig(sizes, heads)) if heads else ViLBERT(sizes)
+        model = TaskModel(TaskConfig(sizes, heads)) if heads else build_backbone(sizes)
     report = load_original_tensors(model, state, source, allow_missing)
     save_model(model, out, {"recipe": "convert", "source": source.name})
     for name, data in extra_files.items():
         write_bytes_atomically(out / name, data)
-    ignored = [f"ignored in {config.name}: {key}" for key in parsed.ignored]
+    ignored = [f"ignored in {config.name}: {key}" for key in ignored_keys]
     write_bytes_atomically(out / VILBERT_REPORT_FILE, ("\n".join([*report.format_lines(), *ignored]) + "\n").encode())
     difference, compared = verify_conversion(out, state)
     print_line(f"{source}: {report.format_lines()[0]}; every tensor is listed in {out / VILBERT_REPORT_FILE}")
-    if parsed.ignored:
-        print_line(f"unused keys of {config.name}: {', '.join(parsed.ignored)}")
+    if ignored_keys:
+        print_line(f"unused keys of {config.name}: {', '.join(ignored_keys)}")
     print_line(f"converted back and compared: {compared:,} tensors, largest difference {difference:.1g}")
     if vocabulary is None:
         print_line(f"{out} has no vocabulary: pass --vocabulary to ask questions or to train it")
@@ -143,7 +157,7 @@ def complete_original_config(config: ViLBERTConfig, state: dict[str, Tensor], by
 
 
 def load_original_tensors(
-    model: ViLBERT | TaskModel, state: dict[str, Tensor], source: Path, allow_missing: bool
+    model: ViLBERT | SingleStream | TaskModel, state: dict[str, Tensor], source: Path, allow_missing: bool
 ) -> LoadReport:
     """Loads the tensors and reports how each is used."""
     if isinstance(model, TaskModel):
@@ -167,11 +181,15 @@ def verify_conversion(folder: Path, state: dict[str, Tensor]) -> tuple[float, in
 
 def build_original_state(model: torch.nn.Module) -> dict[str, Tensor]:
     """The state dict that the original code loads."""
-    if isinstance(model, TaskModel):
-        return export_original_state(model.vilbert, model.heads)
-    if isinstance(model, ViLBERT):
-        return export_original_state(model)
-    raise CheckpointError(f"a {type(model).__name__} has no counterpart among the original's models")
+    backbone, heads = (model.vilbert, model.heads) if isinstance(model, TaskModel) else (model, None)
+    if not isinstance(backbone, ViLBERT | SingleStream):
+        raise CheckpointError(f"a {type(model).__name__} has no counterpart among the original's models")
+    if isinstance(backbone, SingleStream) and backbone.config.num_visual_tokens:
+        raise CheckpointError("a single stream on visual tokens has no counterpart among the original's models")
+    state = export_original_state(backbone, heads)
+    if isinstance(backbone, SingleStream):
+        return add_region_types(state, backbone.config.num_token_types)
+    return state
 
 
 def export_original_files(source: Path, out: Path) -> dict[str, float]:
@@ -179,8 +197,11 @@ def export_original_files(source: Path, out: Path) -> dict[str, float]:
     model = load_model(source)
     state = build_original_state(model)
     config = model.vilbert.config if isinstance(model, TaskModel) else model.config
-    assert isinstance(config, ViLBERTConfig)
-    original_config = to_original_config(config)
+    if isinstance(config, SingleStreamConfig):
+        original_config = to_single_stream_config(config)
+    else:
+        assert isinstance(config, ViLBERTConfig)
+        original_config = to_original_config(config)
     out.mkdir(parents=True, exist_ok=True)
     final = out / "pytorch_model.safetensors"
     temporary = final.with_name(f".{final.name}.{os.getpid()}")

@@ -173,7 +173,7 @@ def test_names_and_kinds_of_files(tmp_path: Path, prefix: str, old: bool, kind: 
 
 def test_what_came_from_bert_are_parameters_of_the_model(tmp_path: Path):
     save_file(bert_state(), tmp_path / "model.safetensors")
-    for model in (ViLBERT(TINY_BERT), SingleStream(SingleStreamConfig(60, 30, 0, 2, TINY_BERT.text, 11, 8, 20))):
+    for model in (ViLBERT(TINY_BERT), SingleStream(SingleStreamConfig(60, 30, 0, 2, TINY_BERT.text, 0, 8, 11))):
         report = load_bert_weights(model, tmp_path, allow_missing=True)
         names = {"text_embeddings.tokens.weight", "text_embeddings.norm.weight", "text_embeddings.norm.bias"}
         assert set(report.filled) == names

@@ -219,7 +219,7 @@ def test_padding_and_places_that_nobody_wants_can_be_left_out(kind: str, schedul
     config = replace(TINY, co_attention_layers=schedule, dynamic_attention=kind == "gated")
     if kind == "one stream":
         config = replace(config, num_visual_tokens=11)
-        model = randomised(SingleStream(SingleStreamConfig(50, 20, 0, 2, StreamConfig(16, 2, 2, 24), 11, 9, 20)))
+        model = randomised(SingleStream(SingleStreamConfig(50, 20, 0, 2, StreamConfig(16, 2, 2, 24), 0, 9, 11)))
     else:
         model = made(config)
     batch = inputs(config)
@@ -370,11 +370,9 @@ def test_another_model_is_refused(tmp_path: Path):
     assert isinstance(load_model(tmp_path), SingleStream)
     with pytest.raises(CheckpointError, match="a SingleStream; a ViLBERT is required"):
         load_vilbert(tmp_path)
-    with pytest.raises(ValueError, match="num_visual_tokens must be positive"):
-        SingleStream(replace(SINGLE, num_visual_tokens=0))
 
 
-SINGLE = SingleStreamConfig(50, 20, 0, 2, StreamConfig(16, 2, 2, 24), 11, 8, 20)
+SINGLE = SingleStreamConfig(50, 20, 0, 2, StreamConfig(16, 2, 2, 24), 0, 8, 11)
 
 
 def test_a_single_stream_reads_tokens_as_further_words():
@@ -388,5 +386,5 @@ def test_a_single_stream_reads_tokens_as_further_words():
         x = layer(x, x, attended)
     output = single(*batch)
     assert torch.equal(torch.cat([output.token_states, output.region_states], 1), x)
-    assert torch.equal(output.pooled_vision, single.vision_pooler(x[:, 6]))
+    assert torch.equal(output.pooled_text, single.pooler(x[:, 0]))
     assert "text_layers.1.norm.bias" in map_names_to_original(single)  # so that a BERT fills it

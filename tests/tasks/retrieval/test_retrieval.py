@@ -203,7 +203,7 @@ def test_cached_scores_are_the_plain_ones(gallery: Gallery, schedule: tuple, dyn
     torch.testing.assert_close(fast.sigmoid(), logits.softmax(1)[:, 0], atol=1e-6, rtol=0)
 
 
-SINGLE = single_stream.SingleStreamConfig(80, 16, 0, 2, CONFIG.text, TOKENS + 3, 5, 16)
+SINGLE = single_stream.SingleStreamConfig(80, 16, 0, 2, CONFIG.text, 0, 5, TOKENS + 3)
 
 
 @pytest.mark.parametrize(

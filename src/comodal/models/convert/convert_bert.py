@@ -19,11 +19,13 @@ from comodal.models.convert.state_dicts import (
     read_shapes,
     read_tensors,
 )
+from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig
 from comodal.text_files import read_json_object
 
 TEXT_PREFIXES = ("text_embeddings.", "text_layers.", "token_head.")
+PAIR_PREFIXES = ("pooler.", "alignment_head.")  # a single stream also has BERT's pooler and next-sentence head
 BERT_WEIGHT_FILES = (*WEIGHT_FILE_NAMES, *(f"{name}{INDEX_SUFFIX}" for name in WEIGHT_FILE_NAMES))
 ROBERTA_RENAMES = {
     "roberta.": "bert.",
@@ -115,11 +117,12 @@ def load_bert_weights(model: nn.Module, path: Path, allow_missing: bool = False)
 
 
 def map_names_to_bert(model: nn.Module) -> dict[str, str]:
-    """Our name -> BERT's, for the text stream and the token head."""
+    """Our name -> BERT's, for the text stream and the token head, and for all of BERT's heads in a single stream."""
+    prefixes = (*TEXT_PREFIXES, *PAIR_PREFIXES) if isinstance(model, SingleStream) else TEXT_PREFIXES
     return {
         comodal_name: bert_name
         for comodal_name, bert_name in map_names_to_original(model).items()
-        if comodal_name.startswith(TEXT_PREFIXES)
+        if comodal_name.startswith(prefixes)
     }
 
 

@@ -17,6 +17,7 @@ from comodal.errors import CheckpointError
 from comodal.models.checkpoint import parse_config_value
 from comodal.models.convert.state_dicts import LoadReport, check_encoder_complete, copy_matching_weights, exclude_names
 from comodal.models.vilbert.heads import Head, TaskHeads, make_twelve_in_one_heads
+from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import ViLBERTConfig
 from comodal.text_files import read_json_object
@@ -75,6 +76,13 @@ SINGLE_MODULE_NAMES = {
     "region_head.decoder": "cls.imagePredictions.decoder",
     "alignment_head.classifier": "cls.bi_seq_relationship",
 }
+SINGLE_STREAM_NAMES = {  # of basebert.py, where they differ
+    "region_embeddings.features": "bert.image_embeddings.image_embeddings",
+    "region_embeddings.spatials": "bert.image_embeddings.image_location_embeddings",
+    "region_embeddings.norm": "bert.image_embeddings.LayerNorm",
+    "pooler.0": "bert.pooler.dense",
+    "alignment_head.classifier": "cls.seq_relationship",
+}
 TASK_HEAD_NAMES = {
     "vqa": "vil_prediction.logit_fc",
     "gqa": "vil_prediction_gqa.logit_fc",
@@ -92,23 +100,24 @@ UNUSED_LAYERS = {"q_dense1": "dense1", "q_dense2": "dense2"}  # in biOutput; sha
 
 
 def map_names_to_original(model: torch.nn.Module) -> dict[str, str]:
-    """Our name -> the original's, for each parameter of a model with ViLBERT's parts."""
+    """Our name -> the original's, for each parameter of a ViLBERT or a single stream."""
+    modules = SINGLE_MODULE_NAMES | (SINGLE_STREAM_NAMES if isinstance(model, SingleStream) else {})
     return {
         comodal_name: original_name
         for comodal_name in model.state_dict()
-        if (original_name := get_original_name(comodal_name))
+        if (original_name := get_original_name(comodal_name, modules))
     }
 
 
-def get_original_name(comodal_name: str) -> str:
-    """The original's name of a parameter, or None if it has none."""
+def get_original_name(comodal_name: str, modules: Mapping[str, str]) -> str:
+    """The original's name of a parameter, or "" if it has none; `modules` has the names of single modules."""
     module, leaf = comodal_name.rsplit(".", 1)
     if stacked := re.fullmatch(r"(\w+)\.(\d+)\.(.+)", module):
         stack, layer_index, part = stacked.groups()
         if stack in LAYER_STACKS:
             original_stack, parts = LAYER_STACKS[stack]
             return f"{original_stack}.{layer_index}.{parts[part]}.{leaf}"
-    return f"{SINGLE_MODULE_NAMES[module]}.{leaf}" if module in SINGLE_MODULE_NAMES else ""
+    return f"{modules[module]}.{leaf}" if module in modules else ""
 
 
 def map_task_heads_to_original(heads: TaskHeads) -> dict[str, str]:
@@ -159,7 +168,7 @@ def rename_to_multi_task(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_original_weights(
-    model: ViLBERT,
+    model: ViLBERT | SingleStream,
     state: Mapping[str, Tensor],
     path: Path,
     heads: TaskHeads | None = None,
@@ -202,7 +211,7 @@ def drop_tied_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def export_original_state(
-    model: ViLBERT, heads: TaskHeads | None = None, source: Mapping[str, Tensor] | None = None
+    model: ViLBERT | SingleStream, heads: TaskHeads | None = None, source: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Exports a state dict that the original's code loads.
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from comodal.models.vilbert.transformer import ACTIVATIONS, MASK_BIAS, Activation, init_weights
 
 Fusion = Literal["mul", "sum"]
+PooledFusion = Literal["mul", "sum", "single"]  # single: one stream, both pooled outputs are the same
 TASK_HEAD_DROPOUT = 0.1  # hard-coded in the original, regardless of its configuration
 INITIAL_TEMPERATURE = 0.07  # initial temperature of the contrastive head: CLIP's and ALBEF's
 MAX_LOGIT_SCALE = 100.0  # maximum scale of its similarities, CLIP's: a temperature of 0.01
@@ -54,18 +55,20 @@ class RegionHead(nn.Module):
 
 
 def fuse_pooled_streams(
-    pooled_text: Float[Tensor, "batch joint"], pooled_vision: Float[Tensor, "batch joint"], fusion: Fusion
+    pooled_text: Float[Tensor, "batch joint"], pooled_vision: Float[Tensor, "batch joint"], fusion: PooledFusion
 ) -> Float[Tensor, "batch joint"]:
     """Fuses both pooled streams into one vector (ViLBERT, section 3.1: their product)."""
+    if fusion == "single":
+        return pooled_text
     return pooled_text * pooled_vision if fusion == "mul" else pooled_text + pooled_vision
 
 
 class AlignmentHead(nn.Module):
     """Logits of image-text alignment. Class 0 is a match and class 1 a mismatch, as in the original."""
 
-    def __init__(self, joint_dim: int, fusion: Fusion, dropout: float = TASK_HEAD_DROPOUT) -> None:
+    def __init__(self, joint_dim: int, fusion: PooledFusion, dropout: float = TASK_HEAD_DROPOUT) -> None:
         super().__init__()
-        self.fusion: Fusion = fusion
+        self.fusion: PooledFusion = fusion
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(joint_dim, 2)
 
@@ -155,18 +158,18 @@ class TaskHeads(nn.ModuleDict):
         text_dim: Width of the text stream.
         vision_dim: Width of the vision stream.
         joint_dim: Width of either pooled stream.
-        fusion: Fusion of the pooled streams.
+        fusion: Fusion of the pooled streams. With `single` the pooled output has no dropout, as in the original.
         heads: Specifications of the heads; by default those of 12-in-1.
     """
 
     def __init__(
-        self, text_dim: int, vision_dim: int, joint_dim: int, fusion: Fusion, heads: Sequence[Head] | None = None
+        self, text_dim: int, vision_dim: int, joint_dim: int, fusion: PooledFusion, heads: Sequence[Head] | None = None
     ) -> None:
         heads = make_twelve_in_one_heads(joint_dim) if heads is None else heads
         inputs = {"answers": joint_dim, "linear": joint_dim, "pairs": 2 * joint_dim}
         inputs |= {"regions": vision_dim, "tokens": text_dim}
         super().__init__({head.name: build_head(inputs[head.kind], head) for head in heads})
-        self.fusion: Fusion = fusion
+        self.fusion: PooledFusion = fusion
         self.kinds: dict[str, HeadKind] = {head.name: head.kind for head in heads}
         self.dropout = TASK_HEAD_DROPOUT
         self.apply(init_weights)
@@ -188,7 +191,9 @@ class TaskHeads(nn.ModuleDict):
             return scores + padding
         if kind == "tokens":
             return head(self.apply_dropout(token_states)).squeeze(2)
-        pooled = self.apply_dropout(fuse_pooled_streams(pooled_text, pooled_vision, self.fusion))
+        pooled = fuse_pooled_streams(pooled_text, pooled_vision, self.fusion)
+        if self.fusion != "single":
+            pooled = self.apply_dropout(pooled)
         return head(pooled.view(-1, 2 * pooled.shape[1]) if kind == "pairs" else pooled)
 
     def apply_dropout(self, x: Tensor) -> Tensor:

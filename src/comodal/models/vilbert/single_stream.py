@@ -1,7 +1,11 @@
-"""One BERT over tokens and visual tokens: the single-stream baseline of the ViLBERT paper (section 2.2).
+"""One BERT over tokens and regions: the single-stream baselines of the ViLBERT paper (sections 2.2 and 4).
 
-Regions are quantized (`comodal prepare tokens`) and their tokens are appended to the vocabulary, so that both
-modalities share all layers. It has ViLBERT's forward and heads, so that the same code trains and evaluates both.
+Both modalities share all layers. A region is its feature with its spatials, as in the baseline of table 1
+(jiasenlu/vilbert_beta, `vilbert/basebert.py`), or a visual token (`comodal prepare tokens`), as in the approach that
+section 2.2 describes. As in BERT, one pooled output stands for the pair: that of [CLS], with tanh.
+It has ViLBERT's forward and heads, so that the same code trains and evaluates both.
+
+The embedding that `basebert.py` adds to every region to tell regions from text is part of the bias of the features.
 """
 
 from dataclasses import dataclass
@@ -12,22 +16,27 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from comodal.errors import CheckpointError
+from comodal.errors import CheckpointError, check_number
 from comodal.models.checkpoint import load_model
 from comodal.models.pretrained import PretrainedModel
 from comodal.models.vilbert.embeddings import RegionEmbeddings, TextEmbeddings
-from comodal.models.vilbert.heads import AlignmentHead, Fusion, RegionHead, TokenHead
+from comodal.models.vilbert.heads import AlignmentHead, PooledFusion, RegionHead, TokenHead
 from comodal.models.vilbert.streams import OutputIndices, UnimodalEncoding, ViLBERTOutput, prepend_first_index
 from comodal.models.vilbert.transformer import Index, Mask, TransformerLayer, init_weights, to_bool_mask
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.models.vilbert.vilbert_config import StreamConfig, check_embedding_sizes, check_output_sizes
+from comodal.models.vilbert.vilbert_config import (
+    MAX_FEATURES,
+    StreamConfig,
+    check_embedding_sizes,
+    check_output_sizes,
+)
 
 BERT_BASE = StreamConfig(768, 12, 12, 3072)
 
 
 @dataclass(frozen=True)
 class SingleStreamConfig:
-    """The defaults are BERT-base, 1,600 visual tokens, and tokens for padding, the whole image and a masked region.
+    """The defaults are the baseline of the paper: BERT-base on features of 2,048, with 1,601 classes to predict.
 
     Args:
         vocabulary: Size of the vocabulary.
@@ -35,10 +44,10 @@ class SingleStreamConfig:
         first_position: Position of the first token: 0 in BERT, 2 in RoBERTa.
         num_token_types: Number of token types (segments).
         text: Sizes of the stream.
-        num_visual_tokens: Number of visual tokens, including the special ones (data.batch.TokenInput).
+        region_feature_dim: Length of a region's feature.
         region_targets: Number of outputs of the region head.
-        joint_dim: Width of the pooled text and of the pooled regions.
-        fusion: Fusion of the two in the alignment head.
+        num_visual_tokens: Number of visual tokens, including the special ones (data.batch.TokenInput), if regions are
+            visual tokens; 0 for features.
         initializer_range: Std of the initial weights.
     """
 
@@ -47,34 +56,45 @@ class SingleStreamConfig:
     first_position: int = 0
     num_token_types: int = 2
     text: StreamConfig = BERT_BASE
-    num_visual_tokens: int = 1603
-    region_targets: int = 1600
-    joint_dim: int = 1024
-    fusion: Fusion = "mul"
+    region_feature_dim: int = 2048
+    region_targets: int = 1601
+    num_visual_tokens: int = 0
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
         check_embedding_sizes(self.vocabulary, self.positions, self.first_position, self.num_token_types)
         check_output_sizes(self.joint_dim, self.region_targets, self.num_visual_tokens, self.initializer_range)
+        check_number("region_feature_dim", self.region_feature_dim, 0, MAX_FEATURES)
+
+    @property
+    def vision(self) -> StreamConfig:
+        """The sizes of the regions' states: the stream's."""
+        return self.text
+
+    @property
+    def joint_dim(self) -> int:
+        """The width of the pooled output: the stream's."""
+        return self.text.dim
+
+    @property
+    def fusion(self) -> PooledFusion:
+        """Always `single`: there is one pooled output."""
+        return "single"
 
     @property
     def task_tokens(self) -> int:
         """Always 0: the model has no task tokens."""
         return 0
 
-    @property
-    def region_feature_dim(self) -> int:
-        """Always 0: the model takes visual tokens."""
-        return 0
-
 
 class SingleStream(PretrainedModel, nn.Module):
-    """Tokens and visual tokens in one sequence; a visual token has spatials instead of a position."""
+    """Tokens and regions in one sequence; a region has spatials instead of a position.
+
+    Both pooled outputs of its `ViLBERTOutput` are the pooled [CLS].
+    """
 
     def __init__(self, config: SingleStreamConfig) -> None:
         super().__init__()
-        if config.num_visual_tokens < 1:
-            raise ValueError("a single stream takes visual tokens: num_visual_tokens must be positive")
         self.config = config
         text = config.text
         self.text_embeddings = TextEmbeddings(
@@ -87,7 +107,9 @@ class SingleStream(PretrainedModel, nn.Module):
             text.dropout,
             text.norm_eps,
         )
-        self.region_embeddings = RegionEmbeddings(text.dim, 0, config.num_visual_tokens, text.dropout, text.norm_eps)
+        self.region_embeddings = RegionEmbeddings(
+            text.dim, config.region_feature_dim, config.num_visual_tokens, text.dropout, text.norm_eps
+        )
         self.text_layers = nn.ModuleList(
             TransformerLayer(
                 text.dim,
@@ -102,11 +124,10 @@ class SingleStream(PretrainedModel, nn.Module):
             )
             for _ in range(text.layers)
         )
-        self.text_pooler = nn.Sequential(nn.Linear(text.dim, config.joint_dim), nn.ReLU())
-        self.vision_pooler = nn.Sequential(nn.Linear(text.dim, config.joint_dim), nn.ReLU())
+        self.pooler = nn.Sequential(nn.Linear(text.dim, text.dim), nn.Tanh())
         self.token_head = TokenHead(text.dim, config.vocabulary, text.activation, text.norm_eps)
         self.region_head = RegionHead(text.dim, config.region_targets, text.activation)
-        self.alignment_head = AlignmentHead(config.joint_dim, config.fusion, text.dropout)
+        self.alignment_head = AlignmentHead(config.joint_dim, config.fusion, 0.0)  # no dropout, as in BERT
         self.apply(partial(init_weights, std=config.initializer_range))
 
     def forward(
@@ -114,7 +135,7 @@ class SingleStream(PretrainedModel, nn.Module):
         token_ids: Int64[Tensor, "batch length"],
         token_types: Int64[Tensor, "batch length"],
         token_mask: Mask,
-        region_features: Int64[Tensor, "batch regions"],
+        region_features: Float[Tensor, "batch regions features"] | Int64[Tensor, "batch regions"],
         spatials: Float[Tensor, "batch regions 5"],
         region_mask: Mask,
     ) -> ViLBERTOutput:
@@ -129,17 +150,20 @@ class SingleStream(PretrainedModel, nn.Module):
         token_ids: Int64[Tensor, "batch length"],
         token_types: Int64[Tensor, "batch length"],
         token_mask: Mask,
+        task_ids: Int64[Tensor, "batch"] | None = None,
         index: Index = None,
     ) -> UnimodalEncoding:
         """The unimodal encoding of texts: their embeddings only, since both modalities share the first layer.
 
         With an index of the unpadded tokens, and one of the unpadded regions, `fuse` skips padding.
         """
+        if task_ids is not None:
+            raise ValueError("task_ids are given, and a single stream has no task tokens")
         return UnimodalEncoding(self.text_embeddings(token_ids, token_types), to_bool_mask(token_mask), index)
 
     def encode_image(
         self,
-        region_features: Int64[Tensor, "batch regions"],
+        region_features: Float[Tensor, "batch regions features"] | Int64[Tensor, "batch regions"],
         spatials: Float[Tensor, "batch regions 5"],
         region_mask: Mask,
         index: Index = None,
@@ -166,19 +190,19 @@ class SingleStream(PretrainedModel, nn.Module):
         for layer in self.text_layers[-1:]:
             x = layer(x, x, mask, None, last_index, index)
         token_states, region_states = x.split([text.hidden_states.shape[1], vision.hidden_states.shape[1]], 1)
-        return ViLBERTOutput(
-            token_states, region_states, self.text_pooler(token_states[:, 0]), self.vision_pooler(region_states[:, 0])
-        )
+        pooled = self.pooler(token_states[:, 0])
+        return ViLBERTOutput(token_states, region_states, pooled, pooled)
 
     def fuse_pooled(
         self, text: UnimodalEncoding, vision: UnimodalEncoding
     ) -> tuple[Float[Tensor, "batch joint"], Float[Tensor, "batch joint"]]:
-        """The pooled outputs of `fuse`; faster, since the last layer is only computed for the first tokens."""
+        """The pooled outputs of `fuse`; faster, since the last layer is only computed for the first token."""
         x, mask, _ = self.run_layers(text, vision, len(self.text_layers) - 1)
-        first = x[:, [0, text.hidden_states.shape[1]]]
+        first = x[:, :1]
         for layer in self.text_layers[-1:]:
             first = layer(first, x, mask)
-        return self.text_pooler(first[:, 0]), self.vision_pooler(first[:, 1])
+        pooled = self.pooler(first[:, 0])
+        return pooled, pooled
 
     def run_layers(self, text: UnimodalEncoding, vision: UnimodalEncoding, layers: int) -> UnimodalEncoding:
         """Concatenates both modalities and runs the first layers; returns the sequence and its mask."""

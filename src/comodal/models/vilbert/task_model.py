@@ -1,4 +1,4 @@
-"""A ViLBERT with task heads (ViLBERT, section 3.3; 12-in-1), for fine-tuning and inference."""
+"""A ViLBERT or a single stream with task heads (ViLBERT, section 3.3; 12-in-1), for fine-tuning and inference."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,22 +9,23 @@ from torch import Tensor, nn
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import load_model
 from comodal.models.pretrained import PretrainedModel
-from comodal.models.vilbert import vilbert
 from comodal.models.vilbert.heads import Head, TaskHeads
+from comodal.models.vilbert.single_stream import SingleStream, SingleStreamConfig
 from comodal.models.vilbert.transformer import Mask
 from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import ViLBERTConfig
 
 
 @dataclass(frozen=True)
 class TaskModelConfig:
-    """A ViLBERT and its heads.
+    """A backbone and its heads.
 
     Args:
-        vilbert: Configuration of the backbone.
+        vilbert: Configuration of the backbone: a ViLBERT or a single stream.
         heads: One or more heads with distinct names.
     """
 
-    vilbert: vilbert.ViLBERTConfig
+    vilbert: ViLBERTConfig | SingleStreamConfig
     heads: tuple[Head, ...]
 
     def __post_init__(self) -> None:
@@ -41,13 +42,13 @@ class TaskModelConfig:
 
 
 class TaskModel(PretrainedModel, nn.Module):
-    """A ViLBERT with task heads; each image is encoded once, however many texts it is paired with."""
+    """A backbone with task heads; each image is encoded once, however many texts it is paired with."""
 
     def __init__(self, config: TaskModelConfig) -> None:
         super().__init__()
         self.config = config
         sizes = config.vilbert
-        self.vilbert = ViLBERT(sizes)
+        self.vilbert = build_backbone(sizes)
         self.heads = TaskHeads(sizes.text.dim, sizes.vision.dim, sizes.joint_dim, sizes.fusion, config.heads)
 
     def forward(
@@ -84,6 +85,11 @@ class TaskModel(PretrainedModel, nn.Module):
         return self.heads(
             head, output.token_states, output.region_states, output.pooled_text, output.pooled_vision, vision.mask
         )
+
+
+def build_backbone(config: ViLBERTConfig | SingleStreamConfig) -> ViLBERT | SingleStream:
+    """The randomly initialized backbone of a configuration."""
+    return SingleStream(config) if isinstance(config, SingleStreamConfig) else ViLBERT(config)
 
 
 def load_task_model(path: Path) -> TaskModel:

@@ -1,4 +1,4 @@
-"""Fine-tuning and evaluating a ViLBERT on a task (ViLBERT, section 3.3).
+"""Fine-tuning and evaluating a ViLBERT, or its single-stream baseline, on a task (ViLBERT, section 3.3).
 
 Every task trains the whole network and a new head with AdamW. As in facebookresearch/vilbert-multi-task, the learning
 rate of the head is 1e-4 (a head on regions has the task's learning rate), and that of the pretrained layers is the
@@ -27,8 +27,11 @@ from comodal.errors import CheckpointError, DataError
 from comodal.hardware import Compute, ComputeOptions
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import find_model_folder, load_model, make_untrained_copy
+from comodal.models.convert.backbone_variants import RegionSizes, ViLBERTVariant, build_backbone_config
+from comodal.models.convert.convert_bert import load_bert_weights
 from comodal.models.vilbert.heads import Head
-from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig, load_task_model
+from comodal.models.vilbert.single_stream import SingleStream
+from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig, build_backbone, load_task_model
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.progress import track_progress
 from comodal.tasks.evaluation.metrics import check_finite_scores
@@ -41,6 +44,7 @@ from comodal.tasks.vision_language.text_image_examples import (
     TaskDataset,
     TaskExample,
 )
+from comodal.training.memory_limits import check_model_fits
 from comodal.training.optimization import make_adamw, make_linear_schedule
 from comodal.training.recipe_run import FineTuneConfig, Run
 
@@ -121,12 +125,16 @@ class ViLBERTFineTuneConfig(FineTuneConfig):
     """The options that all recipes that fine-tune a ViLBERT share; the defaults are VQA's (ViLBERT, section 3.3).
 
     Args:
+        from_bert: Start without pretraining on captions (the daggers of table 1): --model is a Hugging Face BERT, and
+            the network is this variant with the BERT's weights in its text stream. Its other layers are randomly
+            initialized and have a learning rate of at least 1e-4.
         learning_rate: Learning rate of the pretrained layers. That of the new head is the larger of 1e-4 and this.
         seed: Seed of the head's initialization, the order and random draws.
         ablate: Ablate one modality, text or image, to measure what the other predicts alone.
         max_regions: Maximum number of regions of an image.
     """
 
+    from_bert: ViLBERTVariant | None = None
     ablate: Ablation = "none"
     max_regions: int = 100
 
@@ -154,38 +162,71 @@ DEFAULT_EVALUATION = EvaluationOptions()
 
 
 class FineTuningData(NamedTuple):
-    """The pretrained model, its folder, and the region store and vocabulary of a run."""
+    """The initial model, and the region store and vocabulary of a run.
 
-    model: ViLBERT
-    folder: Path
+    Args:
+        model: The network without a head.
+        folder: Folder of the pretrained model; None without one.
+        store: The region store.
+        tokenizer: The vocabulary.
+        pretrained: Names of the parameters that are not randomly initialized.
+    """
+
+    model: ViLBERT | SingleStream
+    folder: Path | None
     store: RegionStore
     tokenizer: WordPieceTokenizer
+    pretrained: tuple[str, ...]
 
 
 def load_fine_tuning_data(model: Path, regions: Path, fine_tune: ViLBERTFineTuneConfig) -> FineTuningData:
     """Loads the pretrained network, the region store and the vocabulary, and checks that they are compatible.
 
     Args:
-        model: Run or model folder of a pretrained ViLBERT, or of a fine-tuned one.
+        model: Run or model folder of a pretrained ViLBERT or single stream, or of a fine-tuned one; with `from_bert` a
+            Hugging Face BERT.
         regions: Region store of the images.
-        fine_tune: Whether the network is randomly initialized, and by which seed.
+        fine_tune: Whether the network is randomly initialized, and by which seed; the variant that a BERT is for.
 
     Raises:
-        CheckpointError: There is no ViLBERT in the folder.
+        CheckpointError: There is no ViLBERT (or BERT) in the folder.
         DataError: The store or the vocabulary cannot be read or is not compatible.
     """
+    if fine_tune.from_bert is not None:
+        return build_from_bert(model, RegionStore(regions), fine_tune.from_bert, fine_tune)
     network, store, tokenizer = load_any_vilbert(model), RegionStore(regions), WordPieceTokenizer.read(model)
     check_region_compatibility(model, network.config.num_visual_tokens, network.config.region_feature_dim, store)
+    names = tuple(name for name, _ in network.named_parameters())
     if fine_tune.start_from == "scratch":
-        network = make_untrained_copy(network, fine_tune.seed)
-    return FineTuningData(network, model, store, tokenizer)
+        network, names = make_untrained_copy(network, fine_tune.seed), ()
+    return FineTuningData(network, model, store, tokenizer, names)
 
 
-def load_any_vilbert(path: Path) -> ViLBERT:
-    """Loads a ViLBERT, or the backbone of a fine-tuned model."""
+def build_from_bert(
+    bert: Path, store: RegionStore, variant: ViLBERTVariant, fine_tune: ViLBERTFineTuneConfig
+) -> FineTuningData:
+    """A network that was not pretrained on captions: a BERT in the text stream, all else randomly initialized.
+
+    Raises:
+        CheckpointError: There is no BERT in the folder, or it lacks a tensor.
+        DataError: Its vocabulary cannot be read.
+    """
+    tokenizer = WordPieceTokenizer.read(bert)
+    sizes = RegionSizes(store.dim, store.classes or store.dim, 0)
+    config = build_backbone_config(variant, bert, tokenizer.size, sizes)
+    check_model_fits(lambda: build_backbone(config))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(fine_tune.seed)
+        network = build_backbone(config)
+    filled = load_bert_weights(network, bert).filled if fine_tune.start_from == "pretrained" else ()
+    return FineTuningData(network.eval(), None, store, tokenizer, filled)
+
+
+def load_any_vilbert(path: Path) -> ViLBERT | SingleStream:
+    """Loads a ViLBERT or a single stream, or the backbone of a fine-tuned model."""
     model = load_model(path)
     backbone = model.vilbert if isinstance(model, TaskModel) else model
-    if not isinstance(backbone, ViLBERT):
+    if not isinstance(backbone, ViLBERT | SingleStream):
         raise CheckpointError(f"{path}: a {type(model).__name__}; fine-tuning starts from a ViLBERT")
     return backbone
 
@@ -205,7 +246,7 @@ def check_region_compatibility(model: Path, tokens: int, features: int, store: R
     check_same_regions(find_model_folder(model), store)
 
 
-def add_task_head(model: ViLBERT, head: Head, seed: int) -> TaskModel:
+def add_task_head(model: ViLBERT | SingleStream, head: Head, seed: int) -> TaskModel:
     """The network with a new head; a two-layer head has a hidden layer twice as wide as a pooled stream."""
     if head.kind in ("answers", "pairs") and not head.hidden:
         head = replace(head, hidden=2 * model.config.joint_dim)
@@ -241,11 +282,11 @@ def build_vilbert_run(
     freeze_unused_parameters(objective, batches.samples.batch([(0, 0)]))  # type: ignore[arg-type]
     steps = max(1, round(fine_tune.epochs * len(train) / fine_tune.batch_size))
     # The original raises the learning rate of names with `vil_`, which excludes the head on regions, `vision_logit`.
-    has_task_learning_rate = head.kind == "regions" and fine_tune.start_from == "pretrained"
+    has_task_learning_rate = head.kind == "regions" and parts.folder is not None and len(parts.pretrained) > 0
     max_learning_rate = (
         fine_tune.learning_rate if has_task_learning_rate else max(fine_tune.learning_rate, HEAD_LEARNING_RATE)
     )
-    pretrained = list(objective.model.vilbert.parameters()) if fine_tune.start_from == "pretrained" else []
+    pretrained = [objective.model.vilbert.get_parameter(name) for name in parts.pretrained]
     length = -(-len(validation) // fine_tune.batch_size) * fine_tune.batch_size if validation is not None else None
     return Run(
         objective=objective,
