@@ -10,7 +10,7 @@ import torch
 from comodal.cli.program import main
 from comodal.inference.caption_sampling import SamplingOptions, sample_masked_tokens
 from comodal.inference.vision_language import load_vision_language
-from test_answer import run_of, world  # noqa: F401 (a fixture)
+from tests.inference.test_vision_language import run_of, world  # noqa: F401 (a fixture)
 
 MASK = 3
 JOINT = torch.tensor([[0.30, 0.05, 0.10], [0.02, 0.25, 0.03], [0.05, 0.05, 0.15]])  # p(first, second) of three tokens
