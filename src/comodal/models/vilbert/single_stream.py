@@ -6,20 +6,16 @@ modalities share all layers. It has ViLBERT's forward and heads, so that the sam
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from comodal.errors import CheckpointError
-from comodal.models.checkpoint import load_model
 from comodal.models.pretrained import PretrainedModel
 from comodal.models.vilbert.embeddings import RegionEmbeddings, TextEmbeddings
 from comodal.models.vilbert.heads import AlignmentHead, Fusion, RegionHead, TokenHead
 from comodal.models.vilbert.streams import OutputIndices, UnimodalEncoding, ViLBERTOutput, prepend_first_index
 from comodal.models.vilbert.transformer import Index, Mask, TransformerLayer, init_weights, to_bool_mask
-from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import StreamConfig, check_embedding_sizes, check_output_sizes
 
 BERT_BASE = StreamConfig(768, 12, 12, 3072)
@@ -217,15 +213,3 @@ def merge_stream_indices(
             for stream, index in zip(stream_positions, (token_index, region_index), strict=True)
         ]
     )
-
-
-def load_pretrained(path: Path) -> ViLBERT | SingleStream:
-    """Loads a ViLBERT or a single-stream model from a run folder or model folder, in evaluation mode.
-
-    Raises:
-        CheckpointError: There is no model, it is damaged, or it is another kind of model.
-    """
-    model = load_model(path)
-    if not isinstance(model, ViLBERT | SingleStream):
-        raise CheckpointError(f"{path}: a {type(model).__name__}; a ViLBERT is required")
-    return model
