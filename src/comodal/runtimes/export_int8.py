@@ -75,7 +75,7 @@ def read_network_image(path: Path, config: L3NetConfig) -> np.ndarray:
     return np.ascontiguousarray(square.transpose(2, 0, 1)[None])
 
 
-def read_first_windows(path: Path, config: L3NetConfig) -> Float32[np.ndarray, "read_first_windows samples"]:
+def read_first_windows(path: Path, config: L3NetConfig) -> Float32[np.ndarray, "windows samples"]:
     """The first windows of an audio file in order; the first is half silent, as in `comodal embed`."""
     samples = round(config.audio_seconds * config.sample_rate)
     batches = iterate_windows(stream_audio(path, config.sample_rate), samples, samples, True, 1)
