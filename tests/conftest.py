@@ -15,14 +15,15 @@ install_import_hook("comodal", "beartype.beartype")
 import torch  # noqa: E402
 
 from comodal import hardware  # noqa: E402
-from comodal.models.checkpoint import save_model  # noqa: E402
-from comodal.models.l3net.l3net import L3Net, make_small_l3net_config  # noqa: E402
 
 without = os.environ.get("COMODAL_TEST_WITHOUT", "").split(",")  # see test_instruction_sets.py
 if "bf16" in without:
     hardware.cpu_has_native_bf16 = lambda: False
 if "kernels" in without:
     hardware.can_fuse_convolution = lambda _: False
+
+from comodal.models.checkpoint import save_model  # noqa: E402
+from comodal.models.l3net.l3net import L3Net, make_small_l3net_config  # noqa: E402
 
 torch.set_num_threads(1)
 settings.register_profile("no deadline", deadline=None)
