@@ -240,11 +240,7 @@ def build_vilbert_run(
     batches = make_loader(train, fine_tune.seed, None)
     freeze_unused_parameters(objective, batches.samples.batch([(0, 0)]))  # type: ignore[arg-type]
     steps = max(1, round(fine_tune.epochs * len(train) / fine_tune.batch_size))
-    # The original raises the learning rate of names with `vil_`, which excludes the head on regions, `vision_logit`.
-    has_task_learning_rate = head.kind == "regions" and fine_tune.start_from == "pretrained"
-    max_learning_rate = (
-        fine_tune.learning_rate if has_task_learning_rate else max(fine_tune.learning_rate, HEAD_LEARNING_RATE)
-    )
+    max_learning_rate = choose_max_learning_rate(fine_tune, head)
     pretrained = list(objective.model.vilbert.parameters()) if fine_tune.start_from == "pretrained" else []
     length = -(-len(validation) // fine_tune.batch_size) * fine_tune.batch_size if validation is not None else None
     return Run(
@@ -269,6 +265,16 @@ def build_vilbert_run(
         },
         selection_metric="accuracy" if validation is not None else "",
     )
+
+
+def choose_max_learning_rate(fine_tune: ViLBERTFineTuneConfig, head: Head) -> float:
+    """The learning rate of the head, at least the original's; pretrained weights have that of the options.
+
+    The original raises the learning rate of names with `vil_`, which excludes the head on regions, `vision_logit`.
+    """
+    if head.kind == "regions" and fine_tune.start_from == "pretrained":
+        return fine_tune.learning_rate
+    return max(fine_tune.learning_rate, HEAD_LEARNING_RATE)
 
 
 def freeze_unused_parameters(objective: FineTuningObjective, batch: TaskBatch) -> None:
