@@ -35,8 +35,8 @@ from comodal.models.checkpoint import (
 from comodal.regions.backbones import LITE0
 from comodal.regions.region_network import check_stored_network
 from comodal.tasks.evaluation.results_card import CARD_FILE, read_card, render_card_markdown
-from comodal.tasks.vision_language.grounding.refcoco_files import GROUNDING_HEAD as POINTING
-from comodal.tasks.vision_language.question_answering.vqa_files import VQA_HEAD as VQA
+from comodal.tasks.vision_language.grounding.refcoco_files import GROUNDING_HEAD
+from comodal.tasks.vision_language.question_answering.vqa_files import VQA_HEAD
 from comodal.tasks.vision_language.region_record import MODEL_NETWORK_FOLDER, NETWORK_FILES
 from comodal.text_files import read_text
 
@@ -51,8 +51,8 @@ MODEL_FILE_PATTERNS = (
 EXAMPLE_COMMANDS = {
     "L3Net": "embed audio recordings/ --model MODEL --out vectors/",
     "ViLBERT": 'align photo.jpg "a dog on a beach" "a cat on a sofa" --model MODEL',
-    VQA: 'ask photo.jpg "what is on the table?" --model MODEL',
-    POINTING.name: 'ground photo.jpg "the left dog" --model MODEL',
+    VQA_HEAD: 'ask photo.jpg "what is on the table?" --model MODEL',
+    GROUNDING_HEAD.name: 'ground photo.jpg "the left dog" --model MODEL',
 }
 UNFINISHED_MARKER = ".begun.part"  # marks an incomplete folder
 

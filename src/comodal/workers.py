@@ -38,7 +38,8 @@ class WorkerOptions:
 
     Args:
         workers: Worker processes; -1 is one per core.
-        backend: Where they run: loky (this machine), ray or dask (many machines; extras), sequential (this process).
+        backend: Where the processes run: loky (this machine), ray or dask (many machines; extras), sequential (this
+            process).
     """
 
     workers: int = -1

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from comodal.cli.program import main
 from comodal.data.captions.caption_files import read_captions
@@ -19,8 +18,6 @@ from comodal.data.shards.shard_reader import ShardReader
 from comodal.data.sources.video_sources import read_sources
 from comodal.errors import DataError
 from comodal.inference.embed_files import embed_audio, embed_image, embed_video
-from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.regions.extract import extract_regions
 from tests.support.container_files import image_table, img2dataset, jpeg, save_to_disk, write_parquet, write_tar
 from tests.support.make_media import make_tone, make_video
@@ -37,11 +34,8 @@ def tree(out: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    save_model(L3Net(make_small_l3net_config(width=2, image_size=32)), folder / "model", {})
-    return str(folder)
+def network(network: Path) -> str:
+    return str(network)
 
 
 def extract(images: Path, out: Path, network: str) -> RegionStore:

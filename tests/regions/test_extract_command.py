@@ -37,14 +37,6 @@ IMAGES = 80  # more than two processes' worth
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    save_model(L3Net(make_small_l3net_config(width=2, image_size=32)), folder / "model", {})
-    return folder
-
-
-@pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photographs of several sizes, one of them broken and one a second of its name."""
     folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)

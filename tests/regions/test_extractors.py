@@ -23,14 +23,6 @@ from comodal.regions.region_extractor import RegionExtractor
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    save_model(L3Net(make_small_l3net_config(width=2, image_size=32)), folder / "model", {})
-    return folder
-
-
-@pytest.fixture(scope="module")
 def picture() -> np.ndarray:
     """Coloured rectangles and noise, 90 wide and 60 high."""
     rng = np.random.default_rng(0)

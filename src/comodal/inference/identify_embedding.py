@@ -241,9 +241,7 @@ def read_first_minute(audio_path: Path, embedder: Embedder) -> Float[np.ndarray,
     return np.concatenate(blocks)
 
 
-def cut_padded_window(
-    samples: Float[np.ndarray, " samples"], start: int, size: int
-) -> Float[np.ndarray, " cut_padded_window"]:
+def cut_padded_window(samples: Float[np.ndarray, " samples"], start: int, size: int) -> Float[np.ndarray, " size"]:
     """Returns one window, zero-padded before the beginning and after the end."""
     cut = samples[max(start, 0) : start + size]
     before = max(0, -start)

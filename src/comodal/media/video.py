@@ -87,10 +87,6 @@ class VideoInfo(NamedTuple):
     audio_codec: str | None
     sample_rate: int | None
 
-    @property
-    def has_audio(self) -> bool:
-        return self.audio_codec is not None
-
 
 @dataclass(frozen=True)
 class ClipParameters:

@@ -29,7 +29,7 @@ from comodal.runtimes.export_formats import (
     RUNTIME_PACKAGES,
     WRITER_PACKAGES,
     Format,
-    Run,
+    NetworkFunction,
     open_onnx,
     open_openvino,
     open_torch,
@@ -222,9 +222,9 @@ def describe_network_inputs(network: ExportableNetwork) -> dict[str, dict[str, A
     }
 
 
-def open_network(path: Path, to: Format) -> Run:
+def open_network(path: Path, to: Format) -> NetworkFunction:
     """An exported file as a function, in float32."""
-    openers: dict[str, Callable[[], Run]] = {
+    openers: dict[str, Callable[[], NetworkFunction]] = {
         "onnx": lambda: open_onnx(path),
         "openvino": lambda: open_openvino(path, "fp32"),
         "torch": lambda: open_torch(path),
@@ -232,7 +232,7 @@ def open_network(path: Path, to: Format) -> Run:
     return openers[to]()
 
 
-def measure_difference(network: ExportableNetwork, run: Run) -> float:
+def measure_difference(network: ExportableNetwork, run: NetworkFunction) -> float:
     """The maximum difference of any output, relative to that output's maximum, over all trial sizes."""
     largest = 0.0
     for seed, sizes in enumerate(network.trials):

@@ -50,7 +50,7 @@ class Attention(nn.Module):
         gates: AttentionGates | None = None,
         index: Index = None,
         context_index: Index = None,
-    ) -> Float[Tensor, "batch queries dim"] | Float[Tensor, "select_tokens dim"]:
+    ) -> Float[Tensor, "batch queries dim"] | Float[Tensor, "selected dim"]:
         """`context_mask` is None without padding; only then a GPU can use its fastest kernel.
 
         With an index, only those tokens of `x` (or of `context`) are projected, and only those queries are returned.
@@ -101,13 +101,13 @@ class Attention(nn.Module):
 
 def select_tokens(
     x: Float[Tensor, "batch tokens dim"], index: Index
-) -> Float[Tensor, "select_tokens dim"] | Float[Tensor, "batch tokens dim"]:
+) -> Float[Tensor, "selected dim"] | Float[Tensor, "batch tokens dim"]:
     """Selects the tokens of an index as one flat sequence; all tokens without an index."""
     return x if index is None else x.flatten(0, 1).index_select(0, index)
 
 
 def scatter_tokens(
-    x: Float[Tensor, "select_tokens dim"] | Float[Tensor, "batch tokens dim"],
+    x: Float[Tensor, "selected dim"] | Float[Tensor, "batch tokens dim"],
     index: Index,
     batch: int | torch.SymInt,
     tokens: int | torch.SymInt,

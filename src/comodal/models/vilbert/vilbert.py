@@ -5,14 +5,11 @@ The function equals that of facebookresearch/vilbert-multi-task, verified with i
 """
 
 from functools import partial
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from comodal.errors import CheckpointError
-from comodal.models.checkpoint import load_model
 from comodal.models.pretrained import PretrainedModel
 from comodal.models.vilbert.embeddings import RegionEmbeddings, TextEmbeddings
 from comodal.models.vilbert.heads import AlignmentHead, ContrastiveHead, RegionHead, TokenHead
@@ -306,15 +303,3 @@ class ViLBERT(PretrainedModel, nn.Module):
     def compute_token_logits(self, x: Float[Tensor, "positions dim"]) -> Float[Tensor, "positions vocabulary"]:
         """Logits over the vocabulary at some positions of the text stream."""
         return self.token_head(x, self.text_embeddings.tokens.weight)
-
-
-def load_vilbert(path: Path) -> ViLBERT:
-    """Loads a ViLBERT from a run folder or model folder, in evaluation mode.
-
-    Raises:
-        CheckpointError: There is no model, it is damaged, or it is another kind of model.
-    """
-    model = load_model(path)
-    if not isinstance(model, ViLBERT):
-        raise CheckpointError(f"{path}: a {type(model).__name__}; a ViLBERT is required")
-    return model

@@ -21,7 +21,7 @@ from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.vision_language.question_answering.vqa_files import read_safe_pickle
-from comodal.tasks.vision_language.vcr_files import write_vcr_boxes
+from comodal.tasks.vision_language.vcr_files import BoxCounts, write_vcr_boxes
 from comodal.text_files import read_json
 
 GROUNDING_HEAD = Head("regions", "regions", 1)  # of models
@@ -117,7 +117,7 @@ def read_coco_entries(path: Path, key: str, names: tuple[str, ...]) -> list[dict
     return entries
 
 
-def prepare_boxes(source: Path, out: Path, instances: Path | None = None) -> dict[str, int]:
+def prepare_boxes(source: Path, out: Path, instances: Path | None = None) -> BoxCounts:
     """Writes boxes of images in the format of `comodal prepare regions --from boxes`.
 
     Args:
@@ -127,7 +127,7 @@ def prepare_boxes(source: Path, out: Path, instances: Path | None = None) -> dic
         instances: The instances.json with the images of MAttNet's detections.
 
     Returns:
-        boxes.images and boxes.
+        The numbers of images and boxes.
 
     Raises:
         DataError: A file cannot be read, or has another format.
@@ -169,7 +169,7 @@ def prepare_boxes(source: Path, out: Path, instances: Path | None = None) -> dic
         json.dumps({"image": name, "boxes": image_boxes} | origin) for name, image_boxes in boxes.items() if image_boxes
     ]
     write_bytes_atomically(out, ("\n".join(lines) + "\n").encode())
-    return {"boxes.images": len(lines), "boxes": sum(map(len, boxes.values()))}
+    return BoxCounts(len(lines), sum(map(len, boxes.values())))
 
 
 def compute_inclusive_iou(

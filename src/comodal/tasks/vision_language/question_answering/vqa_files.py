@@ -212,27 +212,6 @@ def write_vqa_results(path: Path, answers: Mapping[int, str]) -> None:
     write_bytes_atomically(path, (json.dumps(rows) + "\n").encode())
 
 
-def read_vqa_results(path: Path, questions: Sequence[VQAQuestion]) -> dict[int, str]:
-    """Reads predicted answers from a results file: one for every question.
-
-    Raises:
-        DataError: It cannot be read or has another format, or a question has no answer or two.
-    """
-    rows = read_json(path)
-    answers: dict[int, str] = {}
-    for index, entry in enumerate(rows if isinstance(rows, list) else [rows]):
-        if not isinstance(entry, dict) or not isinstance(entry.get("answer"), str):
-            raise DataError(f"{path}, entry {index}: not like {{'question_id': 1, 'answer': 'yes'}}")
-        question_id = parse_vqa_integer(path, index, entry, "question_id")
-        if question_id in answers:
-            raise DataError(f"{path}: question {question_id} has two answers")
-        answers[question_id] = entry["answer"]
-    missing = [question.question_id for question in questions if question.question_id not in answers]
-    if missing:
-        raise DataError(f"{path}: {len(missing):,} questions have no answer, the first is {missing[0]}")
-    return answers
-
-
 def read_model_vocabulary(model: Path) -> list[str]:
     """The answer vocabulary of a fine-tuned model, from the file in its folder."""
     path = find_model_folder(model) / ANSWERS_FILE
