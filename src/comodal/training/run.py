@@ -19,7 +19,6 @@ from torch.nn.parallel import DistributedDataParallel
 from comodal import distributed, hardware
 from comodal.data.batch import Batch
 from comodal.data.output_folder import encode_settings_json, lock_output_folder, translate_os_errors
-from comodal.environment import collect_environment
 from comodal.errors import RecipeError, check_number
 from comodal.files import write_bytes_atomically
 from comodal.hardware import MEMORY_FORMATS, Compute, DeviceName, MemoryLayout, Precision
@@ -33,19 +32,20 @@ from comodal.training.interruption import InterruptHandler
 from comodal.training.memory_limits import check_training_fits
 from comodal.training.recipe_run import Run
 from comodal.training.run_config import (
+    check_run_folder,
     describe_changes,
     find_recipe,
     get_recipe_name,
     read_run_config,
     resolve_parameters,
     to_yaml_values,
-    write_run_config,
+    write_run_settings,
 )
 from comodal.training.run_log import RunLog, format_metrics_note
+from comodal.training.thread_choice import MIN_STEPS, choose_thread_count, describe_thread_choice, make_step_timer
 from comodal.training.throughput import Throughput, format_rough_count, format_rough_duration
 from comodal.training.training_loop import NotFiniteError, train_steps, validate_objective
 
-ENVIRONMENT_FILE = "environment.json"  # hardware and versions of the last start
 MAX_THREADS = 1024
 EXIT_DONE, EXIT_BY_SIGNAL = 0, 128  # exit statuses; a shell adds 128 to a signal's number
 
@@ -82,7 +82,8 @@ def train(
         log_every: Steps between two lines of the log, which hold means; a GPU is only synchronized then.
         validate_every: Steps between two validations; by default the variant's, 500 or, for small ones, 250.
         checkpoint_minutes: Minutes between two checkpoints; a last one is always written at the end.
-        threads: Compute threads of this process; by default the cores that no other process uses.
+        threads: Compute threads; by default one for each idle core, or fewer if timed steps are faster so. Their number
+            may change the last bits; a resumed run keeps its own.
 
     Raises:
         RecipeError: The folder holds a run and `resume` is not set, or settings changed that must stay the same.
@@ -100,13 +101,17 @@ def train(
     threads_before = torch.get_num_threads()
     if precision == "auto" and resume:
         precision = started.get("precision", "auto")
+    chooses_threads = hardware.is_thread_count_free(threads)
+    if resume and chooses_threads and started.get("threads"):
+        threads, chooses_threads = min(started["threads"], hardware.count_cores()), False
     compute = hardware.resolve_compute(str(distributed.init_distributed(device)), precision)
     if compute.device.type == "cpu":
-        torch.set_num_threads(hardware.resolve_threads(threads))
+        threads = hardware.resolve_threads(threads)
+        torch.set_num_threads(threads)
         keep_freed_memory()
-    options: dict[str, Any] = {"device": device, "precision": compute.precision}
-    options |= {"accumulate": accumulate, "compile": compile, "log_every": log_every}
-    options |= {"checkpoint_minutes": checkpoint_minutes}
+    options: dict[str, Any] = {"device": device, "precision": compute.precision, "accumulate": accumulate}
+    options |= {"compile": compile, "log_every": log_every, "checkpoint_minutes": checkpoint_minutes}
+    options["threads"] = threads
     try:
         lock = lock_output_folder(out) if distributed.is_main_process() else nullcontext()
         devices = [compute.device] if compute.device.type == "cuda" else []
@@ -131,29 +136,14 @@ def train(
             intervals = Intervals(accumulate, log_every, validate_every, 60 * checkpoint_minutes)
             trainer = Trainer(run, out, compute, intervals, memory_layout, about)
             write_run_settings(out, recipe, values | options)
+            if chooses_threads and compute.device.type == "cpu" and distributed.count_processes() == 1:
+                trainer.record_threads = lambda count: write_run_settings(
+                    out, recipe, values | options | {"threads": count}
+                )
             return trainer.train(changed, compile == "on" or (compile == "auto" and compute.device.type == "cuda"))
     finally:
         torch.set_num_threads(threads_before)
         distributed.shut_down_distributed()
-
-
-def check_run_folder(out: Path, resume: bool) -> None:
-    """Checks whether a run can be started or resumed in the folder."""
-    if out.exists() and not out.is_dir():
-        raise RecipeError(f"{out} is a file, not a folder")
-    is_begun = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())  # else killed before
-    if is_begun and not resume:
-        raise RecipeError(f"{out} already exists: continue with --resume, or choose another --out")
-    if is_begun and resume and not (out / "config.yaml").exists():
-        raise RecipeError(f"{out} is not the folder of a run: it has no config.yaml")
-
-
-def write_run_settings(out: Path, recipe: Callable, values: Mapping[str, Any]) -> None:
-    if distributed.is_main_process():
-        out.mkdir(parents=True, exist_ok=True)
-        write_run_config(out / "config.yaml", recipe, values)
-        write_bytes_atomically(out / ENVIRONMENT_FILE, encode_settings_json(collect_environment()))
-    distributed.wait_for_processes()
 
 
 @dataclass(frozen=True)
@@ -184,6 +174,7 @@ class Trainer:
         self.sums: dict[str, float] = {}
         self.first: Batch | None = None
         self.throughput: Throughput | None = None
+        self.record_threads: Callable[[int], None] | None = None  # if their number is to be chosen
         self.saved_at = time.monotonic()
         self.best = BestWeights(out / "best", run.selection_metric)
 
@@ -269,6 +260,17 @@ class Trainer:
         self.first = next(remaining, None) if self.step < self.run.steps else None
         return remaining if self.first is None else chain([self.first], remaining)
 
+    def choose_threads(self, progress: Progress) -> None:
+        """Chooses the number of compute threads, and records it in the run's config."""
+        most = torch.get_num_threads()
+        if self.record_threads is None or self.first is None or most == 1 or self.run.steps - self.step < MIN_STEPS:
+            return
+        threads, medians = choose_thread_count(make_step_timer(self.run.objective, self.first, self.compute), most)
+        torch.set_num_threads(threads)
+        self.record_threads(threads)
+        if medians:
+            progress.print_message(f"{self.out}: {describe_thread_choice(threads, medians)}")
+
     def measure_throughput(self) -> None:
         """Counts the operations of a sample of the first batch, before anything is computed or compiled."""
         if distributed.is_main_process() and self.first is not None:
@@ -294,6 +296,7 @@ class Trainer:
         """Runs the remaining steps; returns the signal that stopped them, or 0."""
         run, intervals, remaining = self.run, self.intervals, range(self.step, self.run.steps)
         batches = self.iterate_batches()
+        self.choose_threads(progress)
         self.measure_throughput()
         if remaining:
             progress.print_message(self.estimate_time())
