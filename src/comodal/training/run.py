@@ -17,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from comodal import distributed, hardware
 from comodal.data.batch import Batch
 from comodal.data.output_folder import encode_settings_json, lock_output_folder, translate_os_errors
-from comodal.environment import collect_environment
 from comodal.errors import RecipeError
 from comodal.files import write_bytes_atomically
 from comodal.flat_parameters import flatten_parameters
@@ -32,20 +31,21 @@ from comodal.training.interruption import InterruptHandler
 from comodal.training.memory_limits import check_training_fits
 from comodal.training.recipe_run import Run
 from comodal.training.run_config import (
+    check_run_folder,
     describe_changes,
     find_recipe,
     get_recipe_name,
     read_run_config,
     resolve_parameters,
     to_yaml_values,
-    write_run_config,
+    write_run_settings,
 )
 from comodal.training.run_log import RunLog, format_metrics_note
+from comodal.training.thread_choice import MIN_STEPS, choose_thread_count, describe_thread_choice, make_step_timer
 from comodal.training.throughput import Throughput, format_rough_count, format_rough_duration
 from comodal.training.training_loop import NotFiniteError, train_steps, validate_objective
-from comodal.training.training_options import TrainingOptions, resolve_options
+from comodal.training.training_options import TrainingOptions, choose_first_threads, resolve_options
 
-ENVIRONMENT_FILE = "environment.json"  # hardware and versions of the last start
 EXIT_DONE, EXIT_BY_SIGNAL = 0, 128  # exit statuses; a shell adds 128 to a signal's number
 
 
@@ -86,8 +86,9 @@ def train(
     threads_before = torch.get_num_threads()
     precision = started.get("precision", "auto") if resume and compute.precision == "auto" else compute.precision
     resolved = hardware.resolve_compute(str(distributed.init_distributed(compute.device)), precision)
+    threads, chooses_threads = choose_first_threads(options.threads, started if resume else {})
     if resolved.device.type == "cpu":
-        torch.set_num_threads(hardware.resolve_threads(options.threads))
+        torch.set_num_threads(threads)
         keep_freed_memory()
     try:
         lock = lock_output_folder(out) if distributed.is_main_process() else nullcontext()
@@ -97,7 +98,7 @@ def train(
             run = recipe(**values)
             check_training_fits(run.objective, resolved.device)
             values |= run.resolved
-            options = resolve_options(options, run, resolved, started if resume else {})
+            options = resolve_options(replace(options, threads=threads), run, resolved, started if resume else {})
             settings = {"device": compute.device, "precision": resolved.precision} | options.list_settings()
             changed = describe_changes(out / "config.yaml", values, settings)
             distributed.wait_for_processes()
@@ -108,29 +109,14 @@ def train(
             } | ({"dataset": dict(run.dataset)} if run.dataset else {})
             trainer = Trainer(run, out, resolved, options, about)
             write_run_settings(out, recipe, values | settings)
+            if chooses_threads and resolved.device.type == "cpu" and distributed.count_processes() == 1:
+                trainer.record_threads = lambda count: write_run_settings(
+                    out, recipe, values | settings | {"threads": count}
+                )
             return trainer.train(changed)
     finally:
         torch.set_num_threads(threads_before)
         distributed.shut_down_distributed()
-
-
-def check_run_folder(out: Path, resume: bool) -> None:
-    """Checks whether a run can be started or resumed in the folder."""
-    if out.exists() and not out.is_dir():
-        raise RecipeError(f"{out} is a file, not a folder")
-    is_begun = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())  # else killed before
-    if is_begun and not resume:
-        raise RecipeError(f"{out} already exists: continue with --resume, or choose another --out")
-    if is_begun and resume and not (out / "config.yaml").exists():
-        raise RecipeError(f"{out} is not the folder of a run: it has no config.yaml")
-
-
-def write_run_settings(out: Path, recipe: Callable, values: Mapping[str, Any]) -> None:
-    if distributed.is_main_process():
-        out.mkdir(parents=True, exist_ok=True)
-        write_run_config(out / "config.yaml", recipe, values)
-        write_bytes_atomically(out / ENVIRONMENT_FILE, encode_settings_json(collect_environment()))
-    distributed.wait_for_processes()
 
 
 class Trainer:
@@ -151,6 +137,7 @@ class Trainer:
         self.sums: dict[str, float] = {}
         self.first: Batch | None = None
         self.throughput: Throughput | None = None
+        self.record_threads: Callable[[int], None] | None = None  # if their number is to be chosen
         self.saved_at = time.monotonic()
         self.best = BestWeights(out / "best", run.selection_metric)
 
@@ -236,6 +223,17 @@ class Trainer:
         self.first = next(remaining, None) if self.step < self.run.steps else None
         return remaining if self.first is None else chain([self.first], remaining)
 
+    def choose_threads(self, progress: Progress) -> None:
+        """Chooses the number of compute threads, and records it in the run's config."""
+        most = torch.get_num_threads()
+        if self.record_threads is None or self.first is None or most == 1 or self.run.steps - self.step < MIN_STEPS:
+            return
+        threads, medians = choose_thread_count(make_step_timer(self.run.objective, self.first, self.compute), most)
+        torch.set_num_threads(threads)
+        self.record_threads(threads)
+        if medians:
+            progress.print_message(f"{self.out}: {describe_thread_choice(threads, medians)}")
+
     def measure_throughput(self) -> None:
         """Counts the operations of a sample of the first batch, before anything is computed or compiled."""
         if distributed.is_main_process() and self.first is not None:
@@ -261,6 +259,7 @@ class Trainer:
         """Runs the remaining steps; returns the signal that stopped them, or 0."""
         run, options, remaining = self.run, self.options, range(self.step, self.run.steps)
         batches = self.iterate_batches()
+        self.choose_threads(progress)
         self.measure_throughput()
         if remaining:
             progress.print_message(self.estimate_time())

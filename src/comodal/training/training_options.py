@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from comodal.errors import check_number
-from comodal.hardware import Compute, choose_training_layout
+from comodal.hardware import Compute, choose_training_layout, count_cores, is_thread_count_free, resolve_threads
 from comodal.training.recipe_run import Run
 
 MAX_THREADS = 1024
@@ -23,7 +23,8 @@ class TrainingOptions:
         log_every: Steps between two lines of the log, which hold means; a GPU is only synchronized then.
         validate_every: Steps between two validations; by default the variant's, 500 or, for small ones, 250.
         checkpoint_minutes: Minutes between two checkpoints; a last one is always written at the end.
-        threads: Compute threads of this process; by default the cores that no other process uses.
+        threads: Compute threads; by default one for each idle core, or fewer if timed steps are faster so. Their number
+            may change the last bits; a resumed run keeps its own.
     """
 
     accumulate: int = 1
@@ -43,8 +44,21 @@ class TrainingOptions:
             check_number(name, 1 if count is None else count, 1, math.inf)
 
     def list_settings(self) -> dict[str, Any]:
-        """The options that a run folder records: all but the threads, which belong to the machine."""
-        return {name: value for name, value in vars(self).items() if name != "threads"}
+        """The options that a run folder records."""
+        return dict(vars(self))
+
+
+def choose_first_threads(threads: int | None, started: Mapping[str, Any]) -> tuple[int, bool]:
+    """The number of compute threads to start with, and whether timed steps may choose fewer.
+
+    Args:
+        threads: Their number if it is given.
+        started: The config of a resumed run, whose number is kept where there are as many cores.
+    """
+    recorded = started.get("threads")
+    if is_thread_count_free(threads) and isinstance(recorded, int) and recorded > 0:
+        return min(recorded, count_cores()), False
+    return resolve_threads(threads), is_thread_count_free(threads)
 
 
 def resolve_options(
