@@ -6,6 +6,7 @@ The folder: config.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoi
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any

@@ -39,6 +39,10 @@ class MatchWindow(NamedTuple):
     position_margins: Float[np.ndarray, "rows columns"] | None
     jpeg: bytes
 
+    def __repr__(self) -> str:
+        """One line, without the map and the frame."""
+        return f"MatchMoment(seconds={self.seconds}, probability={self.probability}, x={self.x}, y={self.y})"
+
 
 def draw_match_windows(title: str, windows: Sequence[MatchWindow]) -> Figure:
     """The curve over time above at most 18 equally spaced frames."""
