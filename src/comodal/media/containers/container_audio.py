@@ -93,8 +93,7 @@ def warn_of_missing_audio(container: InputContainer, audio_track: Track, decoded
         detail = f"damaged: {lost_seconds:.2f} s of its audio are lost, and what follows is early by that"
         warnings.warn(MediaWarning(audio_track.path, detail), stacklevel=2)
     if audio_track.losses:
-        detail = f"damaged: {audio_track.losses} audio packets cannot be decoded ({audio_track.failure})"
-        warnings.warn(MediaWarning(audio_track.path, detail), stacklevel=2)
+        warnings.warn(MediaWarning(audio_track.path, audio_track.describe_losses()), stacklevel=2)
 
 
 def _has_exact_duration(container: InputContainer, path: Path) -> bool:
