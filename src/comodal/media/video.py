@@ -31,7 +31,7 @@ import numpy as np
 from av.container import InputContainer
 from jaxtyping import Float32, UInt8
 
-from comodal.errors import MediaError, MediaWarning
+from comodal.errors import MediaError, MediaWarning, check_number
 from comodal.flat_parameters import flatten_parameters
 from comodal.media.audio import read_audio, resample_audio
 from comodal.media.containers.audio_segments import AudioJoiner
@@ -47,9 +47,12 @@ from comodal.media.containers.container import (
 from comodal.media.containers.track import MAX_LOST_SECONDS, Track
 from comodal.media.image import encode_jpeg_planes
 from comodal.media.image_orientation import ImageOrienter
-from comodal.media.storage.refused_formats import RefusalReason
+from comodal.media.storage.refused_formats import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, RefusalReason
 
 MIN_CLIP_SECONDS = 1.0
+MAX_CLIP_SECONDS = 24 * 3600.0
+MIN_FRAME_RATE, MAX_FRAME_RATE = 1e-4, 1000.0
+MAX_SHORT_SIDE = 8192
 MAX_SILENT_PEAK = 1e-3
 MAX_FIRST_FRAME_SECONDS = 0.045  # a first frame that starts this early is shown from 0, as players do
 JITTER_SECONDS = 0.002  # timestamps of webm and mkv are rounded to 1 ms
@@ -110,6 +113,13 @@ class ClipParameters:
     quality: int = 85
     sample_rate: int = 48000
 
+    def __post_init__(self) -> None:
+        check_number("seconds", self.seconds, MIN_CLIP_SECONDS, MAX_CLIP_SECONDS)
+        check_number("frames_per_second", self.frames_per_second, MIN_FRAME_RATE, MAX_FRAME_RATE)
+        check_number("short_side", self.short_side, 1, MAX_SHORT_SIDE)
+        check_number("quality", self.quality, 1, 100)
+        check_number("sample_rate", self.sample_rate, MIN_SAMPLE_RATE, MAX_SAMPLE_RATE)
+
 
 DEFAULT_CLIP = ClipParameters()
 
@@ -134,9 +144,7 @@ def read_clip(
     Warns:
         MediaWarning: its audio ends more than half a second before its video.
     """
-    if clip.seconds < MIN_CLIP_SECONDS or not clip.frames_per_second > 0 or start_seconds < 0:
-        request = f"{clip.frames_per_second} frames per second of {clip.seconds} s from {start_seconds} s"
-        raise ValueError(f"cannot read {request}; at least {MIN_CLIP_SECONDS} s, and not before 0")
+    check_number("start_seconds", start_seconds, 0, math.inf)
     with open_container(path) as container:
         video, audio = choose_streams(container, path)
         if video is None:

@@ -132,7 +132,9 @@ class Track:
 
     def describe_losses(self) -> str:
         """A note on the packets that could not be decoded."""
-        place = f"from {self.first_loss:.2f} s to {self.last_loss:.2f} s"
+        place = f"at {self.first_loss:.2f} s"
+        if self.last_loss > self.first_loss:
+            place = f"from {self.first_loss:.2f} s to {self.last_loss:.2f} s"
         return f"damaged: {self.losses} {self.kind} packets cannot be decoded {place} ({self.failure})"
 
     def check_complete(self, seconds: float) -> None:
