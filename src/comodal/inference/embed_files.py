@@ -140,7 +140,7 @@ def embed_audio(
         options: The options that these commands share.
 
     Returns:
-        embed.written, embed.skipped, embed.windows, embed.noted and embed.other_files.
+        embed.written, embed.skipped, embed.windows, embed.noted, embed.other_files and embed.special_files.
 
     Raises:
         DataError: some files could not be read; all others are written first.
@@ -178,7 +178,7 @@ def embed_image(
         options: The options that these commands share.
 
     Returns:
-        embed.written, embed.skipped, embed.windows, embed.noted and embed.other_files.
+        embed.written, embed.skipped, embed.windows, embed.noted, embed.other_files and embed.special_files.
 
     Raises:
         DataError: some files could not be read; all others are written first.
@@ -221,7 +221,7 @@ def embed_video(
         as_openl3: reproduce this version of OpenL3, which embeds every frame, stretched to 256 x 256.
 
     Returns:
-        embed.written, embed.skipped, embed.windows, embed.noted and embed.other_files.
+        embed.written, embed.skipped, embed.windows, embed.noted, embed.other_files and embed.special_files.
 
     Raises:
         DataError: some files could not be read; all others are written first.
