@@ -31,7 +31,7 @@ import numpy as np
 from av.container import InputContainer
 from jaxtyping import Float32, UInt8
 
-from comodal.errors import MediaError, MediaWarning
+from comodal.errors import MediaError, MediaWarning, check_number
 from comodal.flat_parameters import flatten_parameters
 from comodal.media.audio import read_audio, resample_audio
 from comodal.media.containers.audio_segments import AudioJoiner
@@ -47,9 +47,12 @@ from comodal.media.containers.container import (
 from comodal.media.containers.track import MAX_LOST_SECONDS, Track
 from comodal.media.image import encode_jpeg_planes
 from comodal.media.image_orientation import ImageOrienter
-from comodal.media.storage.refused_formats import RefusalReason
+from comodal.media.storage.refused_formats import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, RefusalReason
 
 MIN_CLIP_SECONDS = 1.0
+MAX_CLIP_SECONDS = 24 * 3600.0
+MIN_FRAME_RATE, MAX_FRAME_RATE = 1e-4, 1000.0
+MAX_SHORT_SIDE = 8192
 MAX_SILENT_PEAK = 1e-3
 MAX_FIRST_FRAME_SECONDS = 0.045  # a first frame that starts this early is shown from 0, as players do
 JITTER_SECONDS = 0.002  # timestamps of webm and mkv are rounded to 1 ms
@@ -106,6 +109,13 @@ class ClipParameters:
     quality: int = 85
     sample_rate: int = 48000
 
+    def __post_init__(self) -> None:
+        check_number("seconds", self.seconds, MIN_CLIP_SECONDS, MAX_CLIP_SECONDS)
+        check_number("frames_per_second", self.frames_per_second, MIN_FRAME_RATE, MAX_FRAME_RATE)
+        check_number("short_side", self.short_side, 1, MAX_SHORT_SIDE)
+        check_number("quality", self.quality, 1, 100)
+        check_number("sample_rate", self.sample_rate, MIN_SAMPLE_RATE, MAX_SAMPLE_RATE)
+
 
 DEFAULT_CLIP = ClipParameters()
 
@@ -130,9 +140,7 @@ def read_clip(
     Warns:
         MediaWarning: its audio ends more than half a second before its video.
     """
-    if clip.seconds < MIN_CLIP_SECONDS or not clip.frames_per_second > 0 or start_seconds < 0:
-        request = f"{clip.frames_per_second} frames per second of {clip.seconds} s from {start_seconds} s"
-        raise ValueError(f"cannot read {request}; at least {MIN_CLIP_SECONDS} s, and not before 0")
+    check_number("start_seconds", start_seconds, 0, math.inf)
     with open_container(path) as container:
         video, audio = choose_streams(container, path)
         if video is None:
@@ -178,6 +186,7 @@ def read_clip_with_audio(
             timed_frames += screen.show(frame, min(start_seconds, seconds))
             video_track.done = start_seconds >= seconds
         video_track.check_complete(seconds)
+        _warn_of_lost_frames(video_track)
         timed_frames += screen.emit_until(min(seconds, video_track.end))
     mono = read_audio(audio_path, clip.sample_rate, seconds=seconds)
     joined = _join_clip(audio_path, timed_frames, video_track, mono, 0.0, clip)
@@ -238,6 +247,7 @@ def iterate_frames(
             yield from screen.show(frame, start_seconds)
         yield from screen.emit_until(track.end)
         track.check_complete(0.0)
+        _warn_of_lost_frames(track)
 
 
 def iterate_all_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "height width 3"]]]:
@@ -257,6 +267,7 @@ def iterate_all_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "h
         for start_seconds, frame in _iterate_video_frames(container, tracks):
             yield start_seconds, orienter.to_rgb(frame)
         track.check_complete(0.0)
+        _warn_of_lost_frames(track)
 
 
 def read_video_info(path: Path) -> VideoInfo:
@@ -347,6 +358,8 @@ def _read_frames_and_audio(
             audio_track.done = joiner.end >= seconds
     blocks += joiner.finish()
     _check_complete(container, video_track, audio_track, seconds)
+    for track in (video_track, audio_track):
+        _warn_of_lost_frames(track)
     end = min(seconds, video_track.end)
     timed_frames += screen.emit_until(end)
     return timed_frames, joiner, np.concatenate(blocks)[: max(0, round((end - joiner.start) * joiner.sample_rate))]
@@ -369,6 +382,15 @@ def _warn_of_early_audio(path: Path, audio_end: float, video_end: float) -> None
     if audio_end < video_end - MAX_LOST_SECONDS:
         detail = f"its audio ends at {audio_end:.2f} s, its video not before {video_end:.2f} s; the clip ends there"
         warnings.warn(MediaWarning(path, detail), stacklevel=3)
+
+
+def _warn_of_lost_frames(track: Track) -> None:
+    """Report frames that cannot be decoded, and a file that cannot be read to its end."""
+    if track.losses:
+        warnings.warn(MediaWarning(track.path, track.describe_losses()), stacklevel=3)
+    if track.is_cut and not track.done:
+        detail = f"damaged: its {track.kind} cannot be read after {track.end:.2f} s ({track.failure})"
+        warnings.warn(MediaWarning(track.path, detail), stacklevel=3)
 
 
 def _check_content(path: Path, waveform: Float32[np.ndarray, " samples"], overlap: float) -> None:

@@ -26,6 +26,7 @@ import av
 from av.stream import Stream
 
 from comodal.errors import MediaError
+from comodal.media.containers.holes import StreamGaps
 from comodal.media.storage.refused_formats import RefusalReason
 
 FORMATS_WITHOUT_ZERO = {"mpegts", "mpeg"}  # formats whose timestamps begin anywhere
@@ -61,6 +62,7 @@ class _Course:
 
     def __post_init__(self) -> None:
         base = self.stream.time_base or Fraction(0)
+        self.gaps = StreamGaps("video" if self.stream.type == "video" else "audio")
         self.ratio = base.numerator, base.denominator  # the same values as with Fraction, in a tenth of the time
 
     def to_seconds(self, ticks: int) -> float:
@@ -76,6 +78,13 @@ class _Course:
         length = self.to_seconds(packet.duration) if packet.duration else step if step <= MIN_PAUSE_SECONDS else 0.0
         self.advance += step
         self.may_pause = False
+        shift = self._get_presentation_time(packet) - start_seconds + self.offset
+        if self.last is not None and self.due > self.last:
+            self.gaps.record_gap(self.due + shift, start_seconds + shift)
+        if packet.is_keyframe and self.gaps.gaps:
+            self.gaps.record_key_frame(start_seconds + shift)
+        if packet.is_corrupt:
+            self.gaps.record_damage(start_seconds + shift)
         is_pause = step > MIN_PAUSE_SECONDS and self.steps[0] > 1  # after the first packet, it is a late start
         for sums in [self.steps] + [self.pauses] * is_pause:
             sums[0] += 1

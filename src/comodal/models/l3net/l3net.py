@@ -63,6 +63,12 @@ class L3NetConfig:
             )
         check_number("image_size", self.image_size, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE)
         check_number("audio_seconds", self.audio_seconds, MIN_SECONDS, MAX_SECONDS)
+        samples = round(self.audio_seconds * self.sample_rate)
+        if samples + self.spectrogram.zeros_before + self.spectrogram.zeros_after < self.spectrogram.window_samples:
+            raise ValueError(
+                f"audio_seconds ({self.audio_seconds}) are {samples} samples, fewer than one window of the spectrogram "
+                f"({self.spectrogram.window_samples})"
+            )
         check_number("width", self.width, 1, MAX_WIDTH)
         check_number("fusion", self.fusion, 1, MAX_FUSION)
         check_number("norm_eps", self.norm_eps, 0, 1)
