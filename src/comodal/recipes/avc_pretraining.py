@@ -16,12 +16,12 @@ from typing import Literal
 import torch
 from torch import nn
 
+from comodal.console import print_line
 from comodal.data.loader import Loader, Workers
 from comodal.data.shards.clip_dataset import Augmentation, ClipPairDataset
 from comodal.data.shards.dataset_record import read_dataset_record
 from comodal.data.shards.pair_sampler import MatchedPairSampler, PairSampler
 from comodal.data.shards.shard_reader import ShardReader
-from comodal.console import print_line
 from comodal.errors import CheckpointError, DataError, check_number
 from comodal.flat_parameters import flatten_parameters
 from comodal.models.checkpoint import read_model_about

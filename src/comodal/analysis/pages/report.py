@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from comodal.analysis.pages.caption_report import build_caption_parts
-from comodal.analysis.pages.html_page import write_page
+from comodal.analysis.pages.html_page import write_page, write_page_numbers
 from comodal.analysis.pages.l3net_report import build_l3net_parts
 from comodal.analysis.pages.page_parts import PageSection
 from comodal.analysis.pages.run_sections import ReportInputs, build_run_settings
@@ -34,11 +34,11 @@ def write_report(
 ) -> None:
     """Writes one HTML page about a run: curves, scores, predictions for held-out pairs, units and sound source
     localization. Units are shown with the inputs that activate them (audio is playable) and with their class
-    selectivity.
+    selectivity, and by t-SNE.
 
     Args:
         run: the run's folder.
-        out: the page to write.
+        out: the page to write; its numbers are written next to it as JSON (page.html, page.json).
         data: training or other data: shards, for predictions on pairs and activations of units; or a region store.
         results: folders that `evaluate ... --out` wrote, with or without results cards.
         captions: of a ViLBERT's region store, for its attention between tokens and regions.
@@ -60,7 +60,9 @@ def write_report(
         comodal report runs/vqa report.html --images images/
     """
     inputs = ReportInputs(data, tuple(results or ()), captions, images, truth, pairs, seed, moments)
-    write_page(out, f"Report: {run.name}", build_run_parts(run, inputs, resolve_compute(device, precision)))
+    sections = build_run_parts(run, inputs, resolve_compute(device, precision))
+    write_page(out, f"Report: {run.name}", sections)
+    write_page_numbers(out, sections)
 
 
 def build_run_parts(run: Path, inputs: ReportInputs, compute: Compute) -> list[PageSection]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Int64
 from torch import nn
 
@@ -141,8 +140,8 @@ def evaluate_avc(model: Path, data: Path, evaluation: AVCEvaluation = DEFAULT_AV
         gallery=gallery,
     )
     print_line(
-        f"{data / evaluation.split}: {len(moments):,} clips, {moments.num_moments:,} moments, {len(pairs.image):,} pairs"
-        f"; {len(pairs.image) / max(seconds, 1e-9):,.0f} pairs a second with {len(models)} networks"
+        f"{data / evaluation.split}: {len(moments):,} clips, {moments.num_moments:,} moments, {len(pairs.image):,} "
+        f"pairs; {len(pairs.image) / max(seconds, 1e-9):,.0f} pairs a second with {len(models)} networks"
     )
     settings: dict[str, Any] = {
         "moments": evaluation.moments,
