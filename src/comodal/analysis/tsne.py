@@ -57,7 +57,9 @@ def draw_classes(axes: Axes, points: Float[np.ndarray, "moments 2"], labels: Seq
     for index, name in enumerate(sorted(set(labels))):
         chosen = points[[label == name for label in labels]]
         marker = MARKERS[index // COLORS % len(MARKERS)]
-        axes.scatter(*chosen.T, s=14, color=f"C{index % COLORS}", marker=marker, label=escape_plot_text(name))
+        axes.scatter(
+            chosen[:, 0], chosen[:, 1], s=14, color=f"C{index % COLORS}", marker=marker, label=escape_plot_text(name)
+        )
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[["top", "right", "left", "bottom"]].set_color("#cccccc")

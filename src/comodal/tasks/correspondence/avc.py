@@ -5,6 +5,7 @@ half from two videos. The paper reports the accuracy alone. Each image and each 
 the fusion network runs for each pair.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,7 @@ def number_sources(sources: list[str]) -> Int64[np.ndarray, " moments"]:
 
 
 def choose_thresholds(
-    models: dict[str, nn.Module], data: Path, compute: Compute, evaluation: AVCEvaluation
+    models: Mapping[str, nn.Module], data: Path, compute: Compute, evaluation: AVCEvaluation
 ) -> dict[str, float]:
     """The threshold of each model, of the highest accuracy on the pairs of another split."""
     trained = models["trained"]
