@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from comodal.analysis.layer_activations import (
     build_image_tower_input,
     max_channel_activations,
 )
-from comodal.analysis.pages.html_page import render_page
+from comodal.analysis.pages.html_page import render_page, write_page_numbers
 from comodal.analysis.pages.page_parts import PageSection
 from comodal.analysis.pages.unit_report import (
     NUM_UNIT_EXAMPLES,
@@ -25,6 +26,7 @@ from comodal.analysis.pages.unit_report import (
     make_audio_cells,
     make_image_cells,
 )
+from comodal.analysis.tsne import compute_tsne, draw_tsne
 from comodal.analysis.unit_activations import (
     ClipExamples,
     UnitActivation,
@@ -130,3 +132,41 @@ def test_without_labels_of_several_classes_there_is_no_study(tmp_path: Path):
     assert [table.caption for table in page.tables] == ["Image tower", "Audio tower"]
     assert [row[0] for row in page.tables[0].rows[1:-1]] == list(VGG_LAYER_NAMES[:-1])
     assert "the 2 classes of 4 held-out examples" in page.text
+    assert study.numbers["image"]["examples"] == 4 and study.numbers["audio"]["classes"] == ["high", "low"]
+    cells = [row[1] for row in page.tables[0].rows[1:]]
+    systems = ("trained", "untrained", "shuffled")
+    for layer, cell in zip(VGG_LAYER_NAMES, cells, strict=True):
+        assert cell == " | ".join(f"{study.numbers['image'][one][layer]['clusters_nmi']:.3f}" for one in systems)
+
+
+def test_the_numbers_of_a_page_are_next_to_it(tmp_path: Path):
+    sections = [PageSection("One", numbers={"a": 1}), PageSection("Two"), PageSection("Three", numbers={"b": [0.5]})]
+    write_page_numbers(tmp_path / "deep" / "page.html", sections)
+    assert json.loads((tmp_path / "deep" / "page.json").read_text()) == {"One": {"a": 1}, "Three": {"b": [0.5]}}
+    write_page_numbers(tmp_path / "other.html", sections[1:2])
+    assert not (tmp_path / "other.json").exists()
+
+
+def test_neighbors_in_the_plane_are_neighbors_in_the_features():
+    """Three tight clusters in 64 dimensions stay three; the order of units and their scale do not matter."""
+    rng = np.random.default_rng(0)
+    kinds = np.arange(45) % 3
+    features = 10 * rng.normal(size=(3, 64))[kinds] + rng.normal(size=(45, 64))
+    for seen in (features, features[:, ::-1] * 7 - 3):
+        points = compute_tsne(seen, seed=1)
+        gaps = np.linalg.norm(points[:, None] - points, axis=-1) + np.diag(np.full(45, np.inf))
+        assert (kinds[gaps.argmin(1)] == kinds).all()
+    assert np.array_equal(compute_tsne(features, seed=1), compute_tsne(features, seed=1))
+    with pytest.raises(ValueError, match="4 examples"):
+        compute_tsne(features[:3], seed=1)
+
+
+def test_the_plane_has_a_legend_of_the_classes(tmp_path: Path):
+    model = L3Net(make_small_l3net_config(1, 24)).eval()
+    examples = read_clip_examples(write_world(tmp_path / "w", 12, classes=("a", "b", "c")), model, 12)
+    part = build_unit_parts(model, examples)[3]
+    assert part.numbers["labels"] == list(examples.labels)
+    assert np.array(part.numbers["audio tower"]).shape == (12, 2)
+    figure = draw_tsne({"x": np.array(part.numbers["image tower"])}, examples.labels)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == sorted(set(examples.labels))
+    assert sum(len(one.get_offsets()) for one in figure.axes[0].collections) == 12

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def test_the_threshold_is_that_of_a_plain_search():
         is_match = rng.random(12) < 0.5
         threshold = choose_threshold(margins, is_match)
         values = np.unique(margins)
-        tried = [(one + other) / 2 for one, other in zip(values, values[1:], strict=False)]
+        tried = [(one + other) / 2 for one, other in pairwise(values)]
         best = max(((margins > one) == is_match).mean() for one in tried)
         assert ((margins > threshold) == is_match).mean() == best
     assert choose_threshold(np.array([0.1, 0.2, 0.6, 0.9]), np.array([False, False, True, True])) == pytest.approx(0.4)

@@ -84,4 +84,5 @@ def build_predictions_part(model: L3Net, split: Path, pairs: int, seed: int) -> 
     )
     drawn = embed_figure(draw_pair_predictions(model, predictions), "pairs of image and audio with their predictions")
     histogram = embed_figure(draw_probability_histogram(predictions), "histogram of the probability of correspondence")
-    return PageSection("Correspondence of held-out pairs", text, [drawn, histogram])
+    numbers = {"pairs": len(predictions.probabilities), "accuracy": float(predictions.accuracy)}
+    return PageSection("Correspondence of held-out pairs", text, [drawn, histogram], numbers)

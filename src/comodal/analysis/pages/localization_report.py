@@ -64,7 +64,9 @@ def build_pointing_game_part(model: L3Net, scenes: Sequence[PointingScene], seed
     ]
     pairs = pair_scenes(scenes, seed)[:NUM_SHOWN_SCENES]
     figure_html = embed_figure(draw_scenes(model, pairs), "two images side by side with the audio of one")
-    return PageSection("Pointing game", text, [PageTable("Accuracy of the pointing game", columns, rows), figure_html])
+    table = PageTable("Accuracy of the pointing game", columns, rows)
+    numbers = {name: dict(hits) for name, hits in accuracies.items()}
+    return PageSection("Pointing game", text, [table, figure_html], {"scenes": len(scenes), **numbers})
 
 
 def draw_scenes(model: L3Net, scenes: Sequence[PointingScene], columns: int = 6) -> Figure:

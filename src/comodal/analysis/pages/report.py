@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from comodal.analysis.pages.caption_report import build_caption_parts
-from comodal.analysis.pages.html_page import write_page
+from comodal.analysis.pages.html_page import write_page, write_page_numbers
 from comodal.analysis.pages.l3net_report import build_l3net_parts
 from comodal.analysis.pages.page_parts import PageSection
 from comodal.analysis.pages.run_sections import ReportInputs, build_run_settings
@@ -25,11 +25,11 @@ RUN_ALONE, AUTOMATIC = ReportInputs(), ComputeOptions()
 def write_report(run: Path, out: Path, inputs: ReportInputs = RUN_ALONE, compute: ComputeOptions = AUTOMATIC) -> None:
     """Writes one HTML page about a run: curves, scores, predictions for held-out pairs, units and sound source
     localization. Units are shown with the inputs that activate them (audio is playable) and with their class
-    selectivity.
+    selectivity, and by t-SNE.
 
     Args:
         run: the run's folder.
-        out: the page to write.
+        out: the page to write; its numbers are written next to it as JSON (page.html, page.json).
         inputs: what the report is made from besides the run.
         compute: device and precision.
 
@@ -42,7 +42,9 @@ def write_report(run: Path, out: Path, inputs: ReportInputs = RUN_ALONE, compute
         comodal report RUN report.html --data regions/ --captions captions.jsonl --images images/
         comodal report runs/vqa report.html --images images/
     """
-    write_page(out, f"Report: {run.name}", build_run_parts(run, inputs, compute.resolve()))
+    sections = build_run_parts(run, inputs, compute.resolve())
+    write_page(out, f"Report: {run.name}", sections)
+    write_page_numbers(out, sections)
 
 
 def build_run_parts(run: Path, inputs: ReportInputs, compute: Compute) -> list[PageSection]:

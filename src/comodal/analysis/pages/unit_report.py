@@ -24,9 +24,11 @@ from comodal.analysis.pages.page_parts import (
     PageRow,
     PageSection,
     PageTable,
+    embed_figure,
     encode_audio_uri,
     encode_photo_uri,
 )
+from comodal.analysis.tsne import compute_tsne, draw_tsne
 from comodal.analysis.unit_activations import ClipExamples, UnitActivation, compute_unit_heatmaps
 from comodal.analysis.unit_selectivity import (
     MIN_HIGH_PREFERENCE,
@@ -79,7 +81,24 @@ def build_unit_parts(model: L3Net, examples: ClipExamples, seed: int = 0) -> lis
     ]
     if len(set(examples.labels)) > 1:
         sections.append(build_selectivity_part(study_units(model, examples, seed)))
+        sections.append(build_tsne_part(model, examples, seed))
     return sections
+
+
+def build_tsne_part(model: L3Net, examples: ClipExamples, seed: int) -> PageSection:
+    """The examples in a plane by the features of each tower."""
+    activations = {
+        "image tower": max_channel_activations(build_image_tower_input(model), examples.image)[POOL4],
+        "audio tower": max_channel_activations(build_audio_tower_input(model), examples.audio)[POOL4],
+    }
+    positions = {name: compute_tsne(values, seed) for name, values in activations.items()}
+    text = (
+        f"The {len(examples.labels)} held-out examples in a plane by t-SNE of the features of each tower (pool4, "
+        "standardized). Colors are the classes, which no training has seen. Only who is next to whom has a meaning."
+    )
+    figure = embed_figure(draw_tsne(positions, examples.labels), "examples in a plane by t-SNE, colored by class")
+    numbers = {name: points.round(4).tolist() for name, points in positions.items()}
+    return PageSection("t-SNE of embeddings", text, [figure], {"labels": list(examples.labels), **numbers})
 
 
 def build_unit_gallery(
@@ -174,7 +193,18 @@ def build_selectivity_part(studies: dict[str, SelectivityStudy]) -> PageSection:
     tables = [
         PageTable(STUDY_TITLES[name], SELECTIVITY_COLUMNS, list_layer_rows(study)) for name, study in studies.items()
     ]
-    return PageSection("Class selectivity of units", text, tables)
+    numbers = {
+        name: {
+            "examples": study.examples,
+            "classes": list(study.classes),
+            **{
+                system: {layer: measured._asdict() for layer, measured in layers.items()}
+                for system, layers in study.systems.items()
+            },
+        }
+        for name, study in studies.items()
+    }
+    return PageSection("Class selectivity of units", text, tables, numbers)
 
 
 def list_layer_rows(study: SelectivityStudy) -> list[PageRow]:

@@ -5,6 +5,7 @@ half from two videos. The paper reports the accuracy alone. Each image and each 
 the fusion network runs for each pair.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -140,8 +141,8 @@ def evaluate_avc(model: Path, data: Path, evaluation: AVCEvaluation = DEFAULT_AV
         gallery=gallery,
     )
     print_line(
-        f"{data / evaluation.split}: {len(moments):,} clips, {moments.num_moments:,} moments, {len(pairs.image):,} pairs"
-        f"; {len(pairs.image) / max(seconds, 1e-9):,.0f} pairs a second with {len(models)} networks"
+        f"{data / evaluation.split}: {len(moments):,} clips, {moments.num_moments:,} moments, {len(pairs.image):,} "
+        f"pairs; {len(pairs.image) / max(seconds, 1e-9):,.0f} pairs a second with {len(models)} networks"
     )
     settings: dict[str, Any] = {
         "moments": evaluation.moments,
@@ -186,7 +187,7 @@ def number_sources(sources: list[str]) -> Int64[np.ndarray, " moments"]:
 
 
 def choose_thresholds(
-    models: dict[str, nn.Module], data: Path, compute: Compute, evaluation: AVCEvaluation
+    models: Mapping[str, nn.Module], data: Path, compute: Compute, evaluation: AVCEvaluation
 ) -> dict[str, float]:
     """The threshold of each model, of the highest accuracy on the pairs of another split."""
     trained = models["trained"]

@@ -19,11 +19,13 @@ from comodal.data.loader import Loader, Workers
 from comodal.data.shards.clip_dataset import ClipPairDataset
 from comodal.data.shards.pair_sampler import ClipPair, PairSampler, draw_pair_moment
 from comodal.data.shards.shard_reader import ShardReader
-from comodal.hardware import Compute
+from comodal.hardware import MEMORY_FORMATS, Compute, choose_training_layout
 from comodal.models.l3net.l3net import L3NetConfig
 from comodal.progress import track_progress
 
 FEATURE_BATCH = 64  # moments that are read at a time
+NARROW_CPU_BATCH = 16  # moments of a forward pass of a narrow network on a CPU: 1.4 times as fast as 2
+MAX_NARROW_WIDTH = 16  # filters of the first convolution
 MOMENT_STREAM = 4  # separates the random state of the moments from that of other draws
 
 
@@ -120,8 +122,10 @@ def compute_moment_features(
     """
     started, count = time.monotonic(), moments.num_moments
     for model in models.values():
-        model.to(compute.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        layout = MEMORY_FORMATS[choose_training_layout(compute, model)]
+        model.to(compute.device, memory_format=layout).eval()  # type: ignore[call-overload]
     parts: dict[str, list[MomentFeatures]] = {name: [] for name in models}
+    size = choose_forward_batch(next(iter(models.values())), compute)
     num_batches = -(-count // FEATURE_BATCH)
     loader = Loader(moments, FEATURE_BATCH, workers, num_batches * FEATURE_BATCH)
     batches = loader.iterate_batches(device=compute.device)
@@ -130,7 +134,7 @@ def compute_moment_features(
         assert isinstance(batch, AudioVisualBatch)
         moved = batch.to(compute.device)
         for name, model in models.items():
-            parts[name].append(embed_batch(model, moved, compute))
+            parts[name].append(embed_batch(model, moved, compute, size))
     features = {
         name: MomentFeatures(*(torch.cat(tensors)[:count] for tensors in zip(*found, strict=True)))
         for name, found in parts.items()
@@ -138,11 +142,17 @@ def compute_moment_features(
     return FeatureResult(features, time.monotonic() - started)
 
 
+def choose_forward_batch(model: nn.Module, compute: Compute) -> int:
+    """The number of moments in a forward pass: larger for narrow networks, whose maps stay in the cache."""
+    widths = [layer.out_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)]
+    is_narrow = min(widths, default=0) <= MAX_NARROW_WIDTH
+    return NARROW_CPU_BATCH if compute.device.type == "cpu" and is_narrow else compute.batch_size
+
+
 @torch.inference_mode()
-def embed_batch(model: nn.Module, batch: AudioVisualBatch, compute: Compute) -> MomentFeatures:
-    """The features of a batch in fp32 on the device, computed in parts of the fastest size."""
+def embed_batch(model: nn.Module, batch: AudioVisualBatch, compute: Compute, size: int) -> MomentFeatures:
+    """The features of a batch in fp32 on the device, computed in parts of `size` moments."""
     assert isinstance(model, CorrespondenceModel)
-    size = compute.batch_size
     with compute.autocast():
         image = [model.compute_image_features(part) for part in batch.image.split(size)]
         audio = [model.compute_audio_features(part) for part in batch.audio.split(size)]
