@@ -10,6 +10,7 @@ from comodal.cli.parser import CommandParser
 from comodal.cli.program import build_recipe_page, main
 from comodal.recipes.recipe_configs import CONFIGS_DIR, list_recipe_configs, read_recipe_config
 from comodal.text_files import read_log, read_yaml
+from small_vilbert_data import SMALL_VILBERT_DATA
 from small_world import write_world
 
 CONFIGS = list_recipe_configs()
@@ -24,7 +25,7 @@ def small_l3net(folder: Path) -> list[str]:
 
 
 # For each recipe that has a config: small data, and the flags for two steps on it, which override the config.
-SMALL_DATA: dict[str, Callable[[Path], list[str]]] = {"l3net": small_l3net}
+SMALL_DATA: dict[str, Callable[[Path], list[str]]] = {"l3net": small_l3net} | SMALL_VILBERT_DATA
 
 
 def test_every_yaml_file_is_listed_and_describes_itself():
