@@ -68,9 +68,10 @@ def small_vcr(folder: Path) -> list[str]:
 
 
 def small_retrieval(folder: Path) -> list[str]:
-    words, captions = write_task_set(folder, "flickr30k"), folder / "world" / "flickr30k" / "dataset_flickr30k.json"
-    images = [image for image in json.loads(captions.read_text())["images"] if image["split"] == "train"]
-    return [*words, "--captions", str(captions), *two_steps(sum(len(image["sentences"]) for image in images))]
+    words = write_task_set(folder, "flickr30k")
+    captions = folder / "world" / "flickr30k" / "all_data_final_train_2014.jsonline"
+    count = sum(len(json.loads(line)["sentences"]) for line in captions.read_text().splitlines())
+    return [*words, "--captions", str(captions), "--validation-fraction", "0", *two_steps(count)]
 
 
 SMALL_VILBERT_DATA: dict[str, Callable[[Path], list[str]]] = {
