@@ -1,9 +1,10 @@
 """Joint training of one ViLBERT on several tasks (12-in-1: Multi-Task Vision and Language Representation Learning).
 
 The tasks share the network and, where they have the same head, the head (VCR and retrieval). Every text has the token
-of its task. Each step trains one task, round-robin; tasks stop and go (comodal.training.task_schedule). Departs from the
-original (facebookresearch/vilbert-multi-task): validation is after a fixed number of steps for all tasks, the learning
-rate falls linearly, and no loss is weighted by the ratio of the tasks' learning rates.
+of its task. Each step trains one task, round-robin; tasks stop and go (comodal.training.task_schedule).
+
+Departs from the original (facebookresearch/vilbert-multi-task): all tasks are validated after a fixed number of steps,
+the learning rate falls linearly, and no loss is weighted by the ratio of the tasks' learning rates.
 
 The clean-splits rule (12-in-1, section 3.2) is checked: no image of a task's validation, and none that is listed as a
 test image, is trained on by any task. They are matched by the ids of the images.

@@ -114,7 +114,7 @@ class JointSamples:
     def __len__(self) -> int:
         return self.count
 
-    def batch(self, positions: Sequence[tuple[int, int]]) -> Batch:  # noqa: ARG002
+    def batch(self, positions: Sequence[tuple[int, int]]) -> Batch:
         """Not available: a batch is of one task."""
         raise NotImplementedError("a joint loader draws from the loaders of its tasks")
 
