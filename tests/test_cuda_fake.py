@@ -116,7 +116,8 @@ def task_batch(targets: Tensor, texts: int) -> TaskBatch:
     there = torch.arange(4) < torch.tensor([[4], [2]])
     images = torch.arange(texts) % 2
     keys = tuple(map(str, range(len(targets))))
-    return TaskBatch(words, words * 0, attended, regions, torch.zeros(2, 4, 5), there, images, targets, keys)
+    spatials, no_tokens = torch.zeros(2, 4, 5), words[:0, 0]
+    return TaskBatch(words, words * 0, attended, regions, spatials, there, images, targets, no_tokens, keys)
 
 
 TASKS = {

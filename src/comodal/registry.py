@@ -72,6 +72,9 @@ RECIPES = Registry(
         "vilbert": RegistryEntry(
             "comodal.recipes.vilbert_pretraining:recipe", "masked modeling and alignment on images with captions"
         ),
+        "joint": RegistryEntry(
+            "comodal.recipes.joint_training:recipe", "12-in-1: one ViLBERT on several tasks, with task tokens"
+        ),
         "image_classes": RegistryEntry(
             "comodal.tasks.image.image_classification:recipe", "image classification, by a fine-tuned L3-Net"
         ),

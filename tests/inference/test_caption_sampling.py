@@ -11,6 +11,7 @@ from comodal.cli.program import main
 from comodal.inference.caption_sampling import SamplingOptions, sample_masked_tokens
 from comodal.inference.vision_language import load_vision_language
 from tests.inference.test_vision_language import run_of, world  # noqa: F401 (a fixture)
+from tests.support.small_runs import run_of, write_pictures
 
 MASK = 3
 JOINT = torch.tensor([[0.30, 0.05, 0.10], [0.02, 0.25, 0.03], [0.05, 0.05, 0.15]])  # p(first, second) of three tokens
@@ -27,6 +28,11 @@ def compute_joint_logits(texts: torch.Tensor, positions: torch.Tensor) -> torch.
         conditional = table.sum(1) if other == MASK else table[:, other]
         rows.append(torch.cat([conditional.log(), torch.zeros(1)]))
     return torch.stack(rows)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("world"))
 
 
 @pytest.mark.parametrize("sweeps", [0, 3])
@@ -53,7 +59,7 @@ def test_temperature_zero_takes_the_likeliest_and_top_k_only_the_first():
     assert (without > 0).all() and (without < MASK).all()
 
 
-def test_a_single_token_has_the_probabilities_of_fill_mask(world: Path, tmp_path: Path):  # noqa: F811
+def test_a_single_token_has_the_probabilities_of_fill_mask(world: Path, tmp_path: Path):
     pipeline = load_vision_language(run_of(world, tmp_path / "run"), precision="fp32")
     seen = pipeline.encode_image(world / "images" / "a.png")
     ordinary = {pipeline.tokenizer.vocabulary[i] for i in pipeline.tokenizer.ordinary_ids.tolist()}
@@ -75,7 +81,7 @@ def test_a_single_token_has_the_probabilities_of_fill_mask(world: Path, tmp_path
 def test_the_command_is_seeded_and_sorts_by_alignment(
     world: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture,  # noqa: F811
+    capsys: pytest.CaptureFixture,
 ):
     run, image = str(run_of(world, tmp_path / "run")), str(world / "images" / "a.png")
     printed = []

@@ -88,7 +88,7 @@ def with_targets(targets: torch.Tensor, attended: torch.Tensor | None = None) ->
     words = torch.zeros(count, 2, dtype=torch.int64)
     return TaskBatch(
         words, words, words == 0, torch.zeros(count, 3, 1), torch.zeros(count, 3, 5), attended,
-        torch.arange(count), targets, tuple(map(str, range(count))),
+        torch.arange(count), targets, words[:0, 0], tuple(map(str, range(count))),
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from comodal.models.l3net.clip_classifier import ClipClassifier, ClipClassifierC
 from comodal.models.l3net.l3net import PAPER_L3NET_CONFIG
 from comodal.recipes.recipe_configs import CONFIGS_DIR, list_recipe_configs, read_recipe_config
 from comodal.text_files import read_log, read_yaml
+from tests.support.small_vilbert_data import SMALL_VILBERT_DATA
 from tests.support.small_world import write_world
 
 CONFIGS = list_recipe_configs()
@@ -46,7 +47,7 @@ SMALL_DATA: dict[str, Callable[[Path], list[str]]] = {
     "l3net": small_l3net,
     "clip_classes": small_clip_classes,
     "l3net_supervised_pretraining": small_fusion,
-}
+} | SMALL_VILBERT_DATA
 
 
 def test_every_yaml_file_is_listed_and_describes_itself():

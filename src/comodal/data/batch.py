@@ -129,6 +129,7 @@ class TaskBatch(Tensors):
     region_mask: Bool[Tensor, "images regions"]
     image_indices: Int64[Tensor, "texts"]  # the image of each text
     targets: Float[Tensor, "rows columns"] | Int64[Tensor, "rows"]  # one row per example; no rows without labels
+    task_ids: Int64[Tensor, "task_texts"]  # the task token of each text; no rows for a model without task tokens
     keys: tuple[str, ...]  # one per example
 
 

@@ -1,8 +1,9 @@
 """Samples captions of an image from a masked language model (ViLBERT, figure 5; Wang and Cho, 2019).
 
-Sampling starts with a caption of [MASK] tokens only. The first sweep unmasks one token after another, in random order.
-Each is drawn from its distribution given the tokens so far and the image. Every further sweep is one of Gibbs
-sampling: each token is masked again and redrawn given all others. The paper's samples are of a pretrained model before fine-tuning.
+Sampling starts with a caption of [MASK] tokens only. The first sweep unmasks one token after another, in random order,
+each drawn from its distribution given the tokens so far and the image. Every further sweep is one of Gibbs sampling:
+each token is masked again and redrawn given all others. The paper's samples are of a pretrained model before
+fine-tuning.
 """
 
 import math

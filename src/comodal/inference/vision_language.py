@@ -36,6 +36,7 @@ from comodal.registry import import_object
 from comodal.tasks.retrieval.pair_scores import group_by_size
 from comodal.tasks.vision_language.grounding.refcoco_files import GROUNDING_HEAD
 from comodal.tasks.vision_language.question_answering.vqa_files import GQA_HEAD, VQA_HEAD, read_model_vocabulary
+from comodal.tasks.vision_language.task_tokens import choose_task_token
 from comodal.text_files import read_json, read_json_object
 
 MAX_INPUT_REGIONS = 100
@@ -147,13 +148,19 @@ class VisionLanguagePipeline:
         return image if isinstance(image, EncodedImage) else self.encode_image(image)
 
     @torch.inference_mode()
-    def fuse_texts(self, texts: Sequence[Sequence[int]], encoded_image: EncodedImage) -> ViLBERTOutput:
-        """The output of both streams for texts of one length with an image."""
-        if self.vilbert.config.task_tokens:
-            raise DataError(f"{self.folder} has task tokens (12-in-1); fine-tune it for one task first")
+    def fuse_texts(
+        self, texts: Sequence[Sequence[int]], encoded_image: EncodedImage, head: str | None = None
+    ) -> ViLBERTOutput:
+        """The output of both streams for texts of one length with an image, for a head if there are task tokens."""
+        if self.vilbert.config.task_tokens and head is None:
+            raise DataError(
+                f"{self.folder} has task tokens (12-in-1), and none for this; ask it questions of its tasks"
+            )
         token_ids = torch.tensor([list(text_ids) for text_ids in texts], device=self.compute.device)
         with self.compute.autocast():
-            text = self.vilbert.encode_text(token_ids, torch.zeros_like(token_ids), None)
+            task_token = None if head is None else choose_task_token(self.vilbert.config, head, None)
+            task_ids = None if task_token is None else torch.full_like(token_ids[:, 0], task_token)
+            text = self.vilbert.encode_text(token_ids, torch.zeros_like(token_ids), None, task_ids)
             image_rows = torch.zeros(len(token_ids), dtype=torch.int64, device=token_ids.device)
             output = self.vilbert.fuse(text, encoded_image.encoding.select_rows(image_rows))
         return ViLBERTOutput(*(tensor.float() for tensor in output))
@@ -168,7 +175,7 @@ class VisionLanguagePipeline:
         """
         if not isinstance(self.model, TaskModel) or head not in self.model.heads:
             raise CheckpointError(f"{self.folder} is not fine-tuned for {task}: run `comodal train {task}`")
-        output = self.fuse_texts([token_ids], encoded_image)
+        output = self.fuse_texts([token_ids], encoded_image, head)
         with torch.inference_mode():
             return self.model.heads(head, *output, encoded_image.encoding.mask)[0].float().cpu()
 

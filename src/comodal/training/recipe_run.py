@@ -93,3 +93,4 @@ class Run:
     resolved: Mapping[str, Any] = field(default_factory=dict)  # the variant's values of parameters that were None
     validate_every: int = 500  # unless the trainer's option is set
     selection_metric: str = ""  # validation metric that selects the best weights as the model
+    on_validation: Callable[[Mapping[str, float]], None] | None = None  # called with the metrics of each validation

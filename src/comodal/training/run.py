@@ -312,6 +312,8 @@ class Trainer:
         metrics = validate_objective(
             self.run.objective, self.run.validation.iterate_batches(device=self.compute.device), self.compute
         )
+        if self.run.on_validation is not None:
+            self.run.on_validation(metrics)
         if log:
             log.write("validation", self.step, metrics | {"seconds": self.seconds})
             self.best.save_if_better(self.run.objective.get_submodule("model"), self.step, metrics)

@@ -136,7 +136,7 @@ def defer_gradient_sync(objective: nn.Module, now: bool) -> AbstractContextManag
 
 @torch.no_grad()
 def validate_objective(objective: nn.Module, batches: Iterable[Batch], compute: Compute) -> dict[str, float]:
-    """Returns the mean of each metric over the samples of the batches of all processes.
+    """Returns the mean of each metric over the samples of the batches of all processes that have it.
 
     Raises:
         FloatingPointError: The loss is not finite.
@@ -146,13 +146,14 @@ def validate_objective(objective: nn.Module, batches: Iterable[Batch], compute: 
     for batch in copy_to_device(iter(batches), compute.device):
         with compute.autocast():
             batch_metrics.append((len(batch.keys), {name: value.float() for name, value in objective(batch).items()}))
-    totals = dict.fromkeys([*(batch_metrics[0][1] if batch_metrics else {}), "samples"], 0.0)
+    totals: dict[str, float] = {}
     rows = [torch.stack(list(metrics.values())) for _, metrics in batch_metrics]
     for (count, metrics), row in zip(batch_metrics, torch.stack(rows).cpu().tolist() if rows else [], strict=True):
-        for name, value in zip((*metrics, "samples"), (*row, 1.0), strict=True):
-            totals[name] += value * count
+        for name, value in zip(metrics, row, strict=True):
+            totals[name] = totals.get(name, 0.0) + value * count
+            totals[f"{name} samples"] = totals.get(f"{name} samples", 0.0) + count
     totals = distributed.all_reduce_sum(totals, compute.device)
-    samples = totals.pop("samples")
-    if not math.isfinite(totals["loss"]):
-        raise FloatingPointError(f"the validation loss is {totals['loss']}; a lower --learning-rate may help")
-    return {name: total / samples for name, total in totals.items()}
+    means = {name: total / totals[f"{name} samples"] for name, total in totals.items() if f"{name} samples" in totals}
+    if not math.isfinite(means["loss"]):
+        raise FloatingPointError(f"the validation loss is {means['loss']}; a lower --learning-rate may help")
+    return means

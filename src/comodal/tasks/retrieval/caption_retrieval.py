@@ -195,6 +195,8 @@ def evaluate_retrieval(
     trained = load_scoring_model(model, ranking.zero_shot)
     if ranking.scores == "contrastive":
         check_contrastive_head(trained, model)
+    if select_scoring_head(trained, ranking.zero_shot) is None and unwrap_backbone(trained).config.task_tokens:
+        raise DataError(f"{model}: a model with task tokens (12-in-1); zero-shot retrieval is for pretrained models")
     retrieval_data = load_retrieval_data(
         model, unwrap_backbone(trained).config, captions, regions, split, max_regions, evaluation.ablate
     )

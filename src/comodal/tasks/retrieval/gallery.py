@@ -227,8 +227,6 @@ def check_model_inputs(
     """Checks that the model is compatible with the regions and the vocabulary."""
     if tokenizer.size > config.vocabulary:
         raise DataError(f"{model}: the vocabulary has {tokenizer.size:,} tokens, the model {config.vocabulary:,}")
-    if config.task_tokens:
-        raise DataError(f"{model}: a model with task tokens (12-in-1); zero-shot retrieval is for pretrained models")
     if config.num_visual_tokens:
         tokens = config.num_visual_tokens - len(TokenInput)
         if store.tokens != tokens:

@@ -21,6 +21,7 @@ from comodal.models.vilbert.streams import UnimodalEncoding
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.tasks.evaluation.metrics import check_finite_scores
 from comodal.tasks.retrieval.gallery import Gallery
+from comodal.tasks.vision_language.task_tokens import choose_task_token
 
 CPU_COMPUTE = Compute(torch.device("cpu"))
 MAX_CACHE_BYTES = 2**30  # of unimodal encodings per side; others are recomputed when needed
@@ -205,7 +206,9 @@ class PairScorer:
 
     def _encode_texts(self, indices: Sequence[int]) -> Float[Tensor, "batch tokens dim"]:
         token_ids = torch.stack([self.gallery.get_token_ids(index) for index in indices]).to(self.device)
-        return self.model.encode_text(token_ids, torch.zeros_like(token_ids), None).hidden_states
+        task_token = choose_task_token(self.model.config, "score", None)
+        task_ids = None if task_token is None else torch.full_like(token_ids[:, 0], task_token)
+        return self.model.encode_text(token_ids, torch.zeros_like(token_ids), None, task_ids).hidden_states
 
     def _encode_images(self, indices: Sequence[int]) -> Float[Tensor, "batch regions dim"]:
         images = [self.gallery.get_image(index) for index in indices]

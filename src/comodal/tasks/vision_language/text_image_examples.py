@@ -110,6 +110,7 @@ class TaskDataset:
         ablate: The ablated modality.
         batch_size: Examples per step, over all processes.
         seed: Seed of the order; None keeps the order of the source.
+        task_token: Task token of the texts; None for a model without task tokens.
     """
 
     def __init__(
@@ -122,11 +123,13 @@ class TaskDataset:
         ablate: Ablation,
         batch_size: int,
         seed: int | None,
+        task_token: int | None = None,
     ) -> None:
         if not len(source):
             raise ValueError("a task needs at least one example")
         self.source, self.store, self.tokenizer, self.max_regions = source, store, tokenizer, max_regions
         self.has_visual_tokens, self.ablate, self.batch_size, self.seed = has_visual_tokens, ablate, batch_size, seed
+        self.task_token = task_token
         self.lengths = np.array([source.length(index) for index in range(len(source))])
         self.orders: dict[int, np.ndarray] = {}
 
@@ -173,6 +176,7 @@ class TaskDataset:
             region_mask=torch.from_numpy(region_mask),
             image_indices=torch.from_numpy(images.astype(np.int64)),
             targets=torch.from_numpy(collate_targets(examples)),
+            task_ids=torch.full((0 if self.task_token is None else len(texts),), self.task_token or 0),
             keys=tuple(example.key for example in examples),
         )
 

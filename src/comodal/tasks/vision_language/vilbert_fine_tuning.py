@@ -27,16 +27,17 @@ from comodal.errors import CheckpointError, DataError
 from comodal.hardware import Compute, ComputeOptions
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import find_model_folder, load_model, make_untrained_copy
-from comodal.models.convert.backbone_variants import RegionSizes, ViLBERTVariant, build_backbone_config
-from comodal.models.convert.convert_bert import load_bert_weights
+from comodal.models.convert.backbone_variants import ViLBERTVariant
 from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.single_stream import SingleStream
-from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig, build_backbone, load_task_model
+from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig, load_task_model
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.progress import track_progress
 from comodal.tasks.evaluation.metrics import check_finite_scores
 from comodal.tasks.evaluation.results_card import hash_card_file
+from comodal.tasks.vision_language.bert_start import build_network_from_bert
 from comodal.tasks.vision_language.region_record import collect_region_record
+from comodal.tasks.vision_language.task_tokens import choose_task_token
 from comodal.tasks.vision_language.text_image_examples import (
     Ablation,
     ExampleSource,
@@ -44,7 +45,6 @@ from comodal.tasks.vision_language.text_image_examples import (
     TaskDataset,
     TaskExample,
 )
-from comodal.training.memory_limits import check_model_fits
 from comodal.training.optimization import make_adamw, make_linear_schedule
 from comodal.training.recipe_run import FineTuneConfig, Run
 
@@ -117,6 +117,7 @@ def score_batch(model: TaskModel, head: str, batch: TaskBatch) -> Float[Tensor, 
         batch.spatials,
         batch.region_mask,
         batch.image_indices,
+        batch.task_ids if batch.task_ids.numel() else None,
     )
 
 
@@ -132,11 +133,13 @@ class ViLBERTFineTuneConfig(FineTuneConfig):
         seed: Seed of the head's initialization, the order and random draws.
         ablate: Ablate one modality, text or image, to measure what the other predicts alone.
         max_regions: Maximum number of regions of an image.
+        task_token: Task token, for a model that has them (12-in-1); by default that of the task.
     """
 
     from_bert: ViLBERTVariant | None = None
     ablate: Ablation = "none"
     max_regions: int = 100
+    task_token: int | None = None
 
 
 @dataclass(frozen=True)
@@ -146,16 +149,19 @@ class EvaluationOptions(ComputeOptions):
     Args:
         ablate: Ablate one modality, text or image.
         max_regions: Maximum number of regions of an image.
+        task_token: Task token, for a model that has them (12-in-1); by default that of the task.
         out: Folder for results.json, the predictions and the results card; nothing is written without it.
     """
 
     ablate: Ablation = "none"
     max_regions: int = 100
+    task_token: int | None = None
     out: Path | None = None
 
     def load_model(self, model: Path, regions: Path, head: str) -> "LoadedTaskModel":
         """The model that was fine-tuned with this head, and its inputs; see `load_fine_tuned_model`."""
-        return load_fine_tuned_model(model, regions, self.ablate, self.max_regions, self.resolve(), head)
+        loaded = load_fine_tuned_model(model, regions, self.ablate, self.max_regions, self.resolve(), head)
+        return loaded._replace(task_token=self.task_token)
 
 
 DEFAULT_EVALUATION = EvaluationOptions()
@@ -193,33 +199,15 @@ def load_fine_tuning_data(model: Path, regions: Path, fine_tune: ViLBERTFineTune
         DataError: The store or the vocabulary cannot be read or is not compatible.
     """
     if fine_tune.from_bert is not None:
-        return build_from_bert(model, RegionStore(regions), fine_tune.from_bert, fine_tune)
+        is_pretrained, store = fine_tune.start_from == "pretrained", RegionStore(regions)
+        built = build_network_from_bert(model, store, fine_tune.from_bert, fine_tune.seed, is_pretrained)
+        return FineTuningData(built.network, None, store, built.tokenizer, built.filled)
     network, store, tokenizer = load_any_vilbert(model), RegionStore(regions), WordPieceTokenizer.read(model)
     check_region_compatibility(model, network.config.num_visual_tokens, network.config.region_feature_dim, store)
     names = tuple(name for name, _ in network.named_parameters())
     if fine_tune.start_from == "scratch":
         network, names = make_untrained_copy(network, fine_tune.seed), ()
     return FineTuningData(network, model, store, tokenizer, names)
-
-
-def build_from_bert(
-    bert: Path, store: RegionStore, variant: ViLBERTVariant, fine_tune: ViLBERTFineTuneConfig
-) -> FineTuningData:
-    """A network that was not pretrained on captions: a BERT in the text stream, all else randomly initialized.
-
-    Raises:
-        CheckpointError: There is no BERT in the folder, or it lacks a tensor.
-        DataError: Its vocabulary cannot be read.
-    """
-    tokenizer = WordPieceTokenizer.read(bert)
-    sizes = RegionSizes(store.dim, store.classes or store.dim, 0)
-    config = build_backbone_config(variant, bert, tokenizer.size, sizes)
-    check_model_fits(lambda: build_backbone(config))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(fine_tune.seed)
-        network = build_backbone(config)
-    filled = load_bert_weights(network, bert).filled if fine_tune.start_from == "pretrained" else ()
-    return FineTuningData(network.eval(), None, store, tokenizer, filled)
 
 
 def load_any_vilbert(path: Path) -> ViLBERT | SingleStream:
@@ -270,11 +258,13 @@ def build_vilbert_run(
     """The run of a task: batches, optimizer and learning rate."""
     objective = FineTuningObjective(add_task_head(parts.model, head, fine_tune.seed), head.name, compute_loss)
     has_visual_tokens = parts.model.config.num_visual_tokens > 0
+    task_token = choose_task_token(parts.model.config, head.name, fine_tune.task_token)
 
     def make_loader(source: ExampleSource, seed: int | None, length: int | None) -> Loader:
         max_regions, size = fine_tune.max_regions, fine_tune.batch_size
+        ablate = fine_tune.ablate
         examples = TaskDataset(
-            source, parts.store, parts.tokenizer, max_regions, has_visual_tokens, fine_tune.ablate, size, seed
+            source, parts.store, parts.tokenizer, max_regions, has_visual_tokens, ablate, size, seed, task_token
         )
         return Loader(examples, size, fine_tune.workers, length)
 
@@ -342,6 +332,7 @@ class LoadedTaskModel(NamedTuple):
     ablate: Ablation
     max_regions: int
     compute: Compute
+    task_token: int | None = None
 
 
 def load_fine_tuned_model(
@@ -369,9 +360,9 @@ def score_examples(loaded: LoadedTaskModel, head: str, examples: Sequence[TaskEx
     order = sorted(range(len(examples)), key=unlabeled.length)
     has_visual_tokens = loaded.model.config.vilbert.num_visual_tokens > 0
     size = loaded.compute.sequence_batch
-    batches = TaskDataset(
-        unlabeled, loaded.store, loaded.tokenizer, loaded.max_regions, has_visual_tokens, loaded.ablate, size, seed=None
-    )
+    task_token = choose_task_token(loaded.model.config.vilbert, head, loaded.task_token)
+    reading = (loaded.store, loaded.tokenizer, loaded.max_regions, has_visual_tokens, loaded.ablate)
+    batches = TaskDataset(unlabeled, *reading, size, seed=None, task_token=task_token)
     device = loaded.compute.device
     model = loaded.model.to(device).eval()
     starts = range(0, len(order), size)
