@@ -10,7 +10,6 @@ import torch
 from comodal.cli.program import main
 from comodal.inference.caption_sampling import SamplingOptions, sample_masked_tokens
 from comodal.inference.vision_language import load_vision_language
-from tests.inference.test_vision_language import run_of, world  # noqa: F401 (a fixture)
 from tests.support.small_runs import run_of, write_pictures
 
 MASK = 3

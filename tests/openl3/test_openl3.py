@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from comodal.openl3.openl3_models import EmbeddingModel
 from PIL import Image
 
 import comodal.openl3 as openl3

@@ -14,7 +14,7 @@ from comodal.console import Table, print_line
 from comodal.data.shards.dataset_record import format_dataset_record, read_dataset_record
 from comodal.files import write_bytes_atomically
 from comodal.tasks.correspondence.pair_decisions import CrossModalRanks, MomentPairs
-from comodal.tasks.evaluation.metrics import compute_bootstrap_interval, describe_interval
+from comodal.tasks.evaluation.metrics import compute_bootstrap_interval, describe_intervals
 from comodal.tasks.evaluation.missing_images import INTERVAL_NAME
 from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, read_training_settings, report_results
 from comodal.tasks.retrieval.retrieval_ranks import RECALL_CUTOFFS, summarize_ranks
@@ -182,6 +182,9 @@ def build_avc_card(
     }
     if rows := results.list_classes():
         scores["accuracy, mean of the classes"] = ScoreEntry(float(np.mean([row.accuracy for row in rows])))
+    interval = describe_intervals(
+        {key: value for key, value in metrics.items() if ".accuracy" in key}, results.pair_sources, "source videos"
+    )
     return ResultsCard(
         task=AVC_TASK,
         title=f"Audio-visual correspondence, {name}",
@@ -196,7 +199,7 @@ def build_avc_card(
         seeds={"moments, pairs, untrained": seed},
         settings={
             **settings,
-            INTERVAL_NAME: describe_interval(results.pair_sources, "source videos"),
+            **({} if interval is None else {INTERVAL_NAME: interval}),
             **read_training_settings(model),
         },
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from comodal.data.batch import AudioVisualBatch
 from comodal.data.loader import Loader, Workers
 from comodal.data.shards.clip_dataset import ClipPairDataset
-from comodal.data.shards.pair_sampler import ClipPair, PairSampler, draw_pair_moment
+from comodal.data.shards.pair_sampler import ClipPair, PairSampler, draw_pair_times
 from comodal.data.shards.shard_reader import ShardReader
 from comodal.hardware import MEMORY_FORMATS, Compute, choose_training_layout
 from comodal.models.l3net.l3net import L3NetConfig
@@ -62,7 +62,7 @@ class MomentSampler(PairSampler):
     def __call__(self, epoch: int, index: int) -> ClipPair:
         clip = int(self.clips[index])
         rng = np.random.default_rng((self.seed, self.key_hashes[index], epoch, MOMENT_STREAM))
-        frame, start_seconds = draw_pair_moment(self.records.read_record(clip), self.audio_seconds, rng)
+        frame, start_seconds = draw_pair_times(self.records.read_record(clip), self.audio_seconds, rng)
         return ClipPair(clip, frame, clip, start_seconds, is_match=True)
 
 
