@@ -26,7 +26,7 @@ from typing import NamedTuple
 from safetensors.torch import load_file
 
 from comodal.cli.program import main
-from comodal.files import TEMPORARY_NAME
+from comodal.files import TEMPORARY_NAME, hash_host_name
 
 CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
 MS_REMOUNT, MS_REC, MS_PRIVATE = 32, 16384, 1 << 18
@@ -173,11 +173,24 @@ def run_killed(words: list[str], folder: Path, seed: str, moment: int) -> object
     def work() -> list:
         prepare_disk(folder, seed)
         run(words, moment)
-        first = list_temporary_files(folder)
+        first = list_temporary_files(folder) or leave_temporary_file(folder)
         again = run(words)
         return [again, contents(folder), first, list_temporary_files(folder)]
 
     return in_child(work)
+
+
+def leave_temporary_file(folder: Path) -> list[str]:
+    """Leaves what a killed worker process leaves, which the parent cannot be made to: half of a file that it wrote."""
+    dead = os.fork()
+    if not dead:
+        os._exit(0)
+    os.waitpid(dead, 0)
+    path = max((path for path in folder.rglob("*") if path.suffix == ".npz"), key=os.path.getsize)
+    half = path.with_name(f".{path.name}.{dead}-{hash_host_name()}.part")
+    half.write_bytes(path.read_bytes()[:100])
+    path.unlink()
+    return [half.name]
 
 
 def prepare_disk(folder: Path, seed: str) -> int:
