@@ -26,6 +26,10 @@ from test_vqa import write_files
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SENTENCE = re.compile(
+    r"comodal: error: (?P<file>\S+)"
+    r"(: the disk is full; free some space and run the same command again \(a training with --resume\)"
+    r"| cannot be written \(.*No space left on device\); .*free disk space, then continue with --resume)"
+)
     r"comodal: error: (?P<file>\S+): the disk is full; free some space and run the same command again"
 )
 
@@ -92,7 +96,7 @@ def ask(at: Path) -> Iterator[Callable[..., list]]:  # noqa: ARG001 - it skips
 ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
 WORLD = "--videos 2 --seconds 1 --audio 0 --images 2 --scenes 2 --side 32 --audio-seconds 1 --workers 1"
 L3NET = (
-    "--variant small --width 4 --image-size 16 --batch-size 4 --validation-pairs 4 --steps 4 --workers 0 --device cpu"
+    "--variant small --width 4 --image-size 16 --batch-size 4 --validation-pairs 4 --steps 4 --workers 0 --device cpu --resume"
 )
 FILES = (
     "{at}/vqa/v2_OpenEnded_mscoco_train2014_questions.json --annotations {at}/vqa/v2_mscoco_train2014_annotations.json"
@@ -111,13 +115,14 @@ COMMANDS = {
     "export": "export {at}/network --to torch --only image --out {out}",
     "synthesize": f"synthesize {{out}} {WORLD}",
     "search": "search {at}/images thing --model {at}/run --index {out} --boxes grid --device cpu --workers 1",
-    "convert openl3": "convert openl3 {fixtures}/l3net/h5/openl3_audio_random_seed1.h5.gz {out}",
+    "convert openl3": "convert openl3 {fixtures}/l3net/h5/openl3_audio_random_seed1.h5.gz {out} "
+    "--representation mel256",
     "convert vilbert": "convert vilbert {fixtures}/vilbert/pretrain_vt0/state.safetensors {out} "
-    "--config {fixtures}/vilbert/pretrain_vt0/config.json",
+    "--original-config {fixtures}/vilbert/pretrain_vt0/config.json",
     "convert detector": "convert detector {fixtures}/detector/x152fpn_small/model.safetensors {out}",
     "train l3net": f"train l3net --data {{at}}/shards --out {{out}} {L3NET}",
     "train vqa": f"train vqa --model {{at}}/pretrained --questions {FILES} --regions {{at}}/colours --out {{out}} "
-    "--epochs 1 --batch-size 4 --min-answer-count 1 --workers 0 --device cpu",
+    "--epochs 1 --batch-size 4 --min-answer-count 1 --workers 0 --device cpu --resume",
 }
 SLOW = {
     "embed audio",
