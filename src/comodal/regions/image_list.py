@@ -101,6 +101,10 @@ def read_image_boxes(path: Path, folder: Path) -> ImageList:
     for line_number, entry in read_json_lines(path):
         try:
             boxes = np.array(entry["boxes"], np.float32).reshape(-1, 4)
+            if not isinstance(entry["image"], str | int) or isinstance(entry["image"], bool):
+                raise ValueError(f"the image {entry['image']!r:.40} is not text")
+            if not np.isfinite(boxes).all():
+                raise ValueError("a side of a box is not finite")
             images_by_line[line_number] = ImageWithBoxes(str(entry["image"]), boxes)
             origin = str(entry.get("from", origin))
         except (ValueError, KeyError, TypeError) as error:

@@ -296,6 +296,35 @@ def test_rows_of_an_hdf5_index_are_checked(tmp_path: Path, rows: str | bytes, sa
         convert_regions(tmp_path / "val.hdf5", tmp_path / "store")
 
 
+def test_a_table_of_features_may_have_a_byte_order_mark_and_is_not_utf_16(tmp_path: Path):
+    text = (FIXTURES / "butd_6col.tsv").read_bytes()
+    (tmp_path / "a.tsv").write_bytes(b"\xef\xbb\xbf" + text)
+    plain = [one.image for one in read_records(FIXTURES / "butd_6col.tsv", "tsv")]
+    assert [one.image for one in read_records(tmp_path / "a.tsv", "tsv")] == plain
+    (tmp_path / "b.tsv").write_bytes(text.decode().encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"b\.tsv is not text: it is UTF-16"):
+        list(read_records(tmp_path / "b.tsv", "tsv"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"image_bb": np.float32([[[0, 0, 50, 40], [10, 10, 90, 70]]])}, "different numbers of rows: 2 of image_feat"),
+        ({"image_features": np.ones((2, 2, 6), np.int8)}, "features of int8: quantized"),
+        ({"image_features": np.full((2, 2, 6), b"x")}, "features of .S1: quantized"),
+    ],
+)
+def test_columns_of_an_hdf5_file_are_checked(tmp_path: Path, changed: dict, said: str):
+    write_hdf5(tmp_path / "val.hdf5", images=2, regions=2)
+    with h5py.File(tmp_path / "val.hdf5", "r+") as file:
+        for name, values in changed.items():
+            del file[name]
+            file[name] = values
+    (tmp_path / "val_imgid2idx.json").write_text('{"10": 0, "20": 1}')
+    with pytest.raises(DataError, match=rf"val\.hdf5.*{said}"):
+        convert_regions(tmp_path / "val.hdf5", tmp_path / "store")
+
+
 def test_numpy_rows_of_an_hdf5_index_are_read(tmp_path: Path):
     write_hdf5(tmp_path / "val.hdf5", images=2, regions=2)
     (tmp_path / "val_imgid2idx.pkl").write_bytes(pickle.dumps({10: np.int64(1), 20: np.int32(0)}))
@@ -332,6 +361,12 @@ def test_blocks_of_an_hdf5_file_are_checked(tmp_path: Path, blocks: list, said: 
         ({"image_h": float("nan")}, "nan is not an integer"),
         ({"image_id": 1.5}, "the id 1.5 is neither text nor an integer"),
         ({"image_id": True}, "the id True is neither"),
+        ({"image_id": ""}, "the id '' is empty"),
+        ({"image_id": "a\0"}, "has a null character"),
+        ({"num_boxes": -1}, "num_boxes is -1"),
+        ({"features": np.zeros((3, 0), np.float32)}, "a region has no features"),
+        ({"cls_prob": np.full((3, 5), 7, np.float32)}, "class probabilities from 7 to 7"),
+        ({"cls_prob": np.full((3, 5), -1, np.float32)}, "class probabilities from -1 to -1"),
         ({"image_id": ["a"]}, r"the id \['a'\] is neither"),
     ],
 )

@@ -252,6 +252,9 @@ def _parse_caption_entries(entries: Iterable[Any], layout: str) -> CaptionFile:
         if not isinstance(entry, dict):
             raise ValueError(f"entry {index} is not an object: {str(entry)[:40]!r}")
         image_value = get_first_field(entry, IMAGE_COLUMNS)
+        if not isinstance(image_value, str | int | None) or isinstance(image_value, bool):
+            read.refused["image is not text"] += 1
+            continue
         image = "" if image_value is None else str(image_value)
         captions: Any = next((entry[name] for name in CAPTION_COLUMNS if name in entry), [])
         image_id = entry.get("id")
@@ -277,6 +280,8 @@ def _parse_karpathy(content: dict[str, Any]) -> CaptionFile:
 def _parse_coco(content: dict[str, Any]) -> CaptionFile:
     read = CaptionFile("COCO's JSON")
     files = {image["id"]: str(image.get("file_name", "")) for image in content["images"]}
+    if len(files) < len(content["images"]):
+        raise ValueError("two images have the same id")
     for annotation in content["annotations"]:
         image = annotation["image_id"]
         image_names = list_image_names(files[image], image) if image in files else ("",)

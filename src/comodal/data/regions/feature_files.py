@@ -12,6 +12,7 @@ A folder of several LMDB or TSV files is read as one, in the order of their name
 region: the original's readers add it, as comodal does (data/captions/caption_dataset.py).
 """
 
+import codecs
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from comodal.data.regions.feature_records import (
 )
 from comodal.data.regions.safe_unpickler import RefusedPickleError, load_npy, load_pickle
 from comodal.errors import DataError
-from comodal.text_files import read_json
+from comodal.text_files import decode_text, read_json
 
 FeatureLayout = Literal["lmdb", "tensorpack", "npy", "tsv", "hdf5"]
 TSV_COLUMNS = {
@@ -38,6 +39,7 @@ TSV_COLUMNS = {
     10: ("image_id", "image_h", "image_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes",
          "boxes", "features"),
 }  # fmt: skip
+TSV_PROBE_BYTES = 1 << 10  # of the first line: enough to see UTF-16
 HDF5_COLUMNS = ("image_features", "image_bb", "spatial_features")
 TSV_HEADER_NAMES = ("image_id", "img_id")
 MISSING_LEGACY_EXTRA = 'needs the extra: pip install "comodal[legacy]"'
@@ -219,6 +221,9 @@ def iterate_tsv(source: Path, report_progress: ReportProgress) -> FeatureEntries
     with source.open("rb") as file:
         for line_number, line in enumerate(file, 1):
             done += len(line)
+            if line_number == 1:
+                decode_text(line[:TSV_PROBE_BYTES].rstrip(b"\r\n"), source)
+                line = line.removeprefix(codecs.BOM_UTF8)
             report_progress(done / size)
             cells = line.rstrip(b"\r\n").split(b"\t")
             name = cells[0].decode("utf-8", "replace")
@@ -239,6 +244,10 @@ def iterate_hdf5(source: Path, report_progress: ReportProgress) -> FeatureEntrie
         missing = [name for name in HDF5_COLUMNS if name not in file]
         if missing:
             raise DataError(f"{source} has no {', '.join(missing)}; it has {', '.join(file)}")
+        lengths = {name: len(file[name]) for name in HDF5_COLUMNS}
+        if len(set(lengths.values())) > 1:
+            described = ", ".join(f"{length:,} of {name}" for name, length in lengths.items())
+            raise DataError(f"{source}: its columns have different numbers of rows: {described}")
         blocks = read_hdf5_blocks(source, file)
         names = read_image_ids(source, len(blocks))
         for index, (name, block) in enumerate(zip(names, blocks, strict=True)):
@@ -278,6 +287,8 @@ def read_hdf5_record(file: Any, block: int | slice, name: str) -> FeatureRecord:
         features, boxes, box_fractions = (np.asarray(file[column][block]) for column in HDF5_COLUMNS)
     except OSError as error:  # h5py's own, for a damaged part of a file
         raise ValueError(str(error)) from error
+    if features.dtype.kind != "f":
+        raise ValueError(f"features of {features.dtype}: quantized features are not read")
     is_real = boxes[:, 2] > boxes[:, 0]
     if not is_real.any():
         raise ValueError("no box has a width")

@@ -20,6 +20,7 @@ FIELD_NAMES = {
     "image": ("image_id",),
 }
 MIN_SPREAD_VALUES = 16  # needed to measure the spread of features
+MAX_ROUNDING = 0.01  # of a probability
 MAX_OCTAVES = 30  # between the small and the large features of an image; those of networks span about 10
 
 
@@ -76,6 +77,10 @@ def check_record(record: FeatureRecord) -> None:
     classes = rows if record.classes is None else len(record.classes)
     if record.features.ndim != 2 or record.boxes.shape != (rows, 4) or classes != rows:
         raise ValueError(f"features {record.features.shape}, boxes {record.boxes.shape} and {classes} classes")
+    if record.features.shape[1] < 1:
+        raise ValueError("a region has no features")
+    if record.classes is not None and record.classes.size and not is_probability(record.classes):
+        raise ValueError(f"class probabilities from {record.classes.min():g} to {record.classes.max():g}")
     if record.width < 1 or record.height < 1:
         raise ValueError(f"an image of {record.width} x {record.height} pixels")
     for name, values in (("features", record.features), ("boxes", record.boxes), ("classes", record.classes)):
@@ -84,6 +89,11 @@ def check_record(record: FeatureRecord) -> None:
     check_box_units(record.boxes, record.width, record.height)
     check_boxes_within_image(record.boxes, record.width, record.height)
     check_feature_spread(record.features)
+
+
+def is_probability(values: Float[np.ndarray, "regions classes"]) -> bool:
+    """Whether values are from 0 to 1, up to rounding. NaN is judged by itself."""
+    return not ((values < -MAX_ROUNDING) | (values > 1 + MAX_ROUNDING)).any()
 
 
 def check_feature_spread(features: Float[np.ndarray, "regions dim"]) -> None:
@@ -118,7 +128,7 @@ def parse_feature_record(values: dict[str, Any], image: str) -> FeatureRecord:
     is_text = isinstance(fields["boxes"], str | bytes)
     boxes = parse_float_matrix(fields["boxes"], parse_integer_field(values["num_boxes"]) if is_text else None, 4)
     rows = len(boxes)
-    if parse_integer_field(values.get("num_boxes", rows)) > rows:
+    if not 0 <= parse_integer_field(values.get("num_boxes", rows)) <= rows:
         raise ValueError(f"num_boxes is {values['num_boxes']}, and there are {rows} boxes")
     features = parse_float_matrix(fields["features"], rows, None)
     if not isinstance(fields["features"], str | bytes) and np.asarray(fields["features"]).dtype.kind != "f":
@@ -134,7 +144,10 @@ def parse_image_id(value: Any) -> str:
     plain = value.item() if isinstance(value, np.generic | np.ndarray) and value.size == 1 else value
     if isinstance(plain, bool) or not isinstance(plain, str | bytes | int):
         raise ValueError(f"the id {plain!r:.40} is neither text nor an integer")
-    return plain.decode() if isinstance(plain, bytes) else str(plain)
+    name = plain.decode() if isinstance(plain, bytes) else str(plain)
+    if not name or "\0" in name:
+        raise ValueError(f"the id {name!r:.40} is empty or has a null character")
+    return name
 
 
 def parse_integer_field(value: Any) -> int:

@@ -128,11 +128,13 @@ def parse_vqa_annotation(
     """Human answers, the most common one (counted if the file does not have it), answer type and question type."""
     answers, common_answer = entry.get("answers"), entry.get("multiple_choice_answer")
     try:
-        human_answers = tuple(str(answer_entry["answer"]) for answer_entry in answers or ())
+        human_answers = tuple(answer_entry["answer"] for answer_entry in answers or ())
     except (TypeError, KeyError):
         human_answers = ()
     if not human_answers or not isinstance(common_answer, str | None):
         raise DataError(f"{path}: question {question_id} has no 'answers', or its 'multiple_choice_answer' is not text")
+    if invalid := [answer for answer in human_answers if not isinstance(answer, str)]:
+        raise DataError(f"{path}: question {question_id} has the answer {invalid[0]!r:.40}, which is not text")
     most_common = common_answer or Counter(human_answers).most_common(1)[0][0]
     return human_answers, most_common, str(entry.get("answer_type", "")), str(entry.get("question_type", ""))
 
@@ -175,7 +177,7 @@ def read_answer_vocabulary(path: Path) -> list[str]:
     else:
         content = read_safe_pickle(path) if path.suffix in (".pkl", ".p") else read_json(path)
     if isinstance(content, dict):
-        has_indices = all(isinstance(index, int) for index in content.values())
+        has_indices = all(isinstance(index, int) and not isinstance(index, bool) for index in content.values())
         if not has_indices or sorted(content.values()) != list(range(len(content))):
             raise DataError(f"{path}: the {len(content)} answers do not have the indices 0, 1, 2, ...")
         content = sorted(content, key=lambda answer: content[answer])
