@@ -11,18 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from full_disk_commands import why_impossible
 from PIL import Image
 
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.regions.extract import extract_regions
-from full_disk_commands import why_impossible
-from make_media import make_tone, make_video
-from small_captions import write_captions
-from small_tasks import QUESTION, write_colours, write_pretrained
-from small_world import write_world
-from test_search import save_run
-from test_vqa import write_files
+from tests.inference.test_search import save_run
+from tests.support.make_media import make_tone, make_video
+from tests.support.small_captions import write_captions
+from tests.support.small_tasks import QUESTION, write_colours, write_pretrained
+from tests.support.small_world import write_world
+from tests.tasks.vision_language.test_vqa import write_files
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SENTENCE = re.compile(
