@@ -28,6 +28,7 @@ from comodal.text_files import (
     split_lines,
 )
 
+LABELS = Path(__file__).parent / "fixtures" / "labels"  # files that were once read wrongly
 SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"  # where str.splitlines ends a line, and no file format does
 BOM = b"\xef\xbb\xbf"
 
@@ -53,6 +54,17 @@ def test_a_vocabulary_may_have_separators_as_pieces(tmp_path: Path):
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "\u2027", "\u2028", "\u2030", "dog", "##s"]
     words = WordPieceTokenizer.read(written(tmp_path / "vocab.txt", "\n".join(pieces) + "\n"))
     assert words.encode("a dogs") == [2, 5, 9, 10, 3]
+
+
+def test_reported_files_with_separators_and_a_byte_order_mark():
+    assert WordPieceTokenizer.read(LABELS / "vocab_with_u2028.txt").encode("a dogs") == [2, 5, 9, 10, 3]
+    sentences, left_out = read_snli_ve_sentences(LABELS / "snli_ve_u2028.jsonl")
+    assert [(one.text, one.label) for one in sentences] == [
+        ("A dog\u2028runs.", "neutral"),
+        ("A dog\x85runs.", "entailment"),
+    ]
+    assert not left_out
+    assert read_answer_vocabulary(LABELS / "answers_bom.txt") == ["yes", "no"]
 
 
 @pytest.mark.parametrize("separator", SEPARATORS[:3])
