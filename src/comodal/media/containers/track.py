@@ -124,7 +124,7 @@ class Track:
         """Record that a packet could not be decoded. Before the first frame that is a late start, not a loss."""
         self.failure = failure
         if self.start is not None:
-            start_seconds = self.end if packet.pts is None else ticks_to_seconds(self.stream, packet.pts) - self.zero
+            start_seconds = self.end if packet.pts is None else ticks_to_seconds(packet, packet.pts) - self.zero
             self.first_loss = min(self.first_loss, start_seconds) if self.losses else start_seconds
             self.last_loss = max(self.last_loss, start_seconds) if self.losses else start_seconds
             self.losses += 1
@@ -161,8 +161,8 @@ class Track:
         return MediaError(self.path, RefusalReason.NO_AUDIO_STREAM, "no sample in the audio stream")
 
 
-def ticks_to_seconds(timed: Stream | av.VideoFrame, ticks: int | None) -> float:
-    """Ticks of a stream or a frame in seconds; 0 where there are none."""
+def ticks_to_seconds(timed: Stream | av.Packet | av.VideoFrame, ticks: int | None) -> float:
+    """Ticks of a stream, a packet or a frame in seconds; 0 where there are none."""
     base = timed.time_base
     return ticks * base.numerator / base.denominator if ticks and base else 0.0
 
