@@ -49,8 +49,8 @@ class FileOutcome(NamedTuple):
 
 
 class FileJobs(NamedTuple):
-    """The jobs; the suffixes of the files in the folders that are of another kind; what cannot be opened there, with the
-    reason.
+    """The jobs; the suffixes of the files in the folders that are of another kind; what cannot be opened there, with
+    the reason.
     """
 
     jobs: list[FileJob]

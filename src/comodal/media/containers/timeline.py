@@ -217,12 +217,13 @@ class Timeline:
 
     def _is_behind_start(self, packet: av.Packet) -> bool:
         """Whether a packet lies in the file behind the start of the segment, and not before it."""
-        return None not in (packet.pos, self.segment_position) and packet.pos >= self.segment_position
+        return packet.pos is not None and self.segment_position is not None and packet.pos >= self.segment_position
 
     def _belongs_to_segment(self, course: _Course, packet: av.Packet) -> bool:
         """Whether a stream that has jumped has reached the segment in which the other streams are."""
-        is_behind = 0 <= course.segment < self.segment
-        return is_behind and not _is_elsewhere(course.to_seconds(packet.dts), self._get_positions())
+        if packet.dts is None or not 0 <= course.segment < self.segment:
+            return False
+        return not _is_elsewhere(course.to_seconds(packet.dts), self._get_positions())
 
     def _get_positions(self) -> list[float]:
         """Where the streams are that have reached the segment."""
