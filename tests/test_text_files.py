@@ -30,10 +30,11 @@ from comodal.text_files import (
     read_yaml,
     split_lines,
 )
+from tests.support.paths import FIXTURES
 
+LABELS = FIXTURES / "labels"  # files that were once read wrongly
 SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"  # where str.splitlines ends a line, and no file format does
 BOM = b"\xef\xbb\xbf"
-LABELS = Path(__file__).parent / "fixtures" / "labels"
 
 
 def written(path: Path, content: str | bytes) -> Path:
@@ -59,12 +60,14 @@ def test_a_vocabulary_may_have_separators_as_pieces(tmp_path: Path):
     assert words.encode("a dogs") == [2, 5, 9, 10, 3]
 
 
-def test_label_files_that_were_read_wrongly_are_read():
-    """A vocabulary and statements with U+2028 inside a line, and answers behind a byte order mark."""
-    words = WordPieceTokenizer.read(LABELS / "vocab_with_u2028.txt")
-    assert words.encode("a dogs") == [2, 5, 9, 10, 3]
-    statements, left_out = read_snli_ve_sentences(LABELS / "snli_ve_u2028.jsonl")
-    assert len(statements) == 2 and not left_out
+def test_reported_files_with_separators_and_a_byte_order_mark():
+    assert WordPieceTokenizer.read(LABELS / "vocab_with_u2028.txt").encode("a dogs") == [2, 5, 9, 10, 3]
+    sentences, left_out = read_snli_ve_sentences(LABELS / "snli_ve_u2028.jsonl")
+    assert [(one.text, one.label) for one in sentences] == [
+        ("A dog\u2028runs.", "neutral"),
+        ("A dog\x85runs.", "entailment"),
+    ]
+    assert not left_out
     assert read_answer_vocabulary(LABELS / "answers_bom.txt") == ["yes", "no"]
 
 

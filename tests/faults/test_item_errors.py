@@ -1,6 +1,8 @@
 """Whatever one file raises, it costs that file: every batch command does the rest, names the file, and can go on."""
 
 import json
+import os
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +20,7 @@ from comodal.data.shards import ingest, paired_files
 from comodal.data.sources import archive_examples
 from comodal.data.sources.file_batches import BatchedWork, FileJob, attempt_jobs, read_result_source
 from comodal.data.sources.image_folder import find_image_files
-from comodal.errors import MediaError, run_batch_or_singly, wrap_item_errors
+from comodal.errors import MediaError, MediaWarning, run_batch_or_singly, wrap_item_errors
 from comodal.inference import embed_files
 from comodal.media.storage.tar_shard import TarShard
 from comodal.regions import extract
@@ -238,19 +240,61 @@ def test_evaluate_audio_and_images(
                 make_tone(path, 1.0, 16000, (200 if category == "low" else 2000) * rng.uniform(0.9, 1.1))
                 path.with_suffix(".jpg").write_bytes(jpeg(number))
     (path := tmp_path / "data" / "test" / "high" / "2.jpg").unlink()
-    path.symlink_to(tmp_path / "nowhere")  # evaluate audio refuses a data set that misses files
+    path.symlink_to(tmp_path / "nowhere")
+    (tmp_path / "data" / "train" / "low" / "link.wav").symlink_to(tmp_path / "nowhere")
+    os.mkfifo(tmp_path / "data" / "test" / "high" / "pipe.wav")
     bad = "test/low/1."
     monkeypatch.setattr(image_features, "render_view", raising(image_features.render_view, bad))
     monkeypatch.setattr(audio_features, "read_audio", raising(audio_features.read_audio, bad))
     words = ["--model", network, "--data", str(tmp_path / "data"), "--workers", "1", "--out"]
-    for task, ending, lost in (("audio", "wav", 1), ("images", "jpg", 2)):
+    for task, ending, lost, num_train in (("audio", "wav", 2, 1), ("images", "jpg", 2, 0)):
         out, more = tmp_path / task, [] if task == "audio" else ["--cache", str(tmp_path / "cache")]
         assert main(["evaluate", task, *words, str(out), *more]) == 0
         said = capsys.readouterr().out
-        assert f"excluded: {lost}" in said and f"low/1.{ending}" in said and "RuntimeError: boom" in said
-        assert task == "audio" or "high/2.jpg" in said
+        assert f"excluded: {lost + num_train}" in said and f"low/1.{ending}" in said and "RuntimeError: boom" in said
+        assert all(name in said for name in (["link.wav", "pipe.wav"] if task == "audio" else ["high/2.jpg"]))
         counts = json.loads((out / "card.json").read_text())["counts"]
-        assert counts["predicted"] == 6 - lost and counts["cannot be read"] == lost
+        tested = 7 if task == "audio" else 6
+        assert counts["predicted"] == tested - lost
+        assert counts["cannot be read"] == lost + num_train
+
+
+def test_a_bad_image_costs_fine_tuning_that_image(network: str, tmp_path: Path, recwarn: pytest.WarningsRecorder):
+    """Other images of its class take its place; a class without any image is refused."""
+    rng = np.random.default_rng(0)
+    for category in ("a", "b"):
+        for side in ("train", "test"):
+            for number in range(3):
+                path = tmp_path / "data" / side / category / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(path)
+    train = tmp_path / "data" / "train"
+    (train / "a" / "1.png").write_bytes(b"not an image")
+    (train / "b" / "link.png").symlink_to(tmp_path / "nowhere")
+    words = ["train", "image_classes", "--model", network, "--data", str(tmp_path / "data"), "--batch-size", "2"]
+    words += ["--epochs", "2", "--workers", "0", "--device", "cpu", "--out"]
+    warnings.simplefilter("always")
+    assert main([*words, str(tmp_path / "run")]) == 0
+    said = [str(warning.message) for warning in recwarn if isinstance(warning.message, MediaWarning)]
+    assert len(said) == 2 and all("other files of its class" in note for note in said)
+    assert any("a/1.png: unreadable" in note for note in said) and any("b/link.png: missing" in note for note in said)
+    for path in (train / "a").iterdir():
+        path.write_bytes(b"not an image")
+    assert main([*words, str(tmp_path / "again")]) != 0
+
+
+def test_pipes_and_links_to_nothing_in_a_folder_are_counted(
+    network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = photos(tmp_path / "in", 2)
+    (folder / "nothing.jpg").symlink_to(tmp_path / "nowhere")
+    (folder / "more").symlink_to(tmp_path)
+    os.mkfifo(folder / "pipe.jpg")
+    counts = embed_files.embed_image([folder], Path(network), workers=1)
+    said = capsys.readouterr().out
+    assert (counts["embed.written"], counts["embed.special_files"]) == (2, 3)
+    assert "3 entries of the folders were skipped" in said
+    assert all(text in said for text in ("nothing.jpg", "a link to nothing", "pipe.jpg", "more", "a link to a folder"))
 
 
 @pytest.mark.parametrize(("name", "expected"), [("OutOfMemoryError", MemoryError), ("AcceleratorError", RuntimeError)])

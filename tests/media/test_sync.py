@@ -1,6 +1,7 @@
 """Picture and sound agree within one picture and 5 ms, whatever the container and what is wrong with it."""
 
 import re
+import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,22 @@ import pytest
 
 from comodal.errors import MediaError, MediaWarning
 from comodal.media.audio import read_audio
+from comodal.media.containers.avi_parts import find_avi_parts
 from comodal.media.containers.matroska_segments import has_second_segment, read_element_size
+from comodal.media.image import decode_jpeg
 from comodal.media.storage.refused_formats import RefusalReason
 from comodal.media.video import iterate_all_frames, iterate_frames, read_clip, read_video_info
-from tests.support.sync_media import RATE, check_agreement, noise, original, remux, set_edits
+from tests.support.sync_media import (
+    HEARD_RATE,
+    RATE,
+    TOLERANCE_SECONDS,
+    check_agreement,
+    disagreement,
+    noise,
+    original,
+    remux,
+    set_edits,
+)
 from tests.support.synthetic_media import read_number, tone, write_video
 
 SECONDS = 5.0
@@ -242,6 +255,45 @@ def test_the_length_of_a_joined_matroska_file_is_not_that_of_its_first_segment(
         assert error.reason == RefusalReason.UNREADABLE
     else:
         assert seconds == pytest.approx(2 * SECONDS, abs=0.1)
+
+
+LARGE = {"size": (640, 480)}  # FFmpeg skips a small second segment of Matroska
+JOINED = {
+    "joined.webm": LARGE | {"codec": "libvpx", "sound_codec": "libopus", "codec_options": {"deadline": "realtime"}},
+    "joined.mkv": LARGE | {"codec_options": {"bf": "0", "crf": "0", "preset": "ultrafast"}},
+    "joined.ts": {},
+    "mp3.avi": {"codec": "mpeg4", "sound_codec": "libmp3lame", "ticks": 25, "codec_options": {}},
+    "pcm.avi": {"codec": "mpeg4", "sound_codec": "pcm_s16le", "ticks": 25, "codec_options": {}},
+}
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_a_start_behind_the_first_part_of_a_joined_file(tmp_path: Path, name: str):
+    """Two parts of 3 s: 4 s is frame 100, or one or two before it in AVI, which has an empty frame in each part."""
+    sound = noise(6.0)
+    parts = [original(tmp_path / f"{n}-{name}", sound[: RATE * 3 * (n + 1)], 75 * n, **JOINED[name]) for n in (0, 1)]
+    path = tmp_path / name
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert read_video_info(path).seconds == pytest.approx(6.0, abs=0.1)
+    check_agreement(path, sound)
+    clip = read_clip(path, start_seconds=4.0, seconds=1.5, short_side=64, sample_rate=HEARD_RATE)
+    shown = [decode_jpeg(frame) for frame in clip.frames]
+    assert 98 <= read_number(shown[0]) <= 100
+    assert name.endswith("avi") or [read_number(frame) for frame in shown] == list(range(100, 136, 5))
+    found = disagreement(sound, clip.frame_seconds, shown, clip.audio)
+    assert len(found) >= 6 and max(found) <= TOLERANCE_SECONDS
+    with pytest.raises(MediaError) as caught:
+        read_clip(path, start_seconds=7.0)
+    assert caught.value.reason in (RefusalReason.TOO_SHORT, RefusalReason.NO_VIDEO_STREAM)
+
+
+def test_opendml_is_one_avi_file(tmp_path: Path):
+    """RIFF chunks behind the first one are of the type AVIX."""
+    chunks = [b"RIFF" + struct.pack("<I", len(body)) + body for body in (b"AVI data", b"AVIXmore", b"AVI next")]
+    (tmp_path / "a.avi").write_bytes(b"".join(chunks[:2]))
+    assert find_avi_parts(tmp_path / "a.avi") == []
+    (tmp_path / "a.avi").write_bytes(b"".join(chunks))
+    assert find_avi_parts(tmp_path / "a.avi") == [len(chunks[0]) + len(chunks[1])]
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def read_clip_with_audio(
             timed_frames += screen.show(frame, min(start_seconds, seconds))
             video_track.done = start_seconds >= seconds
         video_track.check_complete(seconds)
-        _warn_of_lost_frames(video_track)
+        video_track.warn_of_losses()
         timed_frames += screen.emit_until(min(seconds, video_track.end))
     mono = read_audio(audio_path, clip.sample_rate, seconds=seconds)
     joined = _join_clip(audio_path, timed_frames, video_track, mono, 0.0, clip)
@@ -247,7 +247,7 @@ def iterate_frames(
             yield from screen.show(frame, start_seconds)
         yield from screen.emit_until(track.end)
         track.check_complete(0.0)
-        _warn_of_lost_frames(track)
+        track.warn_of_losses()
 
 
 def iterate_all_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "height width 3"]]]:
@@ -267,7 +267,7 @@ def iterate_all_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "h
         for start_seconds, frame in _iterate_video_frames(container, tracks):
             yield start_seconds, orienter.to_rgb(frame)
         track.check_complete(0.0)
-        _warn_of_lost_frames(track)
+        track.warn_of_losses()
 
 
 def read_video_info(path: Path) -> VideoInfo:
@@ -359,7 +359,7 @@ def _read_frames_and_audio(
     blocks += joiner.finish()
     _check_complete(container, video_track, audio_track, seconds)
     for track in (video_track, audio_track):
-        _warn_of_lost_frames(track)
+        track.warn_of_losses()
     end = min(seconds, video_track.end)
     timed_frames += screen.emit_until(end)
     return timed_frames, joiner, np.concatenate(blocks)[: max(0, round((end - joiner.start) * joiner.sample_rate))]
@@ -382,15 +382,6 @@ def _warn_of_early_audio(path: Path, audio_end: float, video_end: float) -> None
     if audio_end < video_end - MAX_LOST_SECONDS:
         detail = f"its audio ends at {audio_end:.2f} s, its video not before {video_end:.2f} s; the clip ends there"
         warnings.warn(MediaWarning(path, detail), stacklevel=3)
-
-
-def _warn_of_lost_frames(track: Track) -> None:
-    """Report frames that cannot be decoded, and a file that cannot be read to its end."""
-    if track.losses:
-        warnings.warn(MediaWarning(track.path, track.describe_losses()), stacklevel=3)
-    if track.is_cut and not track.done:
-        detail = f"damaged: its {track.kind} cannot be read after {track.end:.2f} s ({track.failure})"
-        warnings.warn(MediaWarning(track.path, detail), stacklevel=3)
 
 
 def _check_content(path: Path, waveform: Float32[np.ndarray, " samples"], overlap: float) -> None:

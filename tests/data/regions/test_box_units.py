@@ -132,6 +132,23 @@ def test_an_interrupted_conversion_judges_all_records(tmp_path: Path):
         assert np.array_equal(sample[29].boxes, np.load(source / "029.npy", allow_pickle=True).item()["boxes"])
 
 
+def test_the_reported_sources_are_refused(tmp_path: Path):
+    """100 images of two boxes each, first as xywh, then normalized, from one generator."""
+    rng = np.random.default_rng(1)
+    for units, reason in (("xywh", "xywh"), ("norm", "normalized")):
+        (tmp_path / units).mkdir()
+        for number in range(100):
+            left, top, width, height = (rng.uniform(*ends, 2) for ends in ((0, 300), (0, 200), (20, 300), (20, 250)))
+            boxes = np.stack([left, top, width, height], 1)
+            if units == "norm":
+                boxes = np.stack([left / 640, top / 480, (left + width) / 640, (top + height) / 480], 1)
+            values = {"image_id": str(number), "image_h": 480, "image_w": 640, "num_boxes": 2}
+            values |= {"boxes": boxes.astype("f4"), "features": rng.standard_normal((2, 16)).astype("f4")}
+            np.save(tmp_path / units / f"{number}.npy", values)
+        with pytest.raises(DataError, match=rf"{units}: .*{reason}"):
+            convert_regions(tmp_path / units, tmp_path / f"out-{units}")
+
+
 def test_other_units_behind_the_first_records_are_found(tmp_path: Path):
     source = write(tmp_path / "source", ["corners"] * 40 + ["xywh"] * 60, rows=36)
     with pytest.raises(DataError, match="xywh"):

@@ -50,7 +50,9 @@ class FileOutcome(NamedTuple):
 
 
 class FileJobs(NamedTuple):
-    """The jobs; the suffixes of files of another kind in the folders; and what cannot be opened there, with the reason."""
+    """The jobs; the suffixes of the files in the folders that are of another kind; what cannot be opened there, with
+    the reason.
+    """
 
     jobs: list[FileJob]
     other_suffixes: Counter[str]

@@ -14,6 +14,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from comodal.errors import MediaError, MediaWarning
+from comodal.media.containers.avi_parts import find_avi_parts
 from comodal.media.containers.edit_lists import read_edit_ends
 from comodal.media.containers.fragments import FragmentedTrack, find_damaged_box, read_fragmented_tracks
 from comodal.media.containers.holes import MIN_GAP_SECONDS, find_holes
@@ -202,18 +203,19 @@ def seek_container(container: InputContainer, tracks: Sequence[Track], start_sec
     """Move the clock of the tracks to `start_seconds`, and the reading position to a key frame before that.
 
     Frames that are decoded before the start have negative times. Where a format cannot seek, or its timestamps may
-    restart, reading begins at the start of the file.
+    restart, as in concatenated files, reading begins at the start of the file.
 
     Raises:
         MediaError: too short, if a stream ends before that according to its header.
     """
+    is_joined = is_concatenation(container, tracks[0].path)
     for track in tracks:
-        declared_end = track.declared_end
+        declared_end = None if is_joined else track.declared_end
         if declared_end is not None and declared_end <= start_seconds:
             detail = f"its {track.kind} ends at {declared_end:.2f} s, before {start_seconds:g} s where the clip begins"
             raise MediaError(track.path, RefusalReason.TOO_SHORT, detail)
         track.zero += start_seconds
-    if container.format.name in FORMATS_WITHOUT_ZERO:
+    if container.format.name in FORMATS_WITHOUT_ZERO or is_joined:
         return
     microseconds = round((tracks[0].zero - PREROLL_SECONDS) * 1e6)
     with suppress(av.FFmpegError):
@@ -300,8 +302,7 @@ def measure_seconds(container: InputContainer, tracks: Sequence[Track]) -> float
     Raises:
         MediaError: as `decode_frames`.
     """
-    is_joined = container.format.name == MATROSKA_FORMAT and has_second_segment(tracks[0].path)
-    if container.format.name in FORMATS_WITH_LENGTH and not is_joined:
+    if container.format.name in FORMATS_WITH_LENGTH and not is_concatenation(container, tracks[0].path):
         ends = [track.declared_end for track in tracks] + [read_shared_end(container, tracks[0])]
         known = [end for end in ends if end is not None]
         if known:
@@ -310,9 +311,16 @@ def measure_seconds(container: InputContainer, tracks: Sequence[Track]) -> float
     end = 0.0
     for packet in _iterate_packets(container, tracks)[1]:
         if packet.pts is not None:
-            ends_at = ticks_to_seconds(packet.stream, packet.pts + (packet.duration or 0))
+            ends_at = ticks_to_seconds(packet, packet.pts + (packet.duration or 0))
             end = max(end, ends_at - zeros[packet.stream.index])
     return end
+
+
+def is_concatenation(container: InputContainer, path: Path) -> bool:
+    """Whether further files follow the first one, whose header has its own length alone."""
+    if container.format.name == "avi":
+        return bool(find_avi_parts(path))
+    return container.format.name == MATROSKA_FORMAT and has_second_segment(path)
 
 
 def _iterate_packets(container: InputContainer, tracks: Sequence[Track]) -> tuple[Timeline, Iterator[av.Packet]]:

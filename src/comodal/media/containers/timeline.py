@@ -4,6 +4,8 @@ Segments of MPEG-TS that were concatenated are the usual case: each has timestam
 segment share one offset, which moves the segment behind the previous one. So video and audio stay in sync, and
 nothing is lost.
 
+AVI has no timestamps. There a part begins where a further file begins in the file.
+
 - A decoding timestamp that is smaller than the one before it in its stream starts a new segment, in every format.
 - In MPEG-TS and MPEG-PS, where timestamps have no zero, so does a forward jump of more than 10 s (FFmpeg's rule).
 - Elsewhere a forward jump is a pause in the stream, and is kept.
@@ -17,6 +19,7 @@ timestamps of one stream have jumped, and the file is refused. It is refused as 
 video and audio cannot be put on one clock.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -26,6 +29,7 @@ import av
 from av.stream import Stream
 
 from comodal.errors import MediaError
+from comodal.media.containers.avi_parts import find_avi_parts
 from comodal.media.containers.holes import StreamGaps
 from comodal.media.storage.refused_formats import RefusalReason
 
@@ -40,6 +44,7 @@ MAX_LAG_SECONDS = 1.5  # by which one stream of a segment begins earlier in the 
 MAX_OVERHANG_SECONDS = 0.5  # of a stream that FFmpeg returns after the next segment has begun
 MAX_HELD_PACKETS = 2_000
 MAX_HELD_BYTES = 1 << 26
+MAX_ROUNDING_SECONDS, FINER_TICKS = 0.0005, 1024  # of timestamps that are moved
 MAX_SEAM_SECONDS = 0.045  # a stream of a segment may overlap the next segment by this: one frame and 5 ms
 
 
@@ -49,6 +54,7 @@ class _Course:
 
     stream: Stream
     segment: int = -1  # before its first packet
+    part: int = 0
     offset: float = 0.0
     last: float | None = None  # decoding time of the last packet
     due: float = 0.0  # when the next one is expected
@@ -121,9 +127,15 @@ class _Course:
         self.steps, self.pauses = [0, 0.0], [0, 0.0]
 
     def shift_timestamps(self, packet: av.Packet) -> av.Packet:
-        """The packet, its timestamps moved in place to those of the whole file."""
+        """The packet, its timestamps moved in place to those of the whole file, in finer ticks where they need it."""
         if self.offset and packet.time_base:
             ticks = round(self.offset / packet.time_base)
+            if abs(float(ticks * packet.time_base) - self.offset) > MAX_ROUNDING_SECONDS:
+                packet.pts = None if packet.pts is None else packet.pts * FINER_TICKS
+                packet.dts = None if packet.dts is None else packet.dts * FINER_TICKS
+                packet.duration = (packet.duration or 0) * FINER_TICKS
+                packet.time_base /= FINER_TICKS
+                ticks = round(self.offset / packet.time_base)
             packet.pts = None if packet.pts is None else packet.pts + ticks
             packet.dts = None if packet.dts is None else packet.dts + ticks
         return packet
@@ -148,6 +160,8 @@ class Timeline:
         self.segment = 0
         self.segment_position: int | None = None  # in the file, in bytes
         self.offset = 0.0
+        self.part_starts = find_avi_parts(path) if format_name == "avi" else []
+        self.part, self.part_seconds = 0, 0.0
         self.held: list[av.Packet] = []
         self.held_bytes = 0
 
@@ -167,6 +181,7 @@ class Timeline:
 
     def _route_packet(self, packet: av.Packet) -> Iterator[av.Packet]:
         course = self.courses[packet.stream_index]
+        self._enter_part(course, packet)
         if course.held or self._is_jump(course, packet):
             if self.held or not self._belongs_to_segment(course, packet):
                 yield from self._hold_packet(course, packet)
@@ -178,6 +193,14 @@ class Timeline:
         yield course.shift_timestamps(packet)
         if self.held and course.advance > MAX_WAIT_SECONDS:
             yield from self._resume_segment()
+
+    def _enter_part(self, course: _Course, packet: av.Packet) -> None:
+        """Move a stream to the start of a part of the file, where the longest stream of the previous one ends."""
+        part = bisect_right(self.part_starts, packet.pos or 0)
+        if part > self.part:
+            self.part, self.part_seconds = part, max(other.end for other in self.courses.values())
+        if part > course.part:
+            course.part, course.offset = part, self.part_seconds - course.due
 
     def _is_jump(self, course: _Course, packet: av.Packet) -> bool:
         if packet.dts is None or course.may_pause or not self.can_restart:
@@ -194,18 +217,13 @@ class Timeline:
 
     def _is_behind_start(self, packet: av.Packet) -> bool:
         """Whether a packet lies in the file behind the start of the segment, and not before it."""
-        if packet.pos is None or self.segment_position is None:
-            return False
-        return packet.pos >= self.segment_position
+        return packet.pos is not None and self.segment_position is not None and packet.pos >= self.segment_position
 
     def _belongs_to_segment(self, course: _Course, packet: av.Packet) -> bool:
         """Whether a stream that has jumped has reached the segment in which the other streams are."""
-        is_behind = 0 <= course.segment < self.segment
-        return (
-            is_behind
-            and packet.dts is not None
-            and not _is_elsewhere(course.to_seconds(packet.dts), self._get_positions())
-        )
+        if packet.dts is None or not 0 <= course.segment < self.segment:
+            return False
+        return not _is_elsewhere(course.to_seconds(packet.dts), self._get_positions())
 
     def _get_positions(self) -> list[float]:
         """Where the streams are that have reached the segment."""

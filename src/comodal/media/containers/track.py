@@ -1,12 +1,13 @@
 """One stream of a container while it is read: where it begins and ends, what is lost, and what its header declares."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 from av.stream import Stream
 
-from comodal.errors import MediaError
+from comodal.errors import MediaError, MediaWarning
 from comodal.media.containers.timeline import FORMATS_WITHOUT_ZERO
 from comodal.media.storage.refused_formats import MAX_GAP_SECONDS, RefusalReason
 
@@ -124,7 +125,7 @@ class Track:
         """Record that a packet could not be decoded. Before the first frame that is a late start, not a loss."""
         self.failure = failure
         if self.start is not None:
-            start_seconds = self.end if packet.pts is None else ticks_to_seconds(self.stream, packet.pts) - self.zero
+            start_seconds = self.end if packet.pts is None else ticks_to_seconds(packet, packet.pts) - self.zero
             self.first_loss = min(self.first_loss, start_seconds) if self.losses else start_seconds
             self.last_loss = max(self.last_loss, start_seconds) if self.losses else start_seconds
             self.losses += 1
@@ -136,6 +137,14 @@ class Track:
         if self.last_loss > self.first_loss:
             place = f"from {self.first_loss:.2f} s to {self.last_loss:.2f} s"
         return f"damaged: {self.losses} {self.kind} packets cannot be decoded {place} ({self.failure})"
+
+    def warn_of_losses(self) -> None:
+        """Warn of frames that cannot be decoded, and of a file that cannot be read to its end."""
+        if self.losses:
+            warnings.warn(MediaWarning(self.path, self.describe_losses()), stacklevel=3)
+        if self.is_cut and not self.done:
+            detail = f"damaged: its {self.kind} cannot be read after {self.end:.2f} s ({self.failure})"
+            warnings.warn(MediaWarning(self.path, detail), stacklevel=3)
 
     def check_complete(self, seconds: float) -> None:
         """Raise a MediaError unless the stream was decoded to its promised end, or to `seconds` if that is earlier."""
@@ -161,8 +170,8 @@ class Track:
         return MediaError(self.path, RefusalReason.NO_AUDIO_STREAM, "no sample in the audio stream")
 
 
-def ticks_to_seconds(timed: Stream | av.VideoFrame, ticks: int | None) -> float:
-    """Ticks of a stream or a frame in seconds; 0 where there are none."""
+def ticks_to_seconds(timed: Stream | av.Packet | av.VideoFrame, ticks: int | None) -> float:
+    """Ticks of a stream, a packet or a frame in seconds; 0 where there are none."""
     base = timed.time_base
     return ticks * base.numerator / base.denominator if ticks and base else 0.0
 
