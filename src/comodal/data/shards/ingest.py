@@ -107,6 +107,7 @@ class VideoShards(WorkerOptions):
 
     def check(self) -> None:
         """Raises ValueError if a number is out of range."""
+        super().check()
         if self.videos_per_shard < 1:
             raise ValueError(f"videos_per_shard must be at least 1, got {self.videos_per_shard}")
 
