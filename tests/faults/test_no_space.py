@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from full_disk_commands import why_impossible
+from tests.support.full_disk_commands import why_impossible
 from PIL import Image
 
 from comodal.models.checkpoint import save_model
