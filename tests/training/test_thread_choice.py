@@ -13,7 +13,7 @@ from comodal.text_files import read_log
 from comodal.training import run as training_run
 from comodal.training.run import train
 from comodal.training.thread_choice import MAX_STEP_SECONDS, choose_thread_count
-from small_world import write_world
+from tests.support.small_world import write_world
 
 SETTINGS = {"variant": "small", "width": 4, "image_size": 16, "batch_size": 8, "validation_pairs": 0, "workers": 0}
 OPTIONS = {"precision": "fp32", "device": "cpu", "log_every": 1}
