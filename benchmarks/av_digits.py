@@ -65,7 +65,7 @@ def learn(out: Path, steps: int) -> None:
         "steps": steps,
         "horizontal_flip": False,
     }
-    settings |= {"learning_rate": 2e-3, "warmup_steps": 100, "min_lr_ratio": 0.02, "workers": 1}
+    settings |= {"learning_rate": 2e-3, "warmup_steps": min(100, steps // 2), "min_lr_ratio": 0.02, "workers": 1}
     settings |= {"validation_pairs": 4096}
     status = train(recipe, settings, out / "run", resume=True, validate_every=1000, threads=1)
     if status:

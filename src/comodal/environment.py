@@ -71,7 +71,11 @@ def explain_auto_choices(compute: hardware.Compute) -> dict[str, str]:
     native = f"bf16 is {'' if compute.precision == 'bf16' else 'not '}native on this {kind} device"
     if kind == "cuda" and compute.precision == "fp32":
         native += "; fp32 uses TF32 where there is any"
-    threads = "OMP_NUM_THREADS is set" if "OMP_NUM_THREADS" in os.environ else "cores that no other process uses now"
+    threads = (
+        "OMP_NUM_THREADS is set"
+        if "OMP_NUM_THREADS" in os.environ
+        else "cores that no other process uses now; a run may choose fewer"
+    )
     engine = "fused convolutions run here" if uses_fused_engine(compute) else "fused convolutions do not run here"
     return {
         "device": device.get(kind, "there is no GPU"),

@@ -11,20 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.support.full_disk_commands import why_impossible
 from PIL import Image
 
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.regions.extract import extract_regions
 from tests.inference.test_search import save_run
+from tests.support.full_disk_commands import why_impossible
 from tests.support.make_media import make_tone, make_video
+from tests.support.paths import FIXTURES, ROOT
 from tests.support.small_captions import write_captions
 from tests.support.small_tasks import QUESTION, write_colours, write_pretrained
 from tests.support.small_world import write_world
 from tests.tasks.vision_language.test_vqa import write_files
 
-FIXTURES = Path(__file__).parent / "fixtures"
 SENTENCE = re.compile(
     r"comodal: error: (?P<file>\S+)"
     r"(: the disk is full; free some space and run the same command again \(a training with --resume\)"
@@ -76,8 +76,8 @@ def at(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ask(at: Path) -> Iterator[Callable[..., list]]:  # noqa: ARG001 - it skips
     """Runs a command on a disk of a size (see full_disk_commands.py)."""
-    script = [sys.executable, str(Path(__file__).with_name("full_disk_commands.py"))]
-    with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    script = [sys.executable, "-m", "tests.support.full_disk_commands"]
+    with subprocess.Popen(script, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdin is not None and process.stdout is not None
 
         def ask(*request: object) -> list:
@@ -93,7 +93,10 @@ def ask(at: Path) -> Iterator[Callable[..., list]]:  # noqa: ARG001 - it skips
 
 ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
 WORLD = "--videos 2 --seconds 1 --audio 0 --images 2 --scenes 2 --side 32 --audio-seconds 1 --workers 1"
-L3NET = "--variant small --width 4 --image-size 16 --batch-size 4 --validation-pairs 4 --steps 4 --workers 0 --device cpu --resume"
+L3NET = (
+    "--variant small --width 4 --image-size 16 --batch-size 4 --validation-pairs 4 --steps 4 --workers 0 --device cpu "
+    "--resume"
+)
 FILES = (
     "{at}/vqa/v2_OpenEnded_mscoco_train2014_questions.json --annotations {at}/vqa/v2_mscoco_train2014_annotations.json"
 )

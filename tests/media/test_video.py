@@ -17,10 +17,12 @@ import pytest
 from PIL import Image
 
 from comodal.errors import MediaError, MediaWarning
+from comodal.media import video as video_module
 from comodal.media.containers import track
 from comodal.media.image import decode_jpeg
 from comodal.media.storage.refused_formats import RefusalReason
 from comodal.media.video import Clip, iterate_frames, read_clip, read_video_info
+from tests.support.paths import FIXTURES
 from tests.support.synthetic_media import (
     name_channels,
     numbered_picture,
@@ -397,3 +399,20 @@ def test_probing_tells_what_the_file_is(tmp_path: Path):
     assert info.seconds == pytest.approx(2.0, abs=0.03)
     assert (info.video_codec, info.audio_codec, info.sample_rate) == ("h264", "aac", 44100)
     assert read_video_info(write_video(tmp_path / "mute.mp4")).audio_codec is None
+
+
+@pytest.mark.parametrize("name", ["fragmented.mp4", "joined_segments.ts", "two_programs.ts"])
+@pytest.mark.parametrize("seconds", [1.5, 10.0])
+def test_audio_mixed_a_second_at_a_time_is_that_mixed_frame_by_frame(
+    name: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+):
+    path = FIXTURES / "media" / name
+    fast = read_clip(path, seconds=seconds)
+    monkeypatch.setattr(video_module, "MAX_HELD_SECONDS", -1.0)
+    plain = read_clip(path, seconds=seconds)
+    assert np.array_equal(fast.audio, plain.audio) and len(plain.audio) > 0
+    assert (fast.frames, fast.seconds, fast.audio_start_seconds) == (
+        plain.frames,
+        plain.seconds,
+        plain.audio_start_seconds,
+    )

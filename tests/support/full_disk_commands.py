@@ -1,6 +1,6 @@
 """Runs a command on a file system that is full, then again with space; Linux only.
 
-    python tests/full_disk_commands.py
+    python -m tests.support.full_disk_commands
 
 Reads lines of JSON (action, words, folder, seed, number) and answers each with a line. It is a process of its
 own, since a child that is forked from one with threads may wait for their locks for ever. The file system is a tmpfs in

@@ -46,7 +46,7 @@ class PlainFound(NamedTuple):
     boxes: Tensor
     features: Tensor
     classes: Tensor
-    kept: Tensor
+    proposal_indices: Tensor
 
 
 class PlainC4(nn.Module):

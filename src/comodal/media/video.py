@@ -34,7 +34,7 @@ from jaxtyping import Float32, UInt8
 from comodal.errors import MediaError, MediaWarning, check_number
 from comodal.flat_parameters import flatten_parameters
 from comodal.media.audio import read_audio, resample_audio
-from comodal.media.containers.audio_segments import AudioJoiner
+from comodal.media.containers.audio_segments import MAX_HELD_SECONDS, AudioJoiner, HeldAudio
 from comodal.media.containers.container import (
     choose_streams,
     decode_frames,
@@ -347,15 +347,19 @@ def _read_frames_and_audio(
     """
     joiner = AudioJoiner(audio_track.path, audio_track.stream.codec_context.name, until=seconds)
     timed_frames: list[tuple[float, bytes]] = []
-    blocks = [np.zeros(0, np.float32)]
+    blocks, held = [np.zeros(0, np.float32)], HeldAudio()
     for track, frame in decode_frames(container, (video_track, audio_track)):
         start_seconds = track.record_frame(frame)
         if isinstance(frame, av.VideoFrame):
             timed_frames += screen.show(frame, min(start_seconds, seconds))
             video_track.done = start_seconds >= seconds
-        else:
-            blocks += joiner.add_frame(frame, start_seconds)
+            continue
+        held.add(frame, start_seconds)
+        is_near_end = max(joiner.end + held.seconds, start_seconds) > seconds - MAX_HELD_SECONDS
+        if is_near_end or held.seconds > MAX_HELD_SECONDS:
+            blocks += held.join(joiner)
             audio_track.done = joiner.end >= seconds
+    blocks += held.join(joiner)
     blocks += joiner.finish()
     _check_complete(container, video_track, audio_track, seconds)
     for track in (video_track, audio_track):

@@ -297,9 +297,9 @@ def test_rows_of_an_hdf5_index_are_checked(tmp_path: Path, rows: str | bytes, sa
 
 
 def test_a_table_of_features_may_have_a_byte_order_mark_and_is_not_utf_16(tmp_path: Path):
-    text = (FIXTURES / "butd_6col.tsv").read_bytes()
+    text = (FEATURES / "butd_6col.tsv").read_bytes()
     (tmp_path / "a.tsv").write_bytes(b"\xef\xbb\xbf" + text)
-    plain = [one.image for one in read_records(FIXTURES / "butd_6col.tsv", "tsv")]
+    plain = [one.image for one in read_records(FEATURES / "butd_6col.tsv", "tsv")]
     assert [one.image for one in read_records(tmp_path / "a.tsv", "tsv")] == plain
     (tmp_path / "b.tsv").write_bytes(text.decode().encode("utf-16-le"))
     with pytest.raises(DataError, match=r"b\.tsv is not text: it is UTF-16"):

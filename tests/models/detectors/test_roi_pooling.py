@@ -48,7 +48,7 @@ def test_the_fast_network_is_the_plain_one():
     found = detect_caffe_regions(model, picture, rules)
     pixels = picture.flip(2).permute(2, 0, 1).float() - torch.tensor([102.9801, 115.9465, 122.7717])[:, None, None]
     wanted = plain(pixels[None], 1.0, rules)
-    assert torch.equal(found.proposal_indices, wanted.kept)
+    assert torch.equal(found.proposal_indices, wanted.proposal_indices)
     torch.testing.assert_close(found.boxes, wanted.boxes, rtol=0, atol=1e-2)
     torch.testing.assert_close(found.features, wanted.features, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.classes, wanted.classes, rtol=1e-4, atol=1e-4)

@@ -31,10 +31,11 @@ from comodal.tasks.vision_language.vilbert_fine_tuning import (
     score_examples,
 )
 from comodal.training.run import train
+from tests.support.paths import FIXTURES
 from tests.support.small_captions import write_captions
 from tests.support.small_tasks import COLOURS, QUESTION, colour_of, write_colours, write_pretrained
 
-FOLDER = Path(__file__).parent / "fixtures" / "vilbert" / "single_stream"
+FOLDER = FIXTURES / "vilbert" / "single_stream"
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 
 

@@ -25,6 +25,7 @@ TIMESTAMP_TOLERANCE_SECONDS = 0.004  # of the timestamps; a larger constant diff
 CODEC_TOLERANCE_SECONDS = {"vorbis": 0.025}  # FFmpeg ignores the delay between a long and a short block
 AGREEING_SECONDS = 1.0
 MAX_PENDING = 256  # blocks
+MAX_HELD_SECONDS = 1.0  # of decoded audio before it is mixed
 SILENCE_SAMPLES = 1 << 16  # at a time
 
 Mono: TypeAlias = Float32[np.ndarray, " samples"]
@@ -119,6 +120,25 @@ class AudioJoiner:
         audible = block[max(before, 0) : keep]
         if len(audible):
             yield audible
+
+
+class HeldAudio:
+    """Decoded audio that is joined a second at a time: between two frames of video, mixing one block of it takes five
+    times as long as among others, because decoding has filled the processor's caches."""
+
+    def __init__(self) -> None:
+        self.frames: list[tuple[av.AudioFrame, float]] = []
+        self.seconds = 0.0
+
+    def add(self, frame: av.AudioFrame, start_seconds: float) -> None:
+        self.frames.append((frame, start_seconds))
+        self.seconds += frame.samples / max(frame.sample_rate, 1)
+
+    def join(self, joiner: AudioJoiner) -> Iterator[Mono]:
+        """Hand all frames to a joiner; returns what is final."""
+        frames, self.frames, self.seconds = self.frames, [], 0.0
+        for frame, start_seconds in frames:
+            yield from joiner.add_frame(frame, start_seconds)
 
 
 class AudioChain:
