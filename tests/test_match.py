@@ -87,6 +87,8 @@ def test_a_video_is_matched_with_its_own_sound_second_by_second(run: Path, video
 
 def test_the_place_is_the_highest_point_of_the_map(run: Path, video: Path):
     moment = match_files(load_l3net(run), video).moments[0]
+    numbers = f"seconds={moment.seconds}, probability={moment.probability}, x={moment.x}, y={moment.y}"
+    assert repr(moment) == f"MatchMoment({numbers})"
     row, column = divmod(int(resize_maps(torch.from_numpy(moment.position_margins)[None], (SIDE, SIDE)).argmax()), SIDE)
     assert (moment.x, moment.y) == (
         pytest.approx((column + 0.5) / SIDE, abs=1e-4),
