@@ -58,6 +58,7 @@ napoleon_use_rtype = False
 default_role = "code"  # docstrings have code in single backticks
 nitpicky = True
 nitpick_ignore_regex = [("py:class", r"(?!comodal\.\w+$).*")]  # types without a page here
+nitpick_ignore = [("py:exc", "OpenL3Error")]  # of comodal.openl3, without a page here
 
 html_theme = "furo"
 html_title = f"comodal {release}"

@@ -59,7 +59,7 @@ def draw_batch(size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tor
 # %%
 # Training on the masked token
 # ----------------------------
-# ``word_head`` returns the score of every token of the vocabulary.
+# ``compute_token_logits`` returns the score of every token of the vocabulary.
 def predict(tokens: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
     """The scores of the masked token."""
     locations = LOCATIONS.expand(len(tokens), -1, -1)

@@ -87,6 +87,8 @@ def test_a_video_is_matched_with_its_own_sound_second_by_second(run: Path, video
 
 def test_the_place_is_the_highest_point_of_the_map(run: Path, video: Path):
     window = match_files(load_l3net(run), video).windows[0]
+    numbers = f"seconds={window.seconds}, probability={window.probability}, x={window.x}, y={window.y}"
+    assert repr(window) == f"MatchWindow({numbers})"
     row, column = divmod(int(resize_maps(torch.from_numpy(window.position_margins)[None], (SIDE, SIDE)).argmax()), SIDE)
     assert (window.x, window.y) == (
         pytest.approx((column + 0.5) / SIDE, abs=1e-4),

@@ -41,7 +41,7 @@ class MatchWindow(NamedTuple):
 
     def __repr__(self) -> str:
         """One line, without the map and the frame."""
-        return f"MatchMoment(seconds={self.seconds}, probability={self.probability}, x={self.x}, y={self.y})"
+        return f"MatchWindow(seconds={self.seconds}, probability={self.probability}, x={self.x}, y={self.y})"
 
 
 def draw_match_windows(title: str, windows: Sequence[MatchWindow]) -> Figure:
