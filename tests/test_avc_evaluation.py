@@ -17,7 +17,7 @@ from comodal.models.checkpoint import save_model
 from comodal.models.l3net.clip_classifier import ClipClassifier, ClipClassifierConfig
 from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.recipes import avc_pretraining, clip_classification
-from comodal.tasks.correspondence.avc import evaluate_avc
+from comodal.tasks.correspondence.avc_evaluation import evaluate_avc
 from comodal.tasks.correspondence.clip_features import ClipMoments, MomentFeatures, compute_moment_features
 from comodal.tasks.correspondence.pair_decisions import (
     choose_threshold,
