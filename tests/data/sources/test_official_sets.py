@@ -16,8 +16,8 @@ from comodal.models.checkpoint import read_model_about
 from comodal.tasks.correspondence.avc_evaluation import evaluate_avc
 from comodal.tasks.evaluation.results_card import read_card
 from comodal.training.run import train
-from small_world import write_world
-from synthetic_media import tone, write_video
+from tests.support.small_world import write_world
+from tests.support.synthetic_media import tone, write_video
 
 
 def make_sources(count: int, missing: int = 0) -> list[VideoSource]:

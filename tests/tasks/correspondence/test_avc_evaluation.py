@@ -29,7 +29,7 @@ from comodal.tasks.correspondence.pair_decisions import (
 from comodal.tasks.evaluation.results_card import read_card
 from comodal.text_files import read_yaml
 from comodal.training.run import train
-from small_world import write_world
+from tests.support.small_world import write_world
 
 CPU = Compute(torch.device("cpu"))
 CONFIG = make_small_l3net_config(4, 24)

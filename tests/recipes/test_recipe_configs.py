@@ -14,7 +14,7 @@ from comodal.models.l3net.clip_classifier import ClipClassifier, ClipClassifierC
 from comodal.models.l3net.l3net import PAPER_L3NET_CONFIG
 from comodal.recipes.recipe_configs import CONFIGS_DIR, list_recipe_configs, read_recipe_config
 from comodal.text_files import read_log, read_yaml
-from small_world import write_world
+from tests.support.small_world import write_world
 
 CONFIGS = list_recipe_configs()
 TWO_STEPS = ["--workers", "0", "--device", "cpu", "--precision", "fp32"]
