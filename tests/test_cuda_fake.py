@@ -11,8 +11,9 @@ import torch
 import torchvision  # noqa: F401, fake tensors need what it tells of its kernels
 from torch import Tensor, nn
 
-from comodal.data.batch import AudioVisualBatch, Batch, ClassificationBatch, TaskBatch
+from comodal.data.batch import AudioVisualBatch, Batch, ClassificationBatch, LabeledClipBatch, TaskBatch
 from comodal.inference.embedder import Embedder, EmbedderOptions
+from comodal.models.l3net.clip_classifier import ClipClassifier, ClipClassifierConfig
 from comodal.models.l3net.fused_vgg import make_fast_l3net
 from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.models.l3net.l3net_classifier import build_l3_classifier
@@ -21,12 +22,14 @@ from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.task_model import TaskModelConfig as TaskConfig
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.objectives.avc import AllPairs, AudioVisualCorrespondence
+from comodal.objectives.avc import AllPairs, AudioVisualCorrespondence, FrozenTowersCorrespondence
 from comodal.objectives.pretraining import ViLBERTPretraining, count_target_columns
 from comodal.recipes.avc_pretraining import AVC_VARIANTS
+from comodal.recipes.clip_classification import ClipClassificationObjective
 from comodal.regions.backbones import Backbone, PooledRegions, compute_l3net_maps
 from comodal.regions.extractors_c4 import C4Extractor
 from comodal.regions.extractors_fpn import FPNExtractor
+from comodal.tasks.correspondence.clip_features import embed_batch
 from comodal.tasks.evaluation.l3net_fine_tuning import ClassificationObjective
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
     FineTuningObjective,
@@ -70,6 +73,22 @@ def test_l3net_trains(variant: str, precision: str):
     batch = AudioVisualBatch(image, torch.zeros(4, config.sample_rate), together, torch.arange(4), tuple("abcd"))
     objective = AllPairs if variant == "small" else AudioVisualCorrespondence
     train_on_the_fake_gpu(lambda: objective(L3Net(config)), batch, precision)
+
+
+def test_supervised_baselines_train_and_score_pairs():
+    config = replace(AVC_VARIANTS["small"], width=4)
+    image, audio = torch.zeros(4, 3, 64, 64, dtype=torch.uint8), torch.zeros(4, config.sample_rate)
+    labeled = LabeledClipBatch(image, audio, torch.arange(4) % 2, tuple("abcd"))
+    classifier = ClipClassifierConfig(config, 2)
+    train_on_the_fake_gpu(lambda: ClipClassificationObjective(ClipClassifier(classifier)), labeled, "bf16")
+    pairs = AudioVisualBatch(image, audio, torch.zeros(4, dtype=torch.bool), torch.arange(4), tuple("abcd"))
+    train_on_the_fake_gpu(lambda: FrozenTowersCorrespondence(L3Net(config)), pairs, "fp32")
+    with fake_gpu():
+        for model in (ClipClassifier(classifier).to(GPU), L3Net(config).to(GPU)):
+            features = embed_batch(model, pairs.to(GPU), FakeCompute(precision="bf16"), 2)
+            assert features.image.device == features.audio.device == GPU
+            assert model.fuse_all_pairs(*features).shape == (4, 4, 2)
+            assert model.fuse_pairs(*features).device == GPU
 
 
 @pytest.mark.parametrize(

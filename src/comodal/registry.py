@@ -112,7 +112,7 @@ RECIPES = Registry(
 TASKS = Registry(
     {
         "avc": RegistryEntry(
-            "comodal.tasks.correspondence.avc:evaluate_avc",
+            "comodal.tasks.correspondence.avc_evaluation:evaluate_avc",
             "audio-visual correspondence of clips: accuracy, by class, cross-modal ranking",
         ),
         "esc50": RegistryEntry(

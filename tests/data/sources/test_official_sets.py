@@ -13,7 +13,7 @@ from comodal.data.shards.dataset_record import format_dataset_record, read_datas
 from comodal.data.sources.official_sets import OFFICIAL_SETS, assign_official_splits
 from comodal.data.sources.video_sources import VideoSource
 from comodal.models.checkpoint import read_model_about
-from comodal.tasks.correspondence.avc import evaluate_avc
+from comodal.tasks.correspondence.avc_evaluation import evaluate_avc
 from comodal.tasks.evaluation.results_card import read_card
 from comodal.training.run import train
 from tests.support.small_world import write_world

@@ -17,8 +17,8 @@ from comodal.models.checkpoint import save_model
 from comodal.models.l3net.clip_classifier import ClipClassifier, ClipClassifierConfig
 from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.recipes import avc_pretraining, clip_classification
-from comodal.tasks.correspondence.avc import evaluate_avc
-from comodal.tasks.correspondence.clip_features import ClipMoments, MomentFeatures, compute_moment_features
+from comodal.tasks.correspondence.avc_evaluation import evaluate_avc
+from comodal.tasks.correspondence.clip_features import MomentDataset, MomentFeatures, compute_moment_features
 from comodal.tasks.correspondence.pair_decisions import (
     choose_threshold,
     compute_margin_matrix,
@@ -115,7 +115,7 @@ def test_ranks_by_hand():
 def test_margins_are_those_of_the_whole_network(shards: Path):
     torch.manual_seed(0)
     net = L3Net(CONFIG).eval()
-    moments = ClipMoments(ShardReader(shards / "test"), CONFIG, None, 2, 0)
+    moments = MomentDataset(ShardReader(shards / "test"), CONFIG, None, 2, 0)
     features = compute_moment_features({"trained": net}, moments, CPU, 0).features["trained"]
     pairs = draw_moment_pairs(np.unique(moments.sources, return_inverse=True)[1], 0)
     margins = compute_pair_margins(net, features, pairs)
@@ -149,7 +149,7 @@ class CountingTowers(nn.Module):
 def test_towers_see_every_moment_once(shards: Path):
     """Except for the rest of the last batch of 64; a pair costs no tower at all."""
     net = CountingTowers(L3Net(CONFIG).eval())
-    moments = ClipMoments(ShardReader(shards / "test"), CONFIG, None, 5, 0)
+    moments = MomentDataset(ShardReader(shards / "test"), CONFIG, None, 5, 0)
     features = compute_moment_features({"trained": net}, moments, CPU, 0).features["trained"]
     pairs = draw_moment_pairs(np.unique(moments.sources, return_inverse=True)[1], 0)
     compute_pair_margins(net, features, pairs)
@@ -160,7 +160,7 @@ def test_towers_see_every_moment_once(shards: Path):
 
 def test_moments_depend_on_the_clip_and_not_on_the_other_clips(shards: Path):
     reader = ShardReader(shards / "test")
-    few, many = (ClipMoments(reader, CONFIG, clips, 2, 0) for clips in (5, None))
+    few, many = (MomentDataset(reader, CONFIG, clips, 2, 0) for clips in (5, None))
     assert [few.pairs(1, clip) for clip in range(5)] == [many.pairs(1, clip) for clip in range(5)]
     assert {many.pairs(moment, 0).start_seconds for moment in range(2)} != {many.pairs(0, 0).start_seconds}
 
@@ -168,7 +168,7 @@ def test_moments_depend_on_the_clip_and_not_on_the_other_clips(shards: Path):
 def test_the_command_against_a_plain_evaluation(shards: Path, model: Path, tmp_path: Path):
     metrics = evaluate_avc(model, shards, moments=3, gallery=9, out=tmp_path / "out", seed=5, **OPTIONS)
     net, reader = L3Net.from_pretrained(model), ShardReader(shards / "test")
-    moments = ClipMoments(reader, CONFIG, None, 3, 5)
+    moments = MomentDataset(reader, CONFIG, None, 3, 5)
     batch = moments.batch([divmod(n, 14) for n in range(42)])
     pairs = draw_moment_pairs(np.unique(moments.sources, return_inverse=True)[1], 5)
     with torch.inference_mode():

@@ -43,7 +43,7 @@ class CorrespondenceModel(Protocol):
 
 
 class MomentFeatures(NamedTuple):
-    """The features of the image and of the audio of each moment, in the order of `ClipMoments`."""
+    """The features of the image and of the audio of each moment, in the order of `MomentDataset`."""
 
     image: Float[Tensor, "moments image_features"]
     audio: Float[Tensor, "moments audio_features"]
@@ -66,7 +66,7 @@ class MomentSampler(PairSampler):
         return ClipPair(clip, frame, clip, start_seconds, is_match=True)
 
 
-class ClipMoments(ClipPairDataset):
+class MomentDataset(ClipPairDataset):
     """The moments of clips of one split, first moments first.
 
     Args:
@@ -110,7 +110,7 @@ class FeatureResult(NamedTuple):
 
 
 def compute_moment_features(
-    models: Mapping[str, nn.Module], moments: ClipMoments, compute: Compute, workers: Workers
+    models: Mapping[str, nn.Module], moments: MomentDataset, compute: Compute, workers: Workers
 ) -> FeatureResult:
     """Reads every moment once, and embeds it with each model.
 
@@ -159,7 +159,7 @@ def embed_batch(model: nn.Module, batch: AudioVisualBatch, compute: Compute, siz
     return MomentFeatures(torch.cat(image).float(), torch.cat(audio).float())
 
 
-def read_first_moments(moments: ClipMoments, count: int) -> tuple[Tensor, Tensor]:
+def read_first_moments(moments: MomentDataset, count: int) -> tuple[Tensor, Tensor]:
     """The images and the audio of the first moments, to calibrate batch norms."""
     positions: Sequence[tuple[int, int]] = [divmod(n, len(moments)) for n in range(min(count, moments.num_moments))]
     batch = moments.batch(positions)

@@ -16,7 +16,7 @@ from comodal.errors import DataError
 from comodal.tasks.correspondence.clip_features import CorrespondenceModel, MomentFeatures
 
 PAIR_BLOCK, IMAGE_BLOCK = 4096, 64  # pairs, and images of a ranking, that are scored at a time
-MAX_SHUFFLE_ROUNDS = 1000
+MAX_SHUFFLES = 1000
 
 
 class MomentPairs(NamedTuple):
@@ -41,7 +41,7 @@ def draw_moment_pairs(groups: Int64[np.ndarray, " moments"], seed: int) -> Momen
         raise DataError("one source video has more than half of the clips: too few mismatched pairs can be made")
     rng = np.random.default_rng(seed)
     partners = rng.permutation(len(groups))
-    for _ in range(MAX_SHUFFLE_ROUNDS):
+    for _ in range(MAX_SHUFFLES):
         conflicts = np.flatnonzero(groups == groups[partners])
         if not len(conflicts):
             break

@@ -28,7 +28,7 @@ from comodal.models.l3net.clip_classifier import ClipClassifier
 from comodal.models.l3net.l3net import L3Net
 from comodal.tasks.correspondence.avc_results import AVCDecisions, AVCResults, report_avc
 from comodal.tasks.correspondence.clip_features import (
-    ClipMoments,
+    MomentDataset,
     MomentFeatures,
     compute_moment_features,
     read_first_moments,
@@ -171,12 +171,12 @@ def load_correspondence_model(path: Path) -> L3Net | ClipClassifier:
     return model
 
 
-def open_moments(data: Path, split: str, model: L3Net | ClipClassifier, evaluation: AVCEvaluation) -> ClipMoments:
+def open_moments(data: Path, split: str, model: L3Net | ClipClassifier, evaluation: AVCEvaluation) -> MomentDataset:
     """The moments of a split."""
     config = model.config.l3net if isinstance(model, ClipClassifier) else model.config
     folder = data / split
     try:
-        return ClipMoments(ShardReader(folder), config, evaluation.clips, evaluation.moments, evaluation.seed)
+        return MomentDataset(ShardReader(folder), config, evaluation.clips, evaluation.moments, evaluation.seed)
     except DataError as error:
         raise error if str(folder) in str(error) else DataError(f"{folder}: {error}") from error
 
