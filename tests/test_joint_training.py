@@ -157,6 +157,8 @@ def test_a_test_image_is_not_trained_on_by_any_task(world: Path, tmp_path: Path)
     for loader, before in zip(without.batches.loaders, ids, strict=True):
         kept = list_image_ids(loader.samples)
         assert kept == [images for images in before if image not in images] and len(kept) < len(before)
+        keys = loader.samples.batch([(0, index) for index in range(len(kept))]).keys
+        assert len(set(keys)) == len(kept)  # the order is that of the remaining examples
     assert normalize_image_id("train2014/COCO_train2014_000000000042.jpg") == "42" == normalize_image_id("42")
 
 
