@@ -271,8 +271,7 @@ def check_first_stage(retrieval_data: RetrievalData, captions: Path, split: Capt
         raise DataError(
             f"{captions}: --rerank fits its first stage on the captions of the training split, and {len(shared):,} of "
             f"the {len(retrieval_data.gallery.counts):,} images of --split {split} are among them; use another split, "
-            f"or "
-            "the whole gallery without --rerank"
+            "or the whole gallery without --rerank"
         )
 
 
