@@ -1,7 +1,7 @@
 """The Visual Genome detectors on a picture, against their straightforward versions.
 
 Both versions have the same random weights at full size, which changes no time, and their boxes are compared, too.
-c4: ResNet-101-C4, 600 x 1000 pixels, 300 proposals; tests/plain_detector.py (float32, batch normalisation as layers of
+c4: ResNet-101-C4, 600 x 1000 pixels, 300 proposals; plain_detector.py (float32, batch normalisation as layers of
 its own, all regions at once, 1,600 suppressions) with ours in float32 and with its last stage in bfloat16.
 fpn: ResNeXt-152-FPN, 800 x 1333 pixels, 1,000 proposals, in float32; batch normalisation as layers of its own with
 ours, where it is part of the convolutions, in the layout that is fastest.
@@ -37,8 +37,8 @@ from comodal.models.detectors.detector_rules import (
 )
 from machine import report, save, seconds_in_turn
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from plain_detector import PlainC4, PlainFound, plain_choice, same_c4
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.support.plain_detector import PlainC4, PlainFound, plain_choice, same_c4
 
 HEIGHT, WIDTH, SCALE = 480, 800, 1.25
 TERA_OPERATIONS = 2 * (83 + 11 + 879) / 1000  # backbone, proposals, 300 regions through res5

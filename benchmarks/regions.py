@@ -27,8 +27,8 @@ from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.media.tokenizer import WordPieceTokenizer
 from machine import save
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from plain_regions import PlainReader, write_plain
+sys.path.append(str(Path(__file__).parents[1]))
+from tests.support.plain_regions import PlainReader, write_plain
 
 REGIONS, DIM, WIDTH, HEIGHT = 36, 2048, 640, 480
 SHORTEST, LONGEST = 6, 12  # words of a caption

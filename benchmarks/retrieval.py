@@ -32,8 +32,8 @@ from comodal.tasks.retrieval.pair_scores import PairScorer
 from comodal.tasks.retrieval.retrieval_ranks import list_text_answers
 from machine import save, seconds_in_turn
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from plain_retrieval import plain_logits
+sys.path.append(str(Path(__file__).parents[1]))
+from tests.support.plain_retrieval import plain_logits
 
 SHORTEST, LONGEST, REGIONS, SIDE = 9, 20, 36, 500
 PRECISIONS: tuple[ResolvedPrecision, ...] = ("fp32", "bf16") if has_native_bf16() else ("fp32",)

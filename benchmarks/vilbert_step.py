@@ -29,8 +29,8 @@ from comodal.training.optimization import make_adamw
 from comodal.training.training_loop import train_steps
 from machine import Step, Worker, describe_machine, save, seconds_in_turn
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from plain_vilbert import plain_losses
+sys.path.append(str(Path(__file__).parents[1]))
+from tests.support.plain_vilbert import plain_losses
 
 SHORTEST, LONGEST, ROWS = 9, 20, 37
 CHOSEN = 0.15

@@ -38,10 +38,10 @@ from comodal.tasks.vision_language.vilbert_fine_tuning import (
 )
 from comodal.training.optimization import make_adam, make_adamw
 from comodal.training.training_loop import train_steps, validate_objective
-from detector_fixtures import CAFFE, LXMERT, PYRAMID, c4_of, caffe_rules, fpn_of, fpn_rules, lxmert_rules
-from fake_gpu import GPU, FakeCompute, fake_gpu
-from test_pretraining import CLASSES, CONFIG, FEATURES, SINGLE, TOKENS
-from test_pretraining import batch as caption_batch
+from tests.objectives.test_pretraining import CLASSES, CONFIG, FEATURES, SINGLE, TOKENS
+from tests.objectives.test_pretraining import batch as caption_batch
+from tests.support.detector_fixtures import CAFFE, LXMERT, PYRAMID, c4_of, caffe_rules, fpn_of, fpn_rules, lxmert_rules
+from tests.support.fake_gpu import GPU, FakeCompute, fake_gpu
 
 
 def train_on_the_fake_gpu(objective: Callable[[], nn.Module], batch: Batch, precision: str) -> None:

@@ -22,9 +22,9 @@ from comodal.training.run import train
 from comodal.training.run_log import read_log
 from comodal.training.throughput import estimate_peak_flops
 from comodal.training.training_loop import NotFiniteError, train_steps
-from small_world import write_world
-from test_pretraining import CONFIG
-from test_pretraining import batch as caption_batch
+from tests.objectives.test_pretraining import CONFIG
+from tests.objectives.test_pretraining import batch as caption_batch
+from tests.support.small_world import write_world
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

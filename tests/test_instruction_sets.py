@@ -7,20 +7,19 @@ takes the capabilities away (tests/conftest.py). What the machine lacks anyway i
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from comodal import hardware
+from tests.support.paths import ROOT
 
-HERE = Path(__file__).parent
 NETWORKS = (
-    "test_inference.py",
-    "test_l3net_parity.py",
-    "test_vilbert_parity.py",
-    "test_c4_parity.py",
-    "test_fpn_parity.py",
-    "test_spectrogram.py",
+    "l3net/test_fused_vgg.py",
+    "l3net/test_l3net_parity.py",
+    "vilbert/test_vilbert_parity.py",
+    "detectors/test_c4_parity.py",
+    "detectors/test_fpn_parity.py",
+    "l3net/test_spectrogram.py",
 )
 FILES = {  # of each mode, what depends on it: the parity of networks neither asks for bf16 nor has private kernels
     "avx2": NETWORKS,
@@ -42,9 +41,9 @@ def test_numbers_hold_with_fewer_instructions(mode: str):
         pytest.skip("the CPU has no native bf16: the files run so in any case")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
     run = subprocess.run(
-        [*command, *(str(HERE / name) for name in FILES[mode])],
+        [*command, *(str(ROOT / "tests" / "models" / name) for name in FILES[mode])],
         env=os.environ | MODES[mode],
-        cwd=HERE.parent,
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )
