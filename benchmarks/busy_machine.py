@@ -27,7 +27,7 @@ from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.objectives.avc import compute_correspondence_loss
 from comodal.training.allocator import keep_freed_memory
 from comodal.training.optimization import make_adam
-from machine import save
+from machine import describe_machine, save
 
 BATCH = 64
 TARGET = 0.4  # of the rate alone
@@ -102,13 +102,14 @@ def main() -> None:
         return
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     print(f"{get_instruction_set()}, {os.cpu_count()} cores{load}, torch {torch.__version__}")
+    machine = describe_machine()
     found = kept_fractions(options.seconds, options.repeats)
     for name in THREADS:
         print(
             f"{name}: {found[f'{name}.alone']:.0f} pairs/s alone, {found[f'{name}.busy']:.0f} beside a busy process: "
             f"{found[f'{name}.kept']:.0%} kept (target {TARGET:.0%})"
         )
-    save({f"busy machine.{name}": value for name, value in found.items()}, options.out)
+    save(machine | {f"busy machine.{name}": value for name, value in found.items()}, options.out)
 
 
 if __name__ == "__main__":

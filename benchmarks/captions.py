@@ -45,17 +45,18 @@ def main() -> None:
     parser.add_argument("--bert", type=Path, required=True, help="folder of a Hugging Face BERT")
     parser.add_argument("--synthetic", type=Path, help="a synthetic whose scenes are learnt first")
     parser.add_argument("--out", type=Path, required=True, help="where everything goes; run again to go on")
+    parser.add_argument("--detector", default=LITE0, help="of `comodal extract`: a vision network")
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--synthetic-steps", type=int, default=600)
     options = parser.parse_args()
     started = time.perf_counter()
     options.out.mkdir(parents=True, exist_ok=True)
     split_captions(options.stamps / "captions.json", options.out / "captions.json")
-    extract_regions(options.stamps, options.out / "regions", LITE0, grid=GRID)
+    extract_regions(options.stamps, options.out / "regions", options.detector, grid=GRID)
     first = None
     if options.synthetic:
         scenes, first = options.synthetic / "scenes", options.out / "synthetic_run"
-        extract_regions(scenes / "images", options.out / "synthetic_regions", LITE0, grid=GRID)
+        extract_regions(scenes / "images", options.out / "synthetic_regions", options.detector, grid=GRID)
         learn(
             first, options.out / "synthetic_regions", scenes / "captions.jsonl", options.bert, options.synthetic_steps
         )

@@ -6,11 +6,13 @@ its own, all regions at once, 1,600 suppressions) with ours in float32 and with 
 fpn: ResNeXt-152-FPN, 800 x 1333 pixels, 1,000 proposals, in float32; batch normalisation as layers of its own with
 ours, where it is part of the convolutions, in the layout that is fastest.
 
-    python benchmarks/detector.py [--network c4] [--repeats 3] [--threads 2] [--out results.json]
+    python benchmarks/detector.py [--network c4] [--short-side 600] [--proposals 300] [--repeats 3]
+        [--threads 2] [--out results.json]
 """
 
 import argparse
 import copy
+import dataclasses
 import sys
 import time
 from collections.abc import Callable
@@ -35,12 +37,12 @@ from comodal.models.detectors.detector_rules import (
     detect_caffe_regions,
     select_caffe_regions,
 )
-from machine import report, save, seconds_in_turn
+from machine import describe_machine, report, save, seconds_in_turn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.support.plain_detector import PlainC4, PlainFound, plain_choice, same_c4
 
-HEIGHT, WIDTH, SCALE = 480, 800, 1.25
+HEIGHT, WIDTH = 480, 800
 TERA_OPERATIONS = 2 * (83 + 11 + 879) / 1000  # backbone, proposals, 300 regions through res5
 PLAIN, EXACT, ROUGH = "plain fp32", "ours fp32", "ours, last stage bf16"
 
@@ -48,14 +50,19 @@ PLAIN, EXACT, ROUGH = "plain fp32", "ours fp32", "ours, last stage bf16"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", choices=("c4", "fpn"), default="c4")
+    parser.add_argument("--short-side", type=int, help="of the resized picture; by default 600, for fpn 800")
+    parser.add_argument("--proposals", type=int, help="by default 300, for fpn 1,000")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with torch.inference_mode():
+        machine = describe_machine()
+        sizes = {"size": options.short_side, "post_nms_top_k": options.proposals}
+        changed = {name: value for name, value in sizes.items() if value is not None}
         network = whole if options.network == "c4" else pyramid
-        numbers = {"threads": float(options.threads), **network(options.repeats), **selection(10)}
+        numbers = {"threads": float(options.threads), **network(options.repeats, changed), **selection(10), **machine}
     save(numbers, options.out)
 
 
@@ -81,10 +88,11 @@ def networks() -> tuple[PlainC4, C4, C4]:
     )
 
 
-def whole(repeats: int) -> dict[str, float]:
+def whole(repeats: int, changed: dict[str, int]) -> dict[str, float]:
     """From bytes to regions."""
     plain, exact, rough = networks()
-    pixels, rules = picture(), C4Postprocessing()
+    pixels, rules = picture(), dataclasses.replace(C4Postprocessing(), **changed)
+    scale = rules.size / HEIGHT
     found: dict[str, PlainFound | C4Detections] = {}
     spent: dict[str, list[float]] = {PLAIN: [], EXACT: [], ROUGH: []}
 
@@ -97,18 +105,19 @@ def whole(repeats: int) -> dict[str, float]:
         return kept
 
     works = {
-        PLAIN: keeping(PLAIN, lambda: plain(resize_like_opencv(to_centered_bgr(pixels), SCALE)[None], SCALE, rules)),
+        PLAIN: keeping(PLAIN, lambda: plain(resize_like_opencv(to_centered_bgr(pixels), scale)[None], scale, rules)),
         EXACT: keeping(EXACT, lambda: detect_caffe_regions(exact, pixels, rules)),
         ROUGH: keeping(ROUGH, lambda: detect_caffe_regions(rough, pixels, rules)),
     }
-    work = dict.fromkeys(works, TERA_OPERATIONS)
+    is_full = rules == C4Postprocessing()
+    work = dict.fromkeys(works, TERA_OPERATIONS if is_full else 0.0)
     numbers = report("picture", seconds_in_turn(works, repeats), work, PLAIN)
     spent = {name: seconds[1:] for name, seconds in spent.items()}
     numbers |= report("picture, processor time", spent, work, PLAIN)  # what a busy machine does not change
     return numbers | compared(found)
 
 
-def pyramid(repeats: int) -> dict[str, float]:
+def pyramid(repeats: int, changed: dict[str, int]) -> dict[str, float]:
     """The same of the network with a feature pyramid."""
     torch.manual_seed(0)
     plain = detector_fpn.FPN(detector_fpn.FPNConfig()).eval()
@@ -118,7 +127,11 @@ def pyramid(repeats: int) -> dict[str, float]:
                 block.conv3.get_buffer("1.weight").fill_(0.2)  # 50 blocks on top of each other would overflow
         sizes = [make_cell_anchors(stride, (8.0,)) for stride in detector_fpn.FPN_STRIDES]
         plain.cell_anchors.copy_(torch.stack(sizes))
-    ours, pixels, rules = detector_fpn.optimize_fpn_layout(copy.deepcopy(plain)), picture(), FPNPostprocessing()
+    ours, pixels, rules = (
+        detector_fpn.optimize_fpn_layout(copy.deepcopy(plain)),
+        picture(),
+        dataclasses.replace(FPNPostprocessing(), **changed),
+    )
     found: dict[str, FPNDetections] = {}
     works: dict[str, Callable[[], object]] = {
         PLAIN: lambda: found.update({PLAIN: detect_fpn_regions(plain, pixels, rules)}),

@@ -34,15 +34,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="where everything goes; run again to go on")
     parser.add_argument("--data", type=Path, help="the package's folder data/; by default that of the package")
+    parser.add_argument("--detector", default="efficientnet_lite0", help="of `comodal extract`: a vision network")
     parser.add_argument("--grid", type=int, default=3)
     parser.add_argument("--epochs", type=float, default=8.0)
     options = parser.parse_args()
     data = options.data or package_data()
     files = {split: write_official(data / split / "questions.json", options.out, split) for split in ("train", "test")}
     for split in files:
-        extract_regions(
-            data / split / "images", options.out / f"{split}_regions", "efficientnet_lite0", grid=options.grid
-        )
+        extract_regions(data / split / "images", options.out / f"{split}_regions", options.detector, grid=options.grid)
     model = begin(options.out, files["train"][0])
     numbers: dict[str, float] = {}
     for blank in ("none", "image"):

@@ -4,20 +4,22 @@ The network has random weights, which changes no time. What bfloat16 and 8 bits 
 --digits DIR, the folder that benchmarks/av_digits.py has written, its digits are classified from the vectors of each
 engine (8 bits take their ranges from 32 training files of each kind).
 
-    python benchmarks/engines.py [--batch 8] [--repeats 5] [--threads 2] [--digits av_digits/] [--out results.json]
+    python benchmarks/engines.py [--batch 8] [--width 64] [--repeats 5] [--threads 2] [--digits av_digits/]
+        [--out results.json]
 """
 
 import argparse
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 from PIL import Image
-from rich.console import Console
 
 from comodal.hardware import has_native_bf16
 from comodal.inference.embed_inputs import get_audio_embedding, get_image_embedding
@@ -29,8 +31,8 @@ from comodal.models.checkpoint import find_model_folder, load_model, save_model
 from comodal.models.l3net.l3net import PAPER_L3NET_CONFIG, L3Net
 from comodal.runtimes.export import export
 from comodal.tasks.evaluation.class_folders import LabeledFile, compare_folder_systems, list_labeled_files
-from embedding import TERA_OPERATIONS
-from machine import describe_machine, report, save, seconds_in_turn
+from embedding import WIDTH, count_tera_operations
+from machine import describe_machine, print_ratio, report, save, seconds_in_turn
 
 WAYS = {
     "PyTorch fp32, fused": EmbedderOptions(precision="fp32"),
@@ -42,11 +44,13 @@ WAYS = {
     "OpenVINO int8": EmbedderOptions(engine="openvino", precision="int8"),
 }
 EXAMPLES = 32
+TARGETS = {"fp32": 1.4, "int8": 2.5}  # of the fastest engine
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--width", type=int, default=WIDTH, help="filters of the first block; the paper's: 64")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--digits", type=Path)
@@ -54,18 +58,22 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as temporary:
-        numbers = {"threads": float(options.threads), **describe_machine()}
-        numbers |= speed(Path(temporary), options.batch, options.repeats)
+        machine = describe_machine()
+        numbers = speed(Path(temporary), options.batch, options.repeats, options.width)
+    for kind, precision in product(("image", "sound"), TARGETS):
+        ratio, name = max((numbers[f"{kind}.{name}.ratio"], name) for name in WAYS if precision in name)
+        print_ratio(f"{kind} embedding, {name} and eager fp32", ratio, TARGETS[precision], machine)
+    numbers |= {"threads": float(options.threads), **machine}
     if options.digits is not None:
         with tempfile.TemporaryDirectory() as temporary:
             numbers |= accuracy(Path(temporary), options.digits)
     save(numbers, options.out)
 
 
-def speed(folder: Path, batch: int, repeats: int) -> dict[str, float]:
+def speed(folder: Path, batch: int, repeats: int, width: int) -> dict[str, float]:
     """Ratios to the plain network in fp32."""
     torch.manual_seed(0)
-    plain = L3Net(PAPER_L3NET_CONFIG).eval()
+    plain = L3Net(replace(PAPER_L3NET_CONFIG, width=width)).eval()
     save_model(plain, folder / "model", {})
     embedders = exported(folder / "model", write_examples(folder / "examples"))
     rng = np.random.default_rng(0)
@@ -78,11 +86,11 @@ def speed(folder: Path, batch: int, repeats: int) -> dict[str, float]:
     }
     works["image"]["plain fp32"] = lambda: plain.embed_image(pixels)
     works["sound"]["plain fp32"] = lambda: plain.embed_audio(sound)
-    numbers = {}
+    numbers: dict[str, float] = {}
     for kind, ways in works.items():
         with torch.inference_mode():
             seconds = seconds_in_turn(ways, repeats)
-        numbers |= report(kind, seconds, dict.fromkeys(ways, batch * TERA_OPERATIONS[kind]), "plain fp32")
+        numbers |= report(kind, seconds, dict.fromkeys(ways, count_tera_operations(kind, batch, width)), "plain fp32")
     return numbers
 
 
@@ -118,13 +126,13 @@ def accuracy(folder: Path, digits: Path) -> dict[str, float]:
         for number, path in enumerate(training[:: len(training) // EXAMPLES][:EXAMPLES]):
             shutil.copy(path, folder / "examples" / f"{number}{path.suffix}")
     embedders = exported(folder / "model", folder / "examples")
-    numbers = {}
+    numbers: dict[str, float] = {}
     for kind, items in trees.items():
         found = {name: vectors(items, embedder, kind) for name, embedder in embedders.items()}
         exact = found["PyTorch fp32, fused"]
         features = {name: torch.from_numpy(rows).unsqueeze(1) for name, rows in found.items()}
         comparison = compare_folder_systems(kind, items, features, "logistic", f"{kind} digits")
-        comparison.print_table(Console())
+        comparison.print_table()
         for name, rows in found.items():
             cosine = (rows * exact).sum(1) / (np.linalg.norm(rows, axis=1) * np.linalg.norm(exact, axis=1))
             numbers |= {f"digits.{kind}.{name}.cosine": float(cosine.mean())}

@@ -53,7 +53,7 @@ def main() -> None:
         found = evaluate_retrieval(run, options.captions, store)
         numbers |= {f"{name}.{cut}": found[f"retrieval.text_to_image.{cut}"] for cut in ("r1", "r5", "r10")}
         last = [line for line in read_log(run / "metrics.jsonl") if line["split"] == "validation"][-1]
-        for task in ("word", "region", "alignment"):
+        for task in ("token", "region", "alignment"):
             numbers[f"{name}.{task}_accuracy"] = last[f"{task}_accuracy"]
     (options.out / "results.json").write_text(json.dumps(numbers, indent=2) + "\n")
     for key, value in numbers.items():

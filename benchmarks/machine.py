@@ -130,12 +130,31 @@ def describe_machine(repeats: int = 5) -> dict[str, float]:
     return {f"machine.{name}.tera_operations_per_second": rate for name, rate in rates.items()}
 
 
+def print_ratio(work: str, ratio: float, target: float, rates: Mapping[str, float], limit: float | None = None) -> None:
+    """Prints a ratio, its target and what the machine reaches at best in the same run, in one line.
+
+    Args:
+        work: What was compared with what.
+        ratio: Of throughputs.
+        target: The smallest ratio that is wanted.
+        rates: From `describe_machine`.
+        limit: The ratio if the work ran at the rate of the matrix product.
+    """
+    ceiling = ", ".join(f"{name.split('.')[1]} {1000 * rate:.0f} GFLOP/s" for name, rate in rates.items())
+    verdict = "reached" if ratio >= target else "not reached"
+    bound = "" if limit is None else f", {limit:.2f} at the rate of the matrix product"
+    print(
+        f"RATIO {work}: {ratio:.2f}, target {target:g} ({verdict}){bound}; {hardware.get_instruction_set()}, "
+        f"{torch.get_num_threads()} threads, fp32 ceiling: {ceiling}"
+    )
+
+
 def report(
     title: str, seconds: Mapping[str, list[float]], tera_operations: Mapping[str, float], baseline: str
 ) -> dict[str, float]:
     """Prints medians, spreads and ratios to the baseline, and returns them with flat keys."""
     table = Table("what", "seconds", "from - to", "Tera-op/s", "ratio", title=title)
-    numbers = {}
+    numbers: dict[str, float] = {}
     base = statistics.median(seconds[baseline])
     for name, values in seconds.items():
         median = statistics.median(values)

@@ -25,7 +25,7 @@ from comodal.data.captions.caption_dataset import CaptionDataset
 from comodal.data.captions.caption_files import Caption
 from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.media.tokenizer import WordPieceTokenizer
-from machine import save
+from machine import describe_machine, save
 
 sys.path.append(str(Path(__file__).parents[1]))
 from tests.support.plain_regions import PlainReader, write_plain
@@ -95,7 +95,11 @@ def compare(folder: Path, images: int, batch_size: int, repeats: int) -> dict[st
         for start in starts:
             reader.batch([store.ids[row] for row in order(epoch)[start : start + batch_size].tolist()])
 
-    works = {"comodal": with_captions, "comodal, features alone": features_alone, "plain": plain}
+    works: dict[str, Callable[[int], object]] = {
+        "comodal": with_captions,
+        "comodal, features alone": features_alone,
+        "plain": plain,
+    }
     rates = measure(works, len(starts) * batch_size, repeats)
     reader.close()
     return rates
@@ -110,6 +114,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the numbers as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    machine = describe_machine()
     with tempfile.TemporaryDirectory() as folder:
         rates = compare(Path(folder), options.images, options.batch_size, options.repeats)
     table = Table("what", "images/s", "from - to", title=f"Images of {REGIONS} x {DIM}, one core")
@@ -122,7 +127,7 @@ def main() -> None:
     results["regions.ratio_highest"] = ratios[-1]
     Console().print(table)
     print(f"{results['regions.ratio']:.2f} times the plain route ({ratios[0]:.2f} - {ratios[-1]:.2f})")
-    save(results, options.out)
+    save(results | machine, options.out)
 
 
 if __name__ == "__main__":

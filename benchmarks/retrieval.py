@@ -5,7 +5,8 @@ tests/) against prefixes computed once, in fp32 and bf16, and against two stages
 regions. The prefixes and the first stage's vectors are made inside the time; its maps are fitted before. All ways are
 timed in turn in one run. In two stages a query counts as many pairs as the gallery has candidates.
 
-    python benchmarks/retrieval.py [--pairs 256] [--gallery 1000] [--queries 50] [--keep 20] [--repeats 3] [--threads 2]
+    python benchmarks/retrieval.py [--pairs 256] [--gallery 1000] [--known 64] [--queries 50] [--keep 20] [--repeats 3]
+        [--threads 2] [--out results.json]
 """
 
 import argparse
@@ -19,6 +20,8 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from comodal.data.captions.caption_files import Caption
 from comodal.data.regions.region_store import RegionStore, RegionWriter
@@ -30,7 +33,7 @@ from comodal.tasks.retrieval.first_stage import EncodingProjections, TwoStageSea
 from comodal.tasks.retrieval.gallery import Gallery
 from comodal.tasks.retrieval.pair_scores import PairScorer
 from comodal.tasks.retrieval.retrieval_ranks import list_text_answers
-from machine import save, seconds_in_turn
+from machine import describe_machine, print_ratio, save, seconds_in_turn
 
 sys.path.append(str(Path(__file__).parents[1]))
 from tests.support.plain_retrieval import plain_logits
@@ -38,6 +41,7 @@ from tests.support.plain_retrieval import plain_logits
 SHORTEST, LONGEST, REGIONS, SIDE = 9, 20, 36, 500
 PRECISIONS: tuple[ResolvedPrecision, ...] = ("fp32", "bf16") if has_native_bf16() else ("fp32",)
 PADDED_WORDS = 30  # the original's
+TARGET = 3.0  # one caption, many images
 ORDERS = {"one caption, many images": (0, 1), "one image, many captions": (1, 0)}  # steps of texts and of images
 
 
@@ -76,6 +80,13 @@ def ways(
     return {"plain fp32": plain} | {f"cached {precision}": cached(precision) for precision in PRECISIONS}
 
 
+def count_tera_operations(work: Callable[[], object]) -> float:
+    """Floating point operations of a work, attention as explicit matrix products."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        work()
+    return counter.get_total_flops() / 1e12
+
+
 def two_stages(
     model: ViLBERT, gallery: Gallery, maps: EncodingProjections, queries: int, keep: int, precision: ResolvedPrecision
 ) -> None:
@@ -104,7 +115,7 @@ def report(title: str, seconds: dict[str, list[float]], pairs: dict[str, int]) -
     """Prints pairs a second, medians and spreads, and the ratio to the plain way."""
     table = Table("way", "pairs/s", "from - to", "ratio", title=title)
     rates = {name: sorted(pairs[name] / value for value in values) for name, values in seconds.items()}
-    base, numbers = statistics.median(rates["plain fp32"]), {}
+    base, numbers = statistics.median(rates["plain fp32"]), dict[str, float]()
     for name, found in rates.items():
         median = statistics.median(found)
         table.add_row(name, f"{median:.2f}", f"{found[0]:.2f} - {found[-1]:.2f}", f"{median / base:.2f}")
@@ -118,6 +129,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=256)
     parser.add_argument("--gallery", type=int, default=1000)
     parser.add_argument("--queries", type=int, default=50)
+    parser.add_argument("--known", type=int, default=64, help="pairs that fit the maps of the first stage")
     parser.add_argument("--keep", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -130,16 +142,18 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model = ViLBERT(ViLBERTConfig()).eval()
+    machine = describe_machine()
     numbers = {name: float(getattr(options, name)) for name in ("threads", "pairs", "gallery", "queries", "keep")}
     with tempfile.TemporaryDirectory() as folder:
         gallery = random_gallery(Path(folder) / "regions", max(options.gallery, options.pairs), seed=0)
         maps = fit_projections(
-            PairScorer(model, random_gallery(Path(folder) / "train", 64, seed=1), resolve_compute()), seed=0
+            PairScorer(model, random_gallery(Path(folder) / "train", options.known, seed=1), resolve_compute()), seed=0
         )
         steps, still = np.arange(options.pairs), np.zeros(options.pairs, np.int64)
         for title, (of_texts, of_images) in ORDERS.items():
-            works = ways(model, gallery, steps if of_texts else still, steps if of_images else still)
-            found = compared({name: work() for name, work in works.items()})
+            scorers = ways(model, gallery, steps if of_texts else still, steps if of_images else still)
+            found = compared({name: work() for name, work in scorers.items()})
+            works: dict[str, Callable[[], object]] = {**scorers}
             counts = dict.fromkeys(works, options.pairs)
             if title == next(iter(ORDERS)):
                 for precision in PRECISIONS:
@@ -148,8 +162,14 @@ def main() -> None:
                     counts[name] = options.queries * len(gallery.counts)
             numbers |= report(title, seconds_in_turn(works, options.repeats), counts)
             numbers |= {f"{title}.{name}": value for name, value in found.items()}
+            numbers[f"{title}.tera_operations"] = count_tera_operations(works["cached fp32"])
             print(", ".join(f"{name} {value:.3g}" for name, value in found.items()))
-    save(numbers, options.out)
+    first = next(iter(ORDERS))
+    seconds = options.pairs / numbers[f"{first}.plain fp32.pairs_per_second"]
+    limit = seconds * machine["machine.matrix product.tera_operations_per_second"] / numbers[f"{first}.tera_operations"]
+    ratio = numbers[f"{first}.cached fp32.ratio"]
+    print_ratio(f"zero-shot retrieval, {first}, cached fp32 and plain fp32", ratio, TARGET, machine, limit)
+    save(numbers | machine, options.out)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ REPEATS = 15
 
 def regions_of(rng: np.random.Generator, count: int, dim: int) -> tuple[np.ndarray, np.ndarray, int, int]:
     """Features, boxes, width and height of an image."""
-    return rng.standard_normal((count, dim), np.float32), np.tile(np.float32([0, 0, 9, 9]), (count, 1)), 640, 480
+    boxes = np.tile(np.array([0, 0, 9, 9], np.float32), (count, 1))
+    return rng.standard_normal((count, dim), np.float32), boxes, 640, 480
 
 
 def write_store(folder: Path, images: int, regions: int, dim: int) -> Path:
@@ -94,11 +95,14 @@ def main() -> None:
             for images, store in stores.items():
                 seconds[images].append(seconds_of_one_more(store, f"new {number}", options.regions, options.dim))
         copied = seconds_of_copy(stores[options.pictures], folder / "copy")
-    print(f"{options.pictures:,} pictures listed and stamped in {listing:.2f} s")
+    print(f"{options.pictures:,} pictures listed and stamped in {listing:.2f} s (target for 100,000: 1 s)")
     for images, found in seconds.items():
         opening, adding = (statistics.median(column) for column in zip(*found, strict=True))
         numbers |= {f"opened {images}.seconds": opening, f"one more of {images}.seconds": adding}
         print(f"a store of {images:,} images: opened in {1000 * opening:.1f} ms, one more in {1000 * adding:.2f} ms")
+    growth = numbers[f"one more of {options.pictures}.seconds"] / numbers[f"one more of {SMALL}.seconds"]
+    times = options.pictures / SMALL
+    print(f"in a store {times:,.0f} times as large, one more takes {growth:.2f} times as long (target: 1)")
     ratio = copied / numbers[f"one more of {options.pictures}.seconds"]
     print(f"copied image by image in {copied:.2f} s: {ratio:,.0f} times as long")
     save(numbers | {"listing.seconds": listing, "copy.seconds": copied, "ratio": ratio}, options.out)

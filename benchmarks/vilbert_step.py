@@ -26,8 +26,9 @@ from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import ViLBERTConfig
 from comodal.objectives.pretraining import ViLBERTPretraining
 from comodal.training.optimization import make_adamw
+from comodal.training.throughput import count_flops
 from comodal.training.training_loop import train_steps
-from machine import Step, Worker, describe_machine, save, seconds_in_turn
+from machine import Step, Worker, describe_machine, print_ratio, save, seconds_in_turn
 
 sys.path.append(str(Path(__file__).parents[1]))
 from tests.support.plain_vilbert import plain_losses
@@ -35,6 +36,7 @@ from tests.support.plain_vilbert import plain_losses
 SHORTEST, LONGEST, ROWS = 9, 20, 37
 CHOSEN = 0.15
 LEARNING_RATE, WEIGHT_DECAY = 1e-4, 0.01
+TARGETS = {4: 2.0, 16: 2.5, 64: 3.0}  # in fp32, by batch size
 
 
 def random_batch(size: int, seed: int) -> CaptionBatch:
@@ -57,7 +59,7 @@ def random_batch(size: int, seed: int) -> CaptionBatch:
         spatials=torch.from_numpy(rng.random((size, ROWS, 5)).astype(np.float32)),
         region_mask=torch.ones(size, ROWS, dtype=torch.bool),
         image_rows=torch.arange(size),
-        is_mismatch=torch.arange(size) % 2 == 1,
+        is_match=torch.arange(size) % 2 == 0,
         masked_token_indices=torch.from_numpy(hidden_words),
         token_targets=torch.from_numpy(rng.integers(1000, config.vocabulary, len(hidden_words))),
         masked_region_indices=torch.from_numpy(hidden_regions),
@@ -107,7 +109,7 @@ def report(seconds: dict[str, list[float]], batch: int) -> dict[str, float]:
     """Prints samples a second and the ratio to the plain way."""
     table = Table("way", "seconds", "from - to", "samples/s", "ratio", title=f"pretraining step, batch {batch}")
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    base, numbers = medians["plain fp32"], {}
+    base, numbers = medians["plain fp32"], dict[str, float]()
     for name, median in medians.items():
         spread = f"{min(seconds[name]):.2f} - {max(seconds[name]):.2f}"
         table.add_row(name, f"{median:.2f}", spread, f"{batch / median:.2f}", f"{base / median:.2f}")
@@ -126,7 +128,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     precision = resolve_compute(precision=options.precision).precision
-    numbers = {"batch": float(options.batch), "threads": float(options.threads), **describe_machine()}
+    machine = describe_machine()
+    numbers = {"batch": float(options.batch), "threads": float(options.threads), **machine}
     workers = {
         "plain fp32": Worker(plain_step, (options.batch,), options.threads, mallopt=False),
         f"comodal {precision}": Worker(trainers_step, (options.batch, precision), options.threads, mallopt=True),
@@ -135,6 +138,12 @@ def main() -> None:
     numbers["loss_difference"] = max(losses) - min(losses)
     print(f"the same loss in fp32 to {numbers['loss_difference']:.1e} of {losses[0]:.4f}")
     numbers |= report(seconds_in_turn(workers, options.repeats), options.batch)
+    operations = count_flops(ViLBERTPretraining(new_model()), random_batch(options.batch, seed=0)) / 1e12
+    seconds = options.batch / numbers["plain fp32.samples_per_second"]
+    limit = seconds * machine["machine.matrix product.tera_operations_per_second"] / operations
+    work = f"ViLBERT base training, batch {options.batch}, comodal {precision} and plain fp32"
+    target = TARGETS.get(options.batch, min(TARGETS.values()))
+    print_ratio(work, numbers[f"comodal {precision}.ratio"], target, machine, limit)
     save(numbers, options.out)
     for worker in workers.values():
         worker.close()

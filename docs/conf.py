@@ -4,6 +4,7 @@ The pages are Markdown (MyST). The Python API comes from the docstrings of the p
 `examples/`. A built page loads no script, style or font from elsewhere; the build fails if one would.
 """
 
+import importlib
 import importlib.metadata
 import inspect
 import re
@@ -15,6 +16,7 @@ from sphinx.application import Sphinx
 from sphinx.errors import SphinxError
 
 import comodal
+import comodal.openl3
 
 HERE = Path(__file__).parent
 
@@ -50,7 +52,6 @@ sphinx_gallery_conf = {
 autosummary_generate = False
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-autodoc_preserve_defaults = True
 autodoc_inherit_docstrings = False
 napoleon_use_rtype = False
 
@@ -83,6 +84,19 @@ def returned_classes(functions: list[Any]) -> list[type]:
     return list(found.values())
 
 
+def list_openl3_functions() -> list[str]:
+    """Full names of the functions of `comodal.openl3` and of its models."""
+    modules = {"comodal.openl3": comodal.openl3.__all__, "comodal.openl3.models": dir(comodal.openl3.models)}
+    return [
+        f"{module}.{name}"
+        for module, names in modules.items()
+        for name in names
+        if inspect.isfunction(value := getattr(importlib.import_module(module), name))
+        and value.__module__.startswith("comodal.openl3.")
+        and (module == "comodal.openl3" or name.startswith(("load_audio", "load_image")))
+    ]
+
+
 def api_section(title: str, directive: str, names: list[str]) -> list[str]:
     """A table of the names, then each with its docstring."""
     lines = [
@@ -96,7 +110,8 @@ def api_section(title: str, directive: str, names: list[str]) -> list[str]:
         "",
     ]
     for name in names:
-        lines += [f".. {directive}:: {name}", *(["   :members:"] if directive == "autoclass" else []), ""]
+        options = ["   :members:", "   :inherited-members: Module"] if directive == "autoclass" else []
+        lines += [f".. {directive}:: {name}", *options, ""]
     return lines
 
 
@@ -114,6 +129,7 @@ def write_api(_: Sphinx) -> None:
         *api_section("Classes", "autoclass", [f"comodal.{name}" for name in classes]),
         *api_section("What the functions return", "autoclass", results),
         *api_section("Exceptions", "autoexception", [f"comodal.{name}" for name in errors]),
+        *api_section("OpenL3's functions", "autofunction", list_openl3_functions()),
     ]
     (HERE / "generated").mkdir(exist_ok=True)
     (HERE / "generated" / "api.rst").write_text("\n".join(lines), encoding="utf-8")

@@ -76,7 +76,7 @@ print(f"accuracy on new pairs {accuracy:.2f}, chance level 0.50")
 # %%
 # The decision at each position
 # -----------------------------
-# ``match`` takes images and audio in memory, or paths of images, audio and videos. A moment has the position that
+# ``match`` takes images and audio in memory, or paths of images, audio and videos. A window has the position that
 # fits the audio best, as a fraction of the width and height, and the decision at every position.
 import matplotlib.pyplot as plt
 
@@ -84,12 +84,12 @@ pipeline = comodal.AudioVisualPipeline.from_model(model)
 figure, panels = plt.subplots(2, 4, figsize=(9, 4.8), layout="constrained")
 for above, below in panels.T:
     image, tone, center = draw_pair(is_match=True)
-    moment = pipeline.match(image, tone, sample_rate=config.sample_rate).moments[0]
+    window = pipeline.match(image, tone, sample_rate=config.sample_rate).windows[0]
     above.imshow(image)
     above.plot(*center, "w+", markersize=12)
-    above.set_title(f"P(match) {moment.probability:.2f}")
-    below.imshow(moment.position_margins, extent=(0, SIDE, SIDE, 0), cmap="magma")
-    below.plot(moment.x * SIDE, moment.y * SIDE, "co")
+    above.set_title(f"probability {window.probability:.2f}")
+    below.imshow(window.position_margins, extent=(0, SIDE, SIDE, 0), cmap="magma")
+    below.plot(window.x * SIDE, window.y * SIDE, "co")
     for axes in (above, below):
         axes.axis("off")
 figure.suptitle("above: + marks the square that sounds; below: the decision at each position")

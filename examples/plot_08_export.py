@@ -25,10 +25,9 @@ model.save_pretrained(run)
 # %%
 # The exported network
 # --------------------
-# An L3-Net has the networks ``image``, ``audio`` and ``l3net``. The returned numbers are the largest relative
-# differences.
-differences = comodal.export(run, "onnx", run.parent / "onnx", only=["audio"])
-print(differences)
+# An L3-Net has the networks ``image``, ``audio`` and ``l3net``. Each network is compared with the model.
+exported = comodal.export(run, "onnx", run.parent / "onnx", only=["audio"])
+print("largest relative difference", exported.networks["audio"].difference)
 
 # %%
 # In ONNX Runtime

@@ -42,7 +42,7 @@ def test_what_is_needed_goes_along_with_a_card_and_nothing_else(tmp_path: Path):
     found = share_model(run_of(tmp_path), tmp_path / "shared", tmp_path / "results")
     names = {path.relative_to(tmp_path / "shared").as_posix() for path in (tmp_path / "shared").rglob("*.*")}
     kept = {"config.json", "model.safetensors", "tokenizer.json", "regions.json", "README.md", "results/00/card.json"}
-    assert names == kept and found == {"share.files": 6, "share.cards": 1}
+    assert names == kept and (found.files, found.cards) == (6, 1)
     text = (tmp_path / "shared" / "README.md").read_text()
     front = yaml.safe_load(text.split("---")[1])
     assert front["library_name"] == "comodal" and front["license"] == "mit"

@@ -1,5 +1,6 @@
 """Text, JSON, JSON Lines, CSV and YAML: what is a line, what is refused, and that nothing else reads them."""
 
+import io
 import json
 import os
 from pathlib import Path
@@ -10,13 +11,15 @@ from hypothesis import strategies as st
 
 import comodal
 from comodal.data.captions.caption_files import read_captions
-from comodal.errors import CheckpointError, DataError, RecipeError
+from comodal.data.sources.video_sources import read_sources
+from comodal.errors import CheckpointError, ComodalError, DataError, RecipeError
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import read_model_config
 from comodal.tasks.vision_language.question_answering.vqa_files import read_answer_vocabulary
 from comodal.tasks.vision_language.snli_ve import read_snli_ve_sentences
 from comodal.text_files import (
     MAX_NESTING_DEPTH,
+    decode_text,
     parse_csv,
     read_json,
     read_json_lines,
@@ -30,6 +33,7 @@ from comodal.text_files import (
 
 SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"  # where str.splitlines ends a line, and no file format does
 BOM = b"\xef\xbb\xbf"
+LABELS = Path(__file__).parent / "fixtures" / "labels"
 
 
 def written(path: Path, content: str | bytes) -> Path:
@@ -53,6 +57,15 @@ def test_a_vocabulary_may_have_separators_as_pieces(tmp_path: Path):
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "\u2027", "\u2028", "\u2030", "dog", "##s"]
     words = WordPieceTokenizer.read(written(tmp_path / "vocab.txt", "\n".join(pieces) + "\n"))
     assert words.encode("a dogs") == [2, 5, 9, 10, 3]
+
+
+def test_label_files_that_were_read_wrongly_are_read():
+    """A vocabulary and statements with U+2028 inside a line, and answers behind a byte order mark."""
+    words = WordPieceTokenizer.read(LABELS / "vocab_with_u2028.txt")
+    assert words.encode("a dogs") == [2, 5, 9, 10, 3]
+    statements, left_out = read_snli_ve_sentences(LABELS / "snli_ve_u2028.jsonl")
+    assert len(statements) == 2 and not left_out
+    assert read_answer_vocabulary(LABELS / "answers_bom.txt") == ["yes", "no"]
 
 
 @pytest.mark.parametrize("separator", SEPARATORS[:3])
@@ -88,6 +101,102 @@ def test_a_byte_order_mark_is_no_part_of_the_first_value(tmp_path: Path):
         (3, {"a": 2}),
     ]
     assert read_yaml(written(tmp_path / "a.yaml", BOM + b"a: 1\n")) == {"a": 1}
+
+
+READERS = {
+    "a.txt": read_text,
+    "vocab.txt": WordPieceTokenizer.read,
+    "answers.txt": read_answer_vocabulary,
+    "answers.json": read_answer_vocabulary,
+    "a.json": read_json,
+    "a.jsonl": lambda path: list(read_json_lines(path)),
+    "snli_ve.jsonl": read_snli_ve_sentences,
+    "a.yaml": read_yaml,
+    "captions.csv": read_captions,
+    "captions.tsv": read_captions,
+    "captions.json": read_captions,
+    "captions.jsonl": read_captions,
+    "kinetics.csv": lambda path: list(read_sources(path)),
+}
+CONTENTS = {
+    ".json": '["yes", "no"]',
+    ".jsonl": '{"image": "a.jpg", "caption": "a dog"}\n',
+    ".yaml": "a: 1\n",
+    ".csv": "image,caption\na.jpg,a dog\n",
+    ".tsv": "a dog\thttp://a.b/c.jpg\n",
+    ".txt": "[PAD]\nyes\n",
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16", "utf-32-le", "utf-32-be", "utf-32"])
+@pytest.mark.parametrize("name", READERS)
+def test_wide_encodings_are_refused_by_name(tmp_path: Path, name: str, encoding: str):
+    """Without a byte order mark, ASCII text in them is valid UTF-8 with null bytes."""
+    path = written(tmp_path / name, CONTENTS[Path(name).suffix].encode(encoding))
+    with pytest.raises(ComodalError, match=rf"{name} is not text: it is {encoding[:6].upper()}; save it as UTF-8"):
+        READERS[name](path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("狗在跑\n".encode("utf-16-le"), "is not text"),
+        (b"a dog\0 runs\n", "byte 5 is 0"),
+        ("a café\n".encode("latin-1"), "byte 5 is not UTF-8"),
+        (bytes(100), "is not text"),
+    ],
+)
+def test_other_bytes_are_no_text(tmp_path: Path, content: bytes, said: str):
+    with pytest.raises(DataError, match=rf"a\.txt is not text.*{said}|{said}"):
+        read_text(written(tmp_path / "a.txt", content))
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")))
+def test_every_text_without_a_null_character_is_read(text: str):
+    expected = io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8-sig").read()  # Python's universal newlines
+    assert decode_text(text.encode(), "a.txt") == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "key"), [('{"a": 1, "b": 2, "a": 3}', "a"), ('[{"b": {"a": 1, "a": 1}}]', "a"), ('{"": 1, "": 2}', "")]
+)
+def test_a_key_that_is_twice_in_a_json_object_is_refused(tmp_path: Path, content: str, key: str):
+    """Python's parser keeps the last value."""
+    with pytest.raises(DataError, match=rf"a\.json: the key '{key}' is twice in one JSON object"):
+        read_json(written(tmp_path / "a.json", content))
+    if content.startswith("{"):
+        with pytest.raises(DataError, match=rf"a\.jsonl, line 2: the key '{key}' is twice"):
+            list(read_json_lines(written(tmp_path / "a.jsonl", "{}\n" + content)))
+
+
+def test_an_image_may_be_twice_in_an_object_of_captions_and_no_other_key(tmp_path: Path):
+    path = tmp_path / "captions.json"
+    read = read_captions(written(path, '{"1.jpg": "a dog", "2.jpg": "a cat", "1.jpg": ["it runs", "fast"]}'))
+    assert [one.caption for one in read] == ["a dog", "it runs", "fast", "a cat"]
+    for content in (
+        '{"image": "1.jpg", "image": "2.jpg", "caption": "a dog"}',
+        '{"images": [], "images": [], "annotations": []}',
+        '[{"image": "1.jpg", "caption": "a dog", "caption": "a cat"}]',
+        '{"image": "1.jpg", "caption": "a"}\n{"image": "1.jpg", "caption": "a dog", "caption": "a cat"}',
+    ):
+        with pytest.raises(DataError, match=r"captions\.json.* is twice in one JSON object"):
+            read_captions(written(path, content))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "the key 'a' is twice"),
+        ("a: {b: 1, b: 1}\n", "the key 'b' is twice"),
+        ("a: [{'b': 1, b: 1}]\n", "the key 'b' is twice"),
+        ("1: a\n0x1: b\n", "the key 1 is twice"),
+        ("a: {<<: {b: 1}, b: 2}\n", "a merge key"),
+        ("? [a]\n: 1\n", "not YAML"),
+    ],
+)
+def test_a_key_that_is_twice_in_a_yaml_mapping_is_refused(tmp_path: Path, content: str, said: str):
+    with pytest.raises(RecipeError, match=rf"config\.yaml: not YAML[^\n]*{said}|config\.yaml[^\n]*{said}"):
+        read_yaml(written(tmp_path / "config.yaml", content), RecipeError)
 
 
 def test_cells_of_a_table_may_hold_line_ends_and_separators(tmp_path: Path):

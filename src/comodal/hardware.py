@@ -246,11 +246,14 @@ def resolve_threads(threads: int | None = None) -> int:
     Threads that wait for each other at barriers lose most of their speed next to another busy process, so busy cores
     are not counted.
     """
-    if threads is not None:
-        return threads
-    if "OMP_NUM_THREADS" in os.environ:
-        return torch.get_num_threads()
+    if not is_thread_count_free(threads):
+        return torch.get_num_threads() if threads is None else threads
     return max(1, count_cores() - round(count_busy_cores()))
+
+
+def is_thread_count_free(threads: int | None) -> bool:
+    """Whether neither the caller nor the environment sets the number of compute threads."""
+    return threads is None and "OMP_NUM_THREADS" not in os.environ
 
 
 def count_busy_cores() -> float:

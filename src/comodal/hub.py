@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ from comodal.models.checkpoint import (
 from comodal.regions.backbones import LITE0
 from comodal.regions.region_network import check_stored_network
 from comodal.tasks.evaluation.results_card import CARD_FILE, read_card, render_card_markdown
-from comodal.tasks.vision_language.grounding.refcoco_files import GROUNDING_HEAD as POINTING
-from comodal.tasks.vision_language.question_answering.vqa_files import VQA_HEAD as VQA
+from comodal.tasks.vision_language.grounding.refcoco_files import GROUNDING_HEAD
+from comodal.tasks.vision_language.question_answering.vqa_files import VQA_HEAD
 from comodal.tasks.vision_language.region_record import MODEL_NETWORK_FOLDER, NETWORK_FILES
 from comodal.text_files import read_text
 
@@ -50,14 +51,29 @@ MODEL_FILE_PATTERNS = (
 EXAMPLE_COMMANDS = {
     "L3Net": "embed audio recordings/ --model MODEL --out vectors/",
     "ViLBERT": 'align photo.jpg "a dog on a beach" "a cat on a sofa" --model MODEL',
-    VQA: 'ask photo.jpg "what is on the table?" --model MODEL',
-    POINTING.name: 'ground photo.jpg "the left dog" --model MODEL',
+    VQA_HEAD: 'ask photo.jpg "what is on the table?" --model MODEL',
+    GROUNDING_HEAD.name: 'ground photo.jpg "the left dog" --model MODEL',
 }
 UNFINISHED_MARKER = ".begun.part"  # marks an incomplete folder
 
 
+@dataclass(frozen=True)
+class SharedModel:
+    """A model in the format of the hub.
+
+    Args:
+        location: The folder, or OWNER/NAME on the hub.
+        files: Number of files.
+        cards: Number of results cards among them.
+    """
+
+    location: str
+    files: int
+    cards: int
+
+
 @flatten_parameters
-def share_model(run: Path, out: Path, results: Path | None = None, license: str = "mit") -> dict[str, int]:
+def share_model(run: Path, out: Path, results: Path | None = None, license: str = "mit") -> SharedModel:
     """Writes a model as a folder to publish, with a model card.
 
     Args:
@@ -67,7 +83,7 @@ def share_model(run: Path, out: Path, results: Path | None = None, license: str 
         license: License of the weights, as a hub identifier.
 
     Returns:
-        share.files and share.cards.
+        The folder, with the numbers of its files and results cards.
 
     Raises:
         CheckpointError: There is no model, or it is damaged.
@@ -97,7 +113,7 @@ def share_model(run: Path, out: Path, results: Path | None = None, license: str 
         write_bytes_atomically(out / "README.md", card.encode())
     files = sum(file.is_file() for file in out.rglob("*"))
     print_line(f"{out}: {files} files, {len(cards)} results cards")
-    return {"share.files": files, "share.cards": len(cards)}
+    return SharedModel(str(out), files, len(cards))
 
 
 @contextmanager
@@ -142,7 +158,7 @@ def hash_weights_file(model: Path) -> str:
 @flatten_parameters
 def push_to_hub(
     run: Path, repository: str, results: Path | None = None, license: str = "mit", private: bool = False
-) -> dict[str, int]:
+) -> SharedModel:
     """Uploads a model to the Hugging Face hub, in the format of `comodal share`.
 
     Requires a login (`hf auth login`, or the variable HF_TOKEN).
@@ -155,7 +171,7 @@ def push_to_hub(
         private: Whether a new repository is private.
 
     Returns:
-        share.files and share.cards.
+        The repository, with the numbers of its files and results cards.
 
     Raises:
         CheckpointError: There is no model, or it is damaged.
@@ -166,17 +182,17 @@ def push_to_hub(
     """
     hub = import_hub_library()
     with tempfile.TemporaryDirectory() as folder:
-        counts = share_model(run, Path(folder) / "shared", results, license)
+        shared = share_model(run, Path(folder) / "shared", results, license)
         try:
             api = hub.HfApi()
             api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=Path(folder) / "shared", commit_message="Share a model")
         except (OSError, ValueError, hub.errors.HfHubHTTPError) as error:
             raise DataError(f"{repository}: the upload to the hub failed: {summarize_error(error)}") from error
-    return counts
+    return replace(shared, location=repository)
 
 
-def pull_from_hub(repository: str, out: Path) -> dict[str, int]:
+def pull_from_hub(repository: str, out: Path) -> SharedModel:
     """Downloads a shared model from the Hugging Face hub, as a RUN for every command.
 
     Args:
@@ -184,7 +200,7 @@ def pull_from_hub(repository: str, out: Path) -> dict[str, int]:
         out: Output folder.
 
     Returns:
-        pull.files.
+        The folder, with the numbers of its files and results cards.
 
     Raises:
         CheckpointError: There is no such repository, it holds no model of comodal, or the hub cannot be reached.
@@ -195,9 +211,9 @@ def pull_from_hub(repository: str, out: Path) -> dict[str, int]:
     download_from_hub(repository, out)
     load_model(out)
     check_stored_network(out)
-    files = sum(file.is_file() for file in out.rglob("*") if ".cache" not in file.parts)
-    print_line(f"{out}: {files} files")
-    return {"pull.files": files}
+    files = [file for file in out.rglob("*") if file.is_file() and ".cache" not in file.parts]
+    print_line(f"{out}: {len(files)} files")
+    return SharedModel(str(out), len(files), sum(file.name == CARD_FILE for file in files))
 
 
 def summarize_error(error: BaseException) -> str:

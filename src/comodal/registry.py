@@ -1,7 +1,8 @@
-"""The registries: what can be trained, evaluated and converted, by name.
+"""The registries: what can be trained, evaluated and converted, and what extracts regions, by name.
 
-Functions are named as text, `module:function`, so that reading a table imports nothing. Other packages add recipes and
-tasks through the entry points `comodal.recipes` and `comodal.tasks` (docs/adding_a_task.md).
+Functions are named as text, `module:function`, so that reading a table imports nothing. Other packages add recipes,
+tasks and region extractors through the entry points `comodal.recipes`, `comodal.tasks` and `comodal.region_extractors`
+(docs/adding_a_task.md, docs/adding_an_extractor.md).
 """
 
 from collections.abc import Iterator, Mapping
@@ -43,7 +44,7 @@ class Registry(Mapping[str, RegistryEntry]):
             self.is_complete = True
             for point in import_module("importlib.metadata").entry_points(group=self.group):
                 package = point.dist.name if point.dist else point.module
-                self.entries.setdefault(point.name, RegistryEntry(point.value, f"of the package {package}"))
+                self.entries.setdefault(point.name, RegistryEntry(point.value, f"from the package {package}"))
 
     def __getitem__(self, name: str) -> RegistryEntry:
         if name not in self.entries:
@@ -63,6 +64,10 @@ RECIPES = Registry(
     {
         "l3net": RegistryEntry(
             "comodal.recipes.avc_pretraining:recipe", "audio-visual correspondence on clips of video, without labels"
+        ),
+        "clip_classes": RegistryEntry(
+            "comodal.recipes.clip_classification:recipe",
+            "classification of labeled clips by image and by audio (L3-Net's supervised baselines)",
         ),
         "vilbert": RegistryEntry(
             "comodal.recipes.vilbert_pretraining:recipe", "masked modeling and alignment on images with captions"
@@ -86,7 +91,7 @@ RECIPES = Registry(
             "comodal.tasks.vision_language.question_answering.visual_genome:recipe",
             "Visual Genome: questions about images",
         ),
-        "vcr": RegistryEntry("comodal.tasks.vision_language.vcr:recipe", "VCR: which answer, and which rationale"),
+        "vcr": RegistryEntry("comodal.tasks.vision_language.vcr:recipe", "VCR: answers and rationales"),
         "grounding": RegistryEntry(
             "comodal.tasks.vision_language.grounding.refcoco:recipe",
             "RefCOCO, RefCOCO+, RefCOCOg: referring expressions",
@@ -95,58 +100,64 @@ RECIPES = Registry(
             "comodal.tasks.vision_language.grounding.flickr30k_entities:recipe", "Flickr30k Entities: phrase grounding"
         ),
         "retrieval": RegistryEntry("comodal.tasks.retrieval.caption_retrieval:recipe", "caption-based image retrieval"),
-        "nlvr2": RegistryEntry("comodal.tasks.vision_language.nlvr2:recipe", "NLVR2: is a sentence true of two images"),
+        "nlvr2": RegistryEntry(
+            "comodal.tasks.vision_language.nlvr2:recipe", "NLVR2: whether a sentence is true of two images"
+        ),
         "entailment": RegistryEntry(
-            "comodal.tasks.vision_language.snli_ve:recipe", "SNLI-VE: does an image entail a sentence"
+            "comodal.tasks.vision_language.snli_ve:recipe", "SNLI-VE: whether an image entails a sentence"
         ),
     },
     "comodal.recipes",
 )
 TASKS = Registry(
     {
+        "avc": RegistryEntry(
+            "comodal.tasks.correspondence.avc:evaluate_avc",
+            "audio-visual correspondence of clips: accuracy, by class, cross-modal ranking",
+        ),
         "esc50": RegistryEntry(
             "comodal.tasks.audio.esc50:evaluate_esc50", "ESC-50 or ESC-10, compared with two baselines"
         ),
         "dcase": RegistryEntry(
-            "comodal.tasks.audio.dcase:evaluate_dcase", "acoustic scenes of DCASE 2013 or TAU, a submission"
+            "comodal.tasks.audio.dcase:evaluate_dcase", "acoustic scenes of DCASE 2013 or TAU; writes a submission"
         ),
-        "us8k": RegistryEntry("comodal.tasks.audio.urbansound8k:evaluate_us8k", "UrbanSound8K in its ten folds"),
-        "audio": RegistryEntry(
-            "comodal.tasks.audio.audio_folders:evaluate_audio", "a probe on class folders of audio files"
-        ),
+        "us8k": RegistryEntry("comodal.tasks.audio.urbansound8k:evaluate_us8k", "UrbanSound8K, ten folds"),
+        "audio": RegistryEntry("comodal.tasks.audio.audio_folders:evaluate_audio", "any class folders of audio files"),
         "retrieval": RegistryEntry(
-            "comodal.tasks.retrieval.caption_retrieval:evaluate_retrieval", "images by captions, captions by images"
+            "comodal.tasks.retrieval.caption_retrieval:evaluate_retrieval",
+            "retrieval of images by captions, and of captions by images",
         ),
         "vqa": RegistryEntry(
             "comodal.tasks.vision_language.question_answering.vqa:evaluate_vqa",
-            "VQA v2: answers, the official accuracy, a submission",
+            "VQA v2: official accuracy; writes a submission",
         ),
         "gqa": RegistryEntry(
             "comodal.tasks.vision_language.question_answering.gqa:evaluate_gqa",
-            "GQA: answers, accuracy by question type, a submission",
+            "GQA: accuracy by question type; writes a submission",
         ),
         "visual_genome": RegistryEntry(
             "comodal.tasks.vision_language.question_answering.visual_genome:evaluate_visual_genome",
             "Visual Genome's questions, scored as VQA",
         ),
         "vcr": RegistryEntry(
-            "comodal.tasks.vision_language.vcr:evaluate_vcr", "VCR: answers, rationales, both, a submission"
+            "comodal.tasks.vision_language.vcr:evaluate_vcr", "VCR: answers, rationales, both; writes a submission"
         ),
         "grounding": RegistryEntry(
-            "comodal.tasks.vision_language.grounding.refcoco:evaluate_grounding", "RefCOCO, RefCOCO+, RefCOCOg"
+            "comodal.tasks.vision_language.grounding.refcoco:evaluate_grounding",
+            "RefCOCO, RefCOCO+, RefCOCOg: referring expressions",
         ),
         "phrases": RegistryEntry(
             "comodal.tasks.vision_language.grounding.flickr30k_entities:evaluate_phrases",
             "Flickr30k Entities: phrase grounding",
         ),
         "nlvr2": RegistryEntry(
-            "comodal.tasks.vision_language.nlvr2:evaluate_nlvr2", "is a sentence true of two images"
+            "comodal.tasks.vision_language.nlvr2:evaluate_nlvr2", "NLVR2: whether a sentence is true of two images"
         ),
         "entailment": RegistryEntry(
             "comodal.tasks.vision_language.snli_ve:evaluate_entailment", "SNLI-VE: visual entailment"
         ),
         "images": RegistryEntry(
-            "comodal.tasks.image.linear_classification:evaluate_images", "linear probe on ImageNet or an ImageFolder"
+            "comodal.tasks.image.linear_classification:evaluate_images", "ImageNet or an ImageFolder, by a linear probe"
         ),
         "image_classes": RegistryEntry(
             "comodal.tasks.image.image_classification:evaluate_image_classes",
@@ -162,13 +173,38 @@ TASKS = Registry(
 CHECKPOINT_READERS = Registry(
     {
         "vilbert": RegistryEntry(
-            "comodal.tasks.convert_vilbert_files:convert", "ViLBERT's published weights -> a model, and back"
+            "comodal.tasks.convert_vilbert_files:convert", "ViLBERT's published weights to a model, and back"
         ),
         "openl3": RegistryEntry(
-            "comodal.inference.openl3_files:convert_openl3", "OpenL3's published weights -> a model"
+            "comodal.inference.openl3_files:convert_openl3", "OpenL3's published weights to a model"
         ),
         "detector": RegistryEntry(
-            "comodal.regions.convert_detector:convert_detector", "a detector's weights -> a model"
+            "comodal.regions.convert_detector:convert_detector", "a Visual Genome detector's weights to a model"
         ),
     }
+)
+REGION_EXTRACTORS = Registry(
+    {
+        "efficientnet_lite0": RegistryEntry(
+            "comodal.regions.backbones:load_lite0_extractor",
+            "EfficientNet-Lite0 (ImageNet; extra `lite`), by this name",
+        ),
+        "l3net_tower": RegistryEntry(
+            "comodal.regions.backbones:load_l3net_extractor",
+            "the image tower of an L3-Net, from its run or model folder",
+        ),
+        "huggingface_detr": RegistryEntry(
+            "comodal.regions.extractors_detr:load_detr_extractor", "Hugging Face's DETR family, from a model folder"
+        ),
+        "bottom_up_attention": RegistryEntry(
+            "comodal.regions.extractors_c4:load_c4_extractor", "bottom-up attention's Visual Genome detector"
+        ),
+        "resnext_fpn": RegistryEntry(
+            "comodal.regions.extractors_fpn:load_fpn_extractor", "the Visual Genome detector of 12-in-1 and MMF"
+        ),
+        "torchvision_faster_rcnn": RegistryEntry(
+            "comodal.regions.extractors_torchvision:load_torchvision_extractor", "torchvision's Faster R-CNN"
+        ),
+    },
+    "comodal.region_extractors",
 )

@@ -1,8 +1,10 @@
 """Readers of text, JSON, JSON Lines, CSV and YAML files, used by the whole package.
 
-Text is UTF-8, with or without a byte order mark. Lines end at LF, CRLF or CR only: `str.splitlines` also splits at
-U+2028, U+0085 and others, which occur inside captions and vocabularies. JSON and YAML are limited in size and depth.
-YAML aliases are rejected, since their expansion is unbounded. Errors are one sentence with the file's name.
+Text is UTF-8, with or without a byte order mark; UTF-16 and UTF-32 are rejected. Lines end at LF, CRLF or CR only:
+`str.splitlines` also splits at U+2028, U+0085 and others, which occur inside captions and vocabularies. JSON and YAML
+are limited in size and depth. YAML aliases are rejected, since their expansion is unbounded, and so are keys that are
+twice in an object or mapping: no official file has them, except image ids of captions (captions/caption_json.py).
+Errors are one sentence with the file's name.
 """
 
 import csv
@@ -20,6 +22,7 @@ from comodal.errors import ComodalError, DataError
 
 MAX_TEXT_FILE_BYTES = 4 << 30  # the captions of Conceptual 12M are 2.7 GB
 MAX_JSON_BYTES = 2 << 30  # the largest official annotations (Visual Genome) have 1.2 GB
+ENCODING_SAMPLE_BYTES = 1 << 12
 MAX_CONFIG_BYTES = 1 << 20  # settings, descriptions of models and stores
 MAX_NESTING_DEPTH = 64  # of JSON and YAML; official annotations have up to 8 levels
 MAX_CHECKED_CHARACTERS = 1 << 24  # characters of JSON; longer texts only have Python's own limit of levels
@@ -27,6 +30,38 @@ MAX_FIELD_CHARACTERS = 1 << 20  # characters of a cell of a CSV file
 
 ErrorType = type[ComodalError]
 PairsHook = Callable[[list[tuple[str, Any]]], Any]
+
+
+class DuplicateKeyError(ValueError):
+    """A key that is twice in one object: the last value would silently replace the others."""
+
+
+class UniqueKeyLoader(yaml.SafeLoader):
+    """Builds simple values from YAML; keys of a mapping are unique."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = []
+        for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                raise ValueError("a merge key (<<); write the values themselves")
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise DuplicateKeyError(f"the key {key!r:.80} is twice in one mapping")
+            seen.append(key)
+        return super().construct_mapping(node, deep)
+
+
+def build_unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are unique.
+
+    Raises:
+        DuplicateKeyError: They are not.
+    """
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise DuplicateKeyError(f"the key {next(name for name in names if names.count(name) > 1)!r:.80} is twice")
+    return value
 
 
 def read_text(path: Path, error: ErrorType = DataError, max_bytes: int = MAX_TEXT_FILE_BYTES) -> str:
@@ -48,13 +83,45 @@ def read_text(path: Path, error: ErrorType = DataError, max_bytes: int = MAX_TEX
             raise error(f"{path} is not a regular file")
         if status.st_size > max_bytes:
             raise error(f"{path} has {status.st_size:,} bytes, the limit for this kind of file is {max_bytes:,}")
-        return path.read_text(encoding="utf-8-sig")
+        return decode_text(path.read_bytes(), path, error)
     except OSError as reason:
         raise error(f"{path}: {reason.strerror or reason}") from reason
-    except UnicodeDecodeError as reason:
-        raise error(f"{path} is not text: byte {reason.start:,} is not UTF-8") from reason
     except ValueError as reason:  # a null character in the path
         raise error(f"{str(path)!a}: {reason}") from reason
+
+
+def decode_text(data: bytes, location: object, error: ErrorType = DataError) -> str:
+    """Decodes the bytes of a text file; all line ends become LF.
+
+    UTF-16 and UTF-32 without a byte order mark are valid UTF-8 where all characters are ASCII: with a null byte in
+    each, which text never has.
+
+    Raises:
+        ComodalError: They are not UTF-8, or have a null byte.
+    """
+    position = data.find(0)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as reason:
+        fault = describe_wide_encoding(data) or f"byte {reason.start:,} is not UTF-8"
+        raise error(f"{location} is not text: {fault}") from reason
+    if position >= 0:
+        raise error(f"{location} is not text: {describe_wide_encoding(data) or f'byte {position:,} is 0'}")
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def describe_wide_encoding(data: bytes) -> str | None:
+    """Says that bytes are UTF-16 or UTF-32, if they are: by their byte order mark, or by the place of null bytes."""
+    sample = data[: ENCODING_SAMPLE_BYTES - ENCODING_SAMPLE_BYTES % 4]
+    marks = {b"\xff\xfe\0\0": "UTF-32", b"\0\0\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+    name = next((name for mark, name in marks.items() if data.startswith(mark)), None)
+    if name is None and 2 * sample.count(0) > len(sample) and not len(data) % 4:
+        name = "UTF-32"
+    if name is None and not len(data) % 2:
+        even, odd = sample[::2].count(0), sample[1::2].count(0)
+        is_wide = max(even, odd) > max(1, len(sample) // 16, 4 * min(even, odd))
+        name = "UTF-16" if is_wide else None
+    return name and f"it is {name}; save it as UTF-8 (`iconv -f {name} -t UTF-8`)"
 
 
 def read_lines(path: Path, error: ErrorType = DataError, max_bytes: int = MAX_TEXT_FILE_BYTES) -> list[str]:
@@ -72,22 +139,24 @@ def split_lines(text: str) -> list[str]:
     return lines[:-1] if not lines[-1] else lines
 
 
-def parse_json(text: str, location: object, error: ErrorType = DataError, hook: PairsHook | None = None) -> Any:
+def parse_json(text: str, location: object, error: ErrorType = DataError, hook: PairsHook = build_unique_object) -> Any:
     """Parses a JSON text.
 
     Args:
         text: The text.
         location: File of the text, and its line if any, for messages.
         error: Exception class to raise.
-        hook: Converts the pairs of an object to a value.
+        hook: Converts the pairs of an object to a value; by default keys are unique.
 
     Raises:
-        ComodalError: It is not JSON, or nested deeper than MAX_NESTING_DEPTH.
+        ComodalError: It is not JSON, nested deeper than MAX_NESTING_DEPTH, or has a key twice in one object.
     """
     try:
         value = json.loads(text, object_pairs_hook=hook)
     except RecursionError as reason:
         raise error(f"{location}: JSON nested deeper than {MAX_NESTING_DEPTH} levels") from reason
+    except DuplicateKeyError as reason:
+        raise error(f"{location}: {reason} in one JSON object; which value is meant is unknown") from reason
     except ValueError as reason:
         raise error(f"{location}: not JSON ({reason}); the file may be truncated") from reason
     if len(text) < MAX_CHECKED_CHARACTERS and is_deeply_nested(value):
@@ -107,7 +176,7 @@ def is_deeply_nested(value: Any) -> bool:
 
 
 def read_json(
-    path: Path, error: ErrorType = DataError, max_bytes: int = MAX_JSON_BYTES, hook: PairsHook | None = None
+    path: Path, error: ErrorType = DataError, max_bytes: int = MAX_JSON_BYTES, hook: PairsHook = build_unique_object
 ) -> Any:
     """Reads a JSON file.
 
@@ -136,7 +205,7 @@ def is_json_lines(text: str) -> bool:
 
 
 def read_json_lines(
-    path: Path, error: ErrorType = DataError, hook: PairsHook | None = None
+    path: Path, error: ErrorType = DataError, hook: PairsHook = build_unique_object
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Reads the objects of a JSON Lines file with their line numbers, from 1; empty lines are skipped.
 
@@ -147,7 +216,7 @@ def read_json_lines(
 
 
 def parse_json_lines(
-    text: str, path: Path, error: ErrorType = DataError, hook: PairsHook | None = None
+    text: str, path: Path, error: ErrorType = DataError, hook: PairsHook = build_unique_object
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Parses JSON Lines, as `read_json_lines`."""
     for line_number, line in enumerate(split_lines(text), start=1):
@@ -189,12 +258,13 @@ def read_yaml(path: Path, error: ErrorType = DataError) -> dict[str, Any]:
     """Reads the mapping in a YAML file of settings.
 
     Raises:
-        ComodalError: As `read_text`; or it is not YAML, too deeply nested, has aliases, or is not a mapping.
+        ComodalError: As `read_text`; or it is not YAML, too deeply nested, has aliases or a duplicate key, or is not a
+            mapping.
     """
     text = read_text(path, error, MAX_CONFIG_BYTES)
     try:
         check_yaml(text, path, error)
-        value = yaml.safe_load(text)
+        value = yaml.load(text, Loader=UniqueKeyLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as reason:
         raise error(f"{path}: not YAML ({' '.join(str(reason).split())})") from reason
     if not isinstance(value, dict):

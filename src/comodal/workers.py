@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -29,6 +30,25 @@ ORPHAN_SECONDS = 0.5
 
 A = TypeVar("A")
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How many worker processes there are, and where they run.
+
+    Args:
+        workers: Worker processes; -1 is one per core.
+        backend: Where the processes run: loky (this machine), ray or dask (many machines; extras), sequential (this
+            process).
+    """
+
+    workers: int = -1
+    backend: Backend = "loky"
+
+    def check(self) -> None:
+        """Raises ValueError if the number of workers is out of range."""
+        if self.workers != -1 and self.workers < 1:
+            raise ValueError(f"workers is a number of processes, or -1 for one per core; got {self.workers}")
 
 
 def watch_parent_process(command: int) -> None:

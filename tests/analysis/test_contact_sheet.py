@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from comodal.analysis.contact_sheet import contact_sheet, draw_spectrogram, draw_waveform
+from comodal.analysis.contact_sheet import draw_contact_sheet, draw_spectrogram, draw_waveform
 from comodal.errors import DataError
 from tests.support.small_world import write_world
 
@@ -15,7 +15,7 @@ from tests.support.small_world import write_world
 @pytest.mark.parametrize("name", ["sheet.png", "sheet.jpg"])
 def test_the_sheet_is_a_picture_of_the_asked_kind(tmp_path: Path, name: str):
     world = write_world(tmp_path / "w", 5)
-    contact_sheet(world, tmp_path / name, clips=3, frames=2)
+    draw_contact_sheet(world, tmp_path / name, clips=3, frames=2)
     with Image.open(tmp_path / name) as picture:
         assert picture.format == {"png": "PNG", "jpg": "JPEG"}[name[-3:]]
     assert [path.name for path in tmp_path.glob(".*")] == []
@@ -23,8 +23,8 @@ def test_the_sheet_is_a_picture_of_the_asked_kind(tmp_path: Path, name: str):
 
 def test_more_clips_than_there_are_is_all_of_them(tmp_path: Path):
     world = write_world(tmp_path / "w", 2)
-    contact_sheet(world, tmp_path / "all.png", clips=50)
-    contact_sheet(world, tmp_path / "two.png", clips=2)
+    draw_contact_sheet(world, tmp_path / "all.png", clips=50)
+    draw_contact_sheet(world, tmp_path / "two.png", clips=2)
     assert (tmp_path / "all.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 
@@ -53,8 +53,8 @@ def test_the_spectrogram_shows_a_tone_at_its_pitch():
 
 def test_wrong_numbers_and_empty_folders_are_told(tmp_path: Path):
     with pytest.raises(ValueError, match=r"clips \(0\)"):
-        contact_sheet(tmp_path, tmp_path / "x.png", clips=0)
+        draw_contact_sheet(tmp_path, tmp_path / "x.png", clips=0)
     with pytest.raises(DataError, match="no shards"):
-        contact_sheet(tmp_path, tmp_path / "x.png")
+        draw_contact_sheet(tmp_path, tmp_path / "x.png")
     with pytest.raises(ValueError, match=r"start \(9\) is not one of 2 clips"):
-        contact_sheet(write_world(tmp_path / "w", 2), tmp_path / "x.png", start=9)
+        draw_contact_sheet(write_world(tmp_path / "w", 2), tmp_path / "x.png", start=9)

@@ -18,7 +18,7 @@ from comodal.analysis.co_attention import AttentionExample, CoAttentionWeights
 from comodal.analysis.pages.attention_page import write_attention_page
 from comodal.analysis.pages.caption_report import build_retrieval_table
 from comodal.analysis.pages.html_page import make_page_environment, render_page, write_page
-from comodal.analysis.pages.match_page import MatchMoment, write_match_page
+from comodal.analysis.pages.match_page import MatchWindow, write_match_page
 from comodal.analysis.pages.page_parts import (
     PageBlock,
     PageColumn,
@@ -39,7 +39,7 @@ from comodal.analysis.pages.task_examples import TaskPrediction, build_answer_ta
 from comodal.analysis.pages.task_report import build_task_parts
 from comodal.analysis.pages.token_page import TokenRegion, TokenUse, build_token_page
 from comodal.analysis.pages.unit_report import build_unit_parts
-from comodal.analysis.unit_activations import ClipMoments
+from comodal.analysis.unit_activations import ClipExamples
 from comodal.hardware import Compute
 from comodal.inference.image_search.search import SearchHit, SearchResult, write_search_page
 from comodal.media.image import encode_jpeg
@@ -177,14 +177,14 @@ def test_a_report_escapes_its_run_and_its_evaluations(tmp_path: Path):
         assert f"{text}, {text}" in page.texts_of("h2")
 
 
-def test_units_escape_the_classes_of_their_moments():
+def test_units_escape_the_classes_of_their_examples():
     torch.manual_seed(0)
-    moments = ClipMoments(torch.randint(0, 256, (5, 3, 24, 24), dtype=torch.uint8), 0.1 * torch.randn(5, 48_000),
+    examples = ClipExamples(torch.randint(0, 256, (5, 3, 24, 24), dtype=torch.uint8), 0.1 * torch.randn(5, 48_000),
                           HOSTILE, HOSTILE)  # fmt: skip
     page = check_page(
-        render_page("units", build_unit_parts(L3Net(make_small_l3net_config(1, 24)).eval(), moments, seed=0))
+        render_page("units", build_unit_parts(L3Net(make_small_l3net_config(1, 24)).eval(), examples, seed=0))
     )
-    for name in HOSTILE:  # each unit shows all five moments
+    for name in HOSTILE:  # each unit shows all five examples
         assert name in page.texts_of("figcaption")
         assert f"audio of {name}" in page.values_of("audio", "aria-label")
     notes = {text.rpartition(":")[0] for text in page.texts_of("span")}
@@ -214,7 +214,7 @@ def test_attention_answers_and_tokens_escape_texts_and_names(name: str, tmp_path
 def test_matches_searches_retrieval_and_tasks_escape_texts_and_file_names(tmp_path: Path):
     for name, text in zip(FILE_NAMES, HOSTILE, strict=True):
         jpeg = encode_jpeg(np.zeros((16, 16, 3), np.uint8))
-        write_match_page(tmp_path / "match.html", text, 0.5, [MatchMoment(0.5, None, None, None, None, jpeg)])
+        write_match_page(tmp_path / "match.html", text, 0.5, [MatchWindow(0.5, None, None, None, None, jpeg)])
         assert check_page((tmp_path / "match.html").read_text()).texts_of("h1") == [text]
 
         Image.new("RGB", (16, 16)).save(tmp_path / f"{name}.png")

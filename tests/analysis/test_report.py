@@ -40,7 +40,7 @@ def test_the_page_stands_alone_and_holds_what_was_measured(tmp_path: Path):
     write_world(tmp_path / "shards" / "validation", 8)
     out = tmp_path / "deep" / "report.html"
     truth = write_truth(tmp_path / "worlds.jsonl", 8)
-    write_report(run, out, data=tmp_path / "shards", results=[scores(tmp_path / "sounds")], pairs=8, truth=truth)
+    write_report(run, out, data=tmp_path / "shards", results=[scores(tmp_path / "sounds")], pairs=8, ground_truth=truth)
     page = out.read_text()
     read = check_page(page)
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
@@ -54,6 +54,9 @@ def test_the_page_stands_alone_and_holds_what_was_measured(tmp_path: Path):
     assert [row[2] for row in read.tables[0].main] == ["trained network"]
     verdicts = predict_pairs(load_model(run), tmp_path / "shards" / "validation", 8, seed=1)
     assert f"Of 8 held-out pairs, sampled for this page, {verdicts.accuracy:.1%} are predicted correctly" in read.text
+    numbers = json.loads(out.with_suffix(".json").read_text())
+    assert numbers["Correspondence of held-out pairs"] == {"pairs": 8, "accuracy": verdicts.accuracy}
+    assert numbers["Pointing game"]["scenes"] == 8 and numbers["Pointing game"]["center"]["alone"] in np.arange(9) / 8
 
 
 def test_every_score_names_its_task_data_network_and_measure(tmp_path: Path):

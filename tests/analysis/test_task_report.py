@@ -27,5 +27,5 @@ def test_the_weights_that_did_best_are_told_and_what_a_task_cannot_show_is_refus
     assert "The model is that of step 1,000: validation accuracy 0.900." in page.text
     assert "accuracy on validation examples at the last step\n0.500" in page.text
     with pytest.raises(DataError, match="was fine-tuned for a task"):
-        write_report(run, tmp_path / "other.html", truth=tmp_path / "worlds.jsonl")
+        write_report(run, tmp_path / "other.html", ground_truth=tmp_path / "worlds.jsonl")
     assert not (tmp_path / "other.html").exists()

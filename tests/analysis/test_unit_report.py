@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from comodal.analysis.layer_activations import (
     build_image_tower_input,
     max_channel_activations,
 )
-from comodal.analysis.pages.html_page import render_page
+from comodal.analysis.pages.html_page import render_page, write_page_numbers
 from comodal.analysis.pages.page_parts import PageSection
 from comodal.analysis.pages.unit_report import (
     NUM_UNIT_EXAMPLES,
@@ -25,12 +26,13 @@ from comodal.analysis.pages.unit_report import (
     make_audio_cells,
     make_image_cells,
 )
+from comodal.analysis.tsne import compute_tsne, draw_tsne
 from comodal.analysis.unit_activations import (
-    ClipMoments,
+    ClipExamples,
     UnitActivation,
     compute_unit_heatmaps,
     rank_units,
-    read_clip_moments,
+    read_clip_examples,
 )
 from comodal.errors import DataError
 from comodal.models.l3net.l3net import L3Net, L3NetConfig, make_small_l3net_config
@@ -61,7 +63,7 @@ def test_a_choosy_unit_comes_before_one_that_fires_for_all_and_dead_ones_last():
     activations[[4, 9], 1] = 5.0, 6.0
     ranked = rank_units(activations, 3, 2)
     assert [unit.channel for unit in ranked] == [1, 2, 0]
-    assert ranked[0].moments.tolist() == [9, 4]
+    assert ranked[0].examples.tolist() == [9, 4]
     assert ranked[0].activations.tolist() == [6.0, 5.0]
 
 
@@ -77,34 +79,34 @@ def test_heat_is_where_the_unit_fires():
     assert heat[0, 16:].max() == heat[1, :16].max() == 0.0
 
 
-def test_a_moment_is_the_middle_frame_and_the_second_around_it(tmp_path: Path):
+def test_a_example_is_the_middle_frame_and_the_second_around_it(tmp_path: Path):
     """In this world a brighter picture has a higher tone, so the two must keep their order."""
     model = L3Net(L3NetConfig(width=1, image_size=24)).eval()
-    moments = read_clip_moments(write_world(tmp_path / "w", 6), model, 6)
-    assert moments.names == tuple(f"clip{clip}" for clip in range(6))
-    light = moments.image.float().mean((1, 2, 3))
-    pitch = torch.fft.rfft(moments.audio).abs().argmax(-1).float()  # of one second: in hertz
+    examples = read_clip_examples(write_world(tmp_path / "w", 6), model, 6)
+    assert examples.names == tuple(f"clip{clip}" for clip in range(6))
+    light = examples.image.float().mean((1, 2, 3))
+    pitch = torch.fft.rfft(examples.audio).abs().argmax(-1).float()  # of one second: in hertz
     assert torch.equal(light.argsort(), pitch.argsort())
 
 
 def test_a_wrong_sample_rate_is_told(tmp_path: Path):
     folder = write_world(tmp_path / "w", 2, rate=16_000)
     with pytest.raises(DataError, match="16000 Hz; the model needs 48000 Hz"):
-        read_clip_moments(folder, L3Net(L3NetConfig(width=1, image_size=24)), 2)
+        read_clip_examples(folder, L3Net(L3NetConfig(width=1, image_size=24)), 2)
 
 
-def test_moments_have_labels_only_if_all_clips_have(tmp_path: Path):
+def test_examples_have_labels_only_if_all_clips_have(tmp_path: Path):
     model = L3Net(L3NetConfig(width=1, image_size=24)).eval()
-    assert read_clip_moments(write_world(tmp_path / "w", 2), model, 2).labels == ()
+    assert read_clip_examples(write_world(tmp_path / "w", 2), model, 2).labels == ()
 
 
 def test_galleries_show_a_row_for_each_unit_and_let_sounds_be_heard(tmp_path: Path):
     model = L3Net(make_small_l3net_config(1, 24)).eval()
-    moments = read_clip_moments(write_world(tmp_path / "w", 4), model, 4)
-    seen = build_unit_gallery(build_image_tower_input(model), moments.image, (), make_image_cells(moments))
-    heard = build_unit_gallery(build_audio_tower_input(model), moments.audio, (), make_audio_cells(model, moments))
+    examples = read_clip_examples(write_world(tmp_path / "w", 4), model, 4)
+    seen = build_unit_gallery(build_image_tower_input(model), examples.image, (), make_image_cells(examples))
+    heard = build_unit_gallery(build_audio_tower_input(model), examples.audio, (), make_audio_cells(model, examples))
     pages = [render_page("units", [PageSection("units", "", blocks)]) for blocks in (seen, heard)]
-    rows = 8 + 4 + 2  # pool4 has 8 units of a network of width 1, conv3_2 four, conv2_2 two; four moments each
+    rows = 8 + 4 + 2  # pool4 has 8 units of a network of width 1, conv3_2 four, conv2_2 two; four examples each
     for page in map(check_page, pages):
         assert page.count_class("row") == rows
         assert page.tags.count("img") == 4 * rows
@@ -113,20 +115,58 @@ def test_galleries_show_a_row_for_each_unit_and_let_sounds_be_heard(tmp_path: Pa
     assert len(played) == 4 * rows
     sound, rate = soundfile.read(io.BytesIO(base64.b64decode(played[0])))
     first = rank_units(
-        max_channel_activations(build_audio_tower_input(model), moments.audio)[POOL4], 1, NUM_UNIT_EXAMPLES
-    )[0].moments[0]
-    spectra = [np.abs(np.fft.rfft(wave[:44_000])) for wave in (sound, moments.audio[int(first)].numpy())]
+        max_channel_activations(build_audio_tower_input(model), examples.audio)[POOL4], 1, NUM_UNIT_EXAMPLES
+    )[0].examples[0]
+    spectra = [np.abs(np.fft.rfft(wave[:44_000])) for wave in (sound, examples.audio[int(first)].numpy())]
     assert rate == 48_000
     assert abs(int(spectra[0].argmax()) - int(spectra[1].argmax())) <= 2  # the same tone
 
 
 def test_without_labels_of_several_classes_there_is_no_study(tmp_path: Path):
     model = L3Net(make_small_l3net_config(1, 24)).eval()
-    moments = read_clip_moments(write_world(tmp_path / "w", 4), model, 4)
-    assert len(build_unit_parts(model, moments)) == 2
-    labelled = ClipMoments(moments.image, moments.audio, moments.names, ("high", "low", "high", "low"))
+    examples = read_clip_examples(write_world(tmp_path / "w", 4), model, 4)
+    assert len(build_unit_parts(model, examples)) == 2
+    labelled = ClipExamples(examples.image, examples.audio, examples.names, ("high", "low", "high", "low"))
     study = build_unit_parts(model, labelled)[2]
     page = check_page(render_page("units", [study]))
     assert [table.caption for table in page.tables] == ["Image tower", "Audio tower"]
     assert [row[0] for row in page.tables[0].rows[1:-1]] == list(VGG_LAYER_NAMES[:-1])
-    assert "the 2 classes of 4 held-out moments" in page.text
+    assert "the 2 classes of 4 held-out examples" in page.text
+    assert study.numbers["image"]["examples"] == 4 and study.numbers["audio"]["classes"] == ["high", "low"]
+    cells = [row[1] for row in page.tables[0].rows[1:]]
+    systems = ("trained", "untrained", "shuffled")
+    for layer, cell in zip(VGG_LAYER_NAMES, cells, strict=True):
+        assert cell == " | ".join(f"{study.numbers['image'][one][layer]['clusters_nmi']:.3f}" for one in systems)
+
+
+def test_the_numbers_of_a_page_are_next_to_it(tmp_path: Path):
+    sections = [PageSection("One", numbers={"a": 1}), PageSection("Two"), PageSection("Three", numbers={"b": [0.5]})]
+    write_page_numbers(tmp_path / "deep" / "page.html", sections)
+    assert json.loads((tmp_path / "deep" / "page.json").read_text()) == {"One": {"a": 1}, "Three": {"b": [0.5]}}
+    write_page_numbers(tmp_path / "other.html", sections[1:2])
+    assert not (tmp_path / "other.json").exists()
+
+
+def test_neighbors_in_the_plane_are_neighbors_in_the_features():
+    """Three tight clusters in 64 dimensions stay three; the order of units and their scale do not matter."""
+    rng = np.random.default_rng(0)
+    kinds = np.arange(45) % 3
+    features = 10 * rng.normal(size=(3, 64))[kinds] + rng.normal(size=(45, 64))
+    for seen in (features, features[:, ::-1] * 7 - 3):
+        points = compute_tsne(seen, seed=1)
+        gaps = np.linalg.norm(points[:, None] - points, axis=-1) + np.diag(np.full(45, np.inf))
+        assert (kinds[gaps.argmin(1)] == kinds).all()
+    assert np.array_equal(compute_tsne(features, seed=1), compute_tsne(features, seed=1))
+    with pytest.raises(ValueError, match="4 examples"):
+        compute_tsne(features[:3], seed=1)
+
+
+def test_the_plane_has_a_legend_of_the_classes(tmp_path: Path):
+    model = L3Net(make_small_l3net_config(1, 24)).eval()
+    examples = read_clip_examples(write_world(tmp_path / "w", 12, classes=("a", "b", "c")), model, 12)
+    part = build_unit_parts(model, examples)[3]
+    assert part.numbers["labels"] == list(examples.labels)
+    assert np.array(part.numbers["audio tower"]).shape == (12, 2)
+    figure = draw_tsne({"x": np.array(part.numbers["image tower"])}, examples.labels)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == sorted(set(examples.labels))
+    assert sum(len(one.get_offsets()) for one in figure.axes[0].collections) == 12

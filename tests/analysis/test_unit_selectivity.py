@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import normalized_mutual_info_score
 
-from comodal.analysis.unit_activations import ClipMoments, rank_units
+from comodal.analysis.unit_activations import ClipExamples, rank_units
 from comodal.analysis.unit_selectivity import (
     SELECTIVITY_SYSTEMS,
     binarize_activations,
@@ -44,7 +44,7 @@ def test_nmi_of_many_units_at_once_is_scikit_learns_of_each():
     assert found == pytest.approx([normalized_mutual_info_score(target, column) for column in on.T], abs=1e-12)
 
 
-def test_a_unit_is_on_for_as_many_moments_as_a_class_has():
+def test_a_unit_is_on_for_as_many_examples_as_a_class_has():
     activations = np.array([[0.0, 3.0], [5.0, 3.0], [1.0, 3.0], [4.0, 3.0], [2.0, 3.0], [3.0, 3.0]])
     assert binarize_activations(activations, 3)[:, 0].tolist() == [False, True, False, True, False, False]
     assert not binarize_activations(activations, 3)[:, 1].any()  # a constant unit is never on
@@ -78,21 +78,21 @@ def test_the_study_has_all_layers_of_both_towers_beside_both_baselines():
     rng = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (size, 3, 16, 16), generator=rng, dtype=torch.uint8)
     sound = 0.1 * torch.randn(size, 48_000, generator=rng)
-    moments = ClipMoments(image, sound, tuple("abcdef"), ("x", "y", "x", "y", "x", "y"))
-    found = study_units(model, moments)
+    examples = ClipExamples(image, sound, tuple("abcdef"), ("x", "y", "x", "y", "x", "y"))
+    found = study_units(model, examples)
     assert set(found) == {"image", "audio"}
     for study in found.values():
-        assert (study.moments, study.classes) == (6, ("x", "y"))
+        assert (study.examples, study.classes) == (6, ("x", "y"))
         assert tuple(study.systems) == SELECTIVITY_SYSTEMS
         assert all(tuple(layers) == VGG_LAYER_NAMES for layers in study.systems.values())
         assert study.systems["trained"]["conv4_2"].num_units == 8
-    assert found == study_units(model, moments)
-    with pytest.raises(ValueError, match="labels of all moments and two or more classes; got 0"):
-        study_units(model, ClipMoments(image, sound, tuple("abcdef"), ()))
+    assert found == study_units(model, examples)
+    with pytest.raises(ValueError, match="labels of all examples and two or more classes; got 0"):
+        study_units(model, ClipExamples(image, sound, tuple("abcdef"), ()))
 
 
 def test_units_of_different_classes_come_first_then_the_next_most_selective():
-    """Ten moments each of clock, dog and fan; each unit is on for ten moments, so these are its ten strongest."""
+    """Ten examples each of clock, dog and fan; each unit is on for ten examples, so these are its ten strongest."""
     labels = ["clock"] * 10 + ["dog"] * 10 + ["fan"] * 10
     counts = [(7, 3, 0), (10, 0, 0), (0, 2, 8), (9, 0, 1), (2, 6, 2), (0, 0, 0)]  # of unit 5: always off
     activations = np.zeros((30, 6))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from comodal.cli.program import main
 from comodal.data.captions.caption_files import read_captions
@@ -19,8 +18,6 @@ from comodal.data.shards.shard_reader import ShardReader
 from comodal.data.sources.video_sources import read_sources
 from comodal.errors import DataError
 from comodal.inference.embed_files import embed_audio, embed_image, embed_video
-from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.regions.extract import extract_regions
 from tests.support.container_files import image_table, img2dataset, jpeg, save_to_disk, write_parquet, write_tar
 from tests.support.make_media import make_tone, make_video
@@ -37,11 +34,8 @@ def tree(out: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    save_model(L3Net(make_small_l3net_config(width=2, image_size=32)), folder / "model", {})
-    return str(folder)
+def network(network: Path) -> str:
+    return str(network)
 
 
 def extract(images: Path, out: Path, network: str) -> RegionStore:
@@ -72,8 +66,8 @@ def webvid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_video2dataset_becomes_clips_with_label_caption_and_group(webvid: Path, tmp_path: Path):
     about = prepare_videos(webvid, tmp_path / "out", **SMALL, workers=1, backend="sequential")
-    assert sum(about["accepted"].values()) == 5
-    assert about["refused"] == {"truncated": 1}
+    assert sum(about.accepted.values()) == 5
+    assert about.refused == {"truncated": 1}
     records = {}
     for split in ("train", "validation", "test"):
         if (tmp_path / "out" / split).is_dir() and any((tmp_path / "out" / split).glob("*.index")):
@@ -127,7 +121,7 @@ def test_one_tar_is_a_source_too_and_another_one_is_not_taken_for_it(webvid: Pat
     tar = tmp_path / "a.tar"
     tar.write_bytes((webvid / "00000.tar").read_bytes())
     about = prepare_videos(tar, tmp_path / "out", **SMALL, workers=1, backend="sequential")
-    assert sum(about["accepted"].values()) == 3
+    assert sum(about.accepted.values()) == 3
     tar.write_bytes((webvid / "00000.tar").read_bytes() + bytes(10240))
     with pytest.raises(DataError, match="started with other options: the source files have changed"):
         prepare_videos(tar, tmp_path / "out", **SMALL, workers=1, backend="sequential")
@@ -276,8 +270,8 @@ def test_class_labels_have_their_names_and_pairs_are_made_of_them(tmp_path: Path
         tmp_path / "images.parquet", tmp_path / "sounds.parquet", tmp_path / "out", validation_fraction=0.0,
         test_fraction=0.0, short_side=32, sample_rate=16000, workers=1, backend="sequential",
     )  # fmt: skip
-    assert about["accepted"]["train"] == 4
-    assert about["refused"] == {"no partner": 1}
+    assert about.accepted["train"] == 4
+    assert about.refused == {"no partner": 1}
     shards = ShardReader(tmp_path / "out" / "train")
     for record in map(shards.read_record, range(4)):
         assert record["label"] == ("cat", "dog")[int(record["source"].split("/")[1][:6]) % 2]
@@ -323,11 +317,11 @@ def test_members_are_embedded_as_files_are(tmp_path: Path, network: str):
     img2dataset(tmp_path / "set" / "0000.tar", 3)
     embed_image([loose], network, tmp_path / "a")
     found = embed_image([tmp_path / "set"], network, tmp_path / "b")
-    assert (found["embed.written"], found["embed.other_files"]) == (3, 0)
+    assert (found.written, found.other_files) == (3, 0)
     for number in range(3):
         ours, theirs = (np.load(tmp_path / folder / f"0000{number:04d}.npz")["embedding"] for folder in ("b/0000", "a"))
         assert np.array_equal(ours, theirs)
-    assert embed_image([tmp_path / "set" / "0000.tar"], network, tmp_path / "b")["embed.skipped"] == 3
+    assert embed_image([tmp_path / "set" / "0000.tar"], network, tmp_path / "b").skipped == 3
     tar = tmp_path / "set" / "0000.tar"
     tar.write_bytes(tar.read_bytes()[: tar.read_bytes().index(b"00000002.jpg") + 1000])
     with pytest.raises(DataError, match=r"1 of 3 files .*00000002\.jpg: truncated"):
@@ -356,7 +350,7 @@ def test_videos_of_a_table_are_those_of_the_files(tmp_path: Path, network: str):
     for source in (write_parquet(tmp_path / "set.parquet", table), save_to_disk(tmp_path / "disk", table)):
         out, plain = tmp_path / f"of {source.name}", tmp_path / f"plain {source.name}"
         options = SMALL | {"validation_fraction": 0.0, "test_fraction": 0.0, "backend": "sequential"}
-        assert prepare_videos(source, out, **options)["accepted"]["train"] == 2
+        assert prepare_videos(source, out, **options).accepted["train"] == 2
         prepare_videos(tmp_path / "loose", plain, **options)
         theirs = {Path(one["source"]).name: one for one in map(ShardReader(plain / "train").read_record, range(2))}
         shards, files = ShardReader(out / "train"), ShardReader(plain / "train")

@@ -21,8 +21,6 @@ from comodal.data.sources.image_folder import find_image_files
 from comodal.errors import MediaError, run_batch_or_singly, wrap_item_errors
 from comodal.inference import embed_files
 from comodal.media.storage.tar_shard import TarShard
-from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.regions import extract
 from comodal.regions.backbones import PooledRegions
 from comodal.tasks.audio import audio_features
@@ -34,11 +32,8 @@ ERRORS = [RuntimeError("boom"), IndexError("list index out of range"), Assertion
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    save_model(L3Net(make_small_l3net_config(width=2, image_size=32)), folder / "model", {})
-    return str(folder)
+def network(network: Path) -> str:
+    return str(network)
 
 
 def raising(real: Callable, bad: str, error: Exception = ERRORS[0]) -> Callable:

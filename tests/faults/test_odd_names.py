@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from comodal.cli.program import main
 from comodal.data.regions.region_store import RegionStore
@@ -19,7 +18,6 @@ from comodal.data.shards.shard_reader import ShardReader
 from comodal.inference.image_search import search_index
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.regions import extract
 from tests.support.container_files import jpeg
@@ -33,11 +31,8 @@ CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]") 
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    save_model(L3Net(make_small_l3net_config(width=2, image_size=32)), folder / "model", {})
-    return str(folder)
+def network(network: Path) -> str:
+    return str(network)
 
 
 @pytest.fixture(scope="module")

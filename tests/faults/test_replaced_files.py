@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 from PIL import Image
 
 from comodal.cli.program import main
@@ -17,7 +16,6 @@ from comodal.files import fingerprint_file
 from comodal.inference.image_search.search import open_index
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.regions import extract
 from tests.support.make_media import make_video
@@ -27,11 +25,8 @@ RATE = 16_000
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    save_model(L3Net(make_small_l3net_config(width=2, image_size=32)), folder / "model", {})
-    return str(folder)
+def network(network: Path) -> str:
+    return str(network)
 
 
 def write_image(path: Path, color: tuple[int, int, int]) -> None:

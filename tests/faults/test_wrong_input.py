@@ -148,7 +148,7 @@ def test_regions_that_no_machine_could_make_are_told(
 
 def test_the_smallest_pictures_that_a_network_can_see_have_all_maps(world: Path, tmp_path: Path):
     made = {"detector": str(world / "network"), "grid": 1, "size": 1, "workers": 1, "maps": "all"}
-    assert extract_regions(world / "images", tmp_path / "store", **made)["regions"] == 1
+    assert extract_regions(world / "images", tmp_path / "store", **made).regions == 1
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "{", "[" * 100_000])
@@ -176,4 +176,4 @@ def test_a_network_of_impossible_sizes_is_told(
 def test_times_that_are_no_numbers_are_told(tmp_path: Path, capsys: pytest.CaptureFixture):
     path = tmp_path / "a.npz"
     np.savez(path, embedding=np.ones((2, 512), np.float32), timestamps=np.array(["a", "b"]))
-    assert told(capsys, "doctor", path) == f"{path}: 2 vectors and timestamps of the shape (2,), <U1"
+    assert told(capsys, "identify", path) == f"{path}: 2 vectors and timestamps of the shape (2,), <U1"

@@ -5,13 +5,22 @@ from pathlib import Path
 
 import pytest
 
+from comodal.data.captions.caption_files import read_captions
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import read_model_config
 from comodal.regions.image_list import read_image_boxes
 from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, read_card, results, write_card
 from comodal.tasks.vision_language.grounding.refcoco_files import prepare_boxes
+from comodal.tasks.vision_language.question_answering.gqa import read_gqa_questions
+from comodal.tasks.vision_language.question_answering.visual_genome import read_visual_genome_questions
+from comodal.tasks.vision_language.question_answering.vqa_files import read_answer_vocabulary, read_vqa_questions
 from comodal.tasks.vision_language.vcr_files import read_vcr_boxes, read_vcr_examples
 from comodal.text_files import read_json, read_json_lines
+
+
+def read_boxes(path: Path) -> object:
+    return read_image_boxes(path, path.parent)
+
 
 DEEP = "[" * 100_000  # more than a reader's stack
 RIDDLE = {
@@ -28,7 +37,7 @@ RIDDLE = {
 
 @pytest.mark.parametrize(
     "read",
-    [read_json, read_card, lambda path: read_image_boxes(path, path.parent), lambda path: list(read_json_lines(path))],
+    [read_json, read_card, read_boxes, lambda path: list(read_json_lines(path))],
 )
 def test_lists_within_lists_without_end_are_told(tmp_path: Path, read):
     (tmp_path / "deep.json").write_text(DEEP)
@@ -102,3 +111,52 @@ def test_cards_of_another_version_are_told_by_their_file(tmp_path: Path, name: s
     (tmp_path / "card.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=rf"card\.json: a results card of another version: '{name}' is None"):
         results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("read", "content", "sentence"),
+    [
+        (read_captions, '[{"image": ["a.jpg"], "caption": "a dog"}]', "1 x image is not text"),
+        (read_captions, '[{"image": true, "caption": "a dog"}]', "1 x image is not text"),
+        (read_captions, '[{"image": 1.5, "caption": "a dog"}]', "1 x image is not text"),
+        (
+            read_captions,
+            '{"images": [{"id": 1}, {"id": 1}], "annotations": [{"id": 1, "image_id": 1, "caption": "x"}]}',
+            "two images have the same id",
+        ),
+        (read_captions, "image,caption,caption\na.jpg,a dog,a cat\n", "two columns named 'caption'"),
+        (read_answer_vocabulary, '{"yes": false, "no": true}', "do not have the indices"),
+        (
+            read_gqa_questions,
+            '{"7": {"question": "x", "imageId": "5", "isBalanced": "false"}}',
+            "'isBalanced' of question 7 is 'false', not true or false",
+        ),
+        (
+            read_visual_genome_questions,
+            '[{"id": 9, "qas": [{"qa_id": 7, "image_id": 1, "question": "x", "answer": "y"}]}]',
+            "qa_id 7 is about image 1, and is listed with image 9",
+        ),
+        (
+            read_visual_genome_questions,
+            '[{"id": 1, "qas": [{"qa_id": true, "image_id": 1, "question": "x", "answer": "y"}]}]',
+            "question True has no 'qa_id'",
+        ),
+        (read_boxes, '{"image": "a.jpg", "boxes": [[0, 0, Infinity, 5]]}', "line 1: .*a side of a box is not finite"),
+        (read_boxes, '{"image": "a.jpg", "boxes": [[0, 0, NaN, 5]]}', "line 1: .*a side of a box is not finite"),
+        (read_boxes, '{"image": null, "boxes": [[0, 0, 5, 5]]}', "line 1: .*the image None is not text"),
+    ],
+)
+def test_values_of_another_type_are_not_converted_in_silence(tmp_path: Path, read, content: str, sentence: str):
+    (tmp_path / "labels.json").write_text(content)
+    with pytest.raises(DataError, match=rf"labels\.json[^\n]*{sentence}"):
+        read(tmp_path / "labels.json")
+
+
+@pytest.mark.parametrize("answer", [None, 5, ["yes"], True])
+def test_a_human_answer_is_text(tmp_path: Path, answer: object):
+    """`str` would make an answer "None" of it."""
+    annotation = {"question_id": 1, "image_id": 2, "answers": [{"answer": answer}], "multiple_choice_answer": "yes"}
+    (tmp_path / "q.json").write_text('{"questions": [{"question_id": 1, "image_id": 2, "question": "is it?"}]}')
+    (tmp_path / "a.json").write_text(json.dumps({"annotations": [annotation]}))
+    with pytest.raises(DataError, match=r"a\.json: question 1 has the answer .*, which is not text"):
+        read_vqa_questions(tmp_path / "q.json", tmp_path / "a.json")

@@ -153,14 +153,8 @@ def test_a_file_gives_what_the_python_function_gives(tmp_path: Path, model: Path
         assert np.array_equal(found["embedding"], vectors)
         assert np.array_equal(found["timestamps"], times)
         assert found["embedding"].dtype == np.float32
-        expected = {
-            "embed.written": 1,
-            "embed.skipped": 0,
-            "embed.other_files": 0,
-            "embed.noted": 0,
-            "embed.windows": len(times),
-        }
-    assert counts == expected
+    assert (counts.written, counts.skipped, counts.windows) == (1, 0, len(times))
+    assert (counts.noted, counts.other_files) == (0, 0)
 
 
 def test_a_window_is_centred_on_its_time(model: Path):
@@ -210,10 +204,10 @@ def test_what_exists_is_kept_unless_told_otherwise(tmp_path: Path, model: Path):
         soundfile.write(tmp_path / f"{name}.wav", noise(1.0), RATE)
     (tmp_path / "b.npz").write_bytes(b"kept")
     counts = embed_audio([tmp_path / "a.wav", tmp_path / "b.wav"], model, workers=1)
-    assert (counts["embed.written"], counts["embed.skipped"]) == (1, 1)
+    assert (counts.written, counts.skipped) == (1, 1)
     assert (tmp_path / "a.npz").is_file()
     assert (tmp_path / "b.npz").read_bytes() == b"kept"
-    assert embed_audio([tmp_path], model, workers=1, overwrite=True)["embed.written"] == 2
+    assert embed_audio([tmp_path], model, workers=1, overwrite=True).written == 2
     assert (tmp_path / "b.npz").read_bytes() != b"kept"
 
 
@@ -237,16 +231,16 @@ def test_files_that_differ_in_their_ending_have_results_of_their_own(tmp_path: P
         soundfile.write(tmp_path / name, noise(1.0, number), RATE)
     out = tmp_path / "out"
     options = {"out": out, "hop_seconds": 0.5, "workers": 1}
-    assert embed_audio([tmp_path], model, **options)["embed.written"] == 4
+    assert embed_audio([tmp_path], model, **options).written == 4
     assert names_in(out) == ["a.flac.npz", "a.wav.flac.npz", "a.wav.npz", "b.npz"]
     for name in ("a.wav", "a.flac", "a.wav.flac"):
         embed_audio([tmp_path / name], model, tmp_path / f"of {name}", hop_seconds=0.5, workers=1)
         (alone,) = (tmp_path / f"of {name}").iterdir()
         assert np.array_equal(np.load(out / f"{name}.npz")["embedding"], np.load(alone)["embedding"])
-    assert embed_audio([tmp_path], model, **options)["embed.skipped"] == 4
+    assert embed_audio([tmp_path], model, **options).skipped == 4
     (tmp_path / "a.flac").unlink()
     (tmp_path / "a.wav.flac").unlink()
-    assert embed_audio([tmp_path], model, **options)["embed.skipped"] == 2
+    assert embed_audio([tmp_path], model, **options).skipped == 2
 
 
 def test_a_result_of_a_file_of_another_name_is_not_overwritten(tmp_path: Path, model: Path):
@@ -255,10 +249,10 @@ def test_a_result_of_a_file_of_another_name_is_not_overwritten(tmp_path: Path, m
     embed_audio([tmp_path / "a.wav"], model, workers=1)
     first = (tmp_path / "a.npz").read_bytes()
     for overwrite in (False, True):
-        assert embed_audio([tmp_path / "a.flac"], model, workers=1, overwrite=overwrite)["embed.written"] == 1
+        assert embed_audio([tmp_path / "a.flac"], model, workers=1, overwrite=overwrite).written == 1
     assert (tmp_path / "a.npz").read_bytes() == first
     assert names_in(tmp_path) == ["a.flac", "a.flac.npz", "a.npz", "a.wav"]
-    assert embed_audio([tmp_path], model, workers=1)["embed.skipped"] == 2
+    assert embed_audio([tmp_path], model, workers=1).skipped == 2
 
 
 def test_two_files_for_one_result_are_refused(tmp_path: Path, model: Path):
@@ -289,7 +283,7 @@ def test_a_picture_is_embedded_upright_and_by_itself(tmp_path: Path, model: Path
     exif[0x0112] = 6  # to be turned a quarter clockwise
     turned.save(tmp_path / "turned.png", exif=exif)
     counts = embed_image([tmp_path], model, workers=1)
-    assert counts["embed.windows"] == 2
+    assert counts.windows == 2
     upright, again = (np.load(tmp_path / name)["embedding"] for name in ("upright.npz", "turned.npz"))
     assert upright.shape[0] == 1
     assert np.array_equal(upright, again)

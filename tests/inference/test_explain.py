@@ -27,7 +27,7 @@ from comodal.inference.explain import build_attention_example
 from comodal.inference.vision_language import TextPredictions, VisionLanguagePipeline, load_vision_language
 from comodal.models.checkpoint import save_model
 from comodal.models.vilbert.streams import UnimodalEncoding
-from comodal.models.vilbert.vilbert import ViLBERT, load_vilbert
+from comodal.models.vilbert.vilbert import ViLBERT
 from tests.inference.test_vision_language import POINTING, VQA, run_of, world
 from tests.support.self_contained import check_page
 from tests.support.small_tasks import COLOURS, SIDE, colour_of, write_colours, write_pretrained
@@ -207,7 +207,7 @@ def test_the_report_shows_held_out_pictures_in_the_same_way(tmp_path: Path):
         Image.new("RGB", (SIDE, SIDE), (255, 255, 255)).save(tmp_path / "images" / f"{image}.png")
         lines.append({"image": image, "caption": f"a {COLOURS[colour_of(int(image))]} thing"})
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    model = load_vilbert(run)
+    model = ViLBERT.from_pretrained(run)
     shown = select_attention_examples(
         model, run, tmp_path / "store", tmp_path / "captions.jsonl", tmp_path / "images", count=2
     )

@@ -69,7 +69,7 @@ def test_match_is_the_probability_of_the_network(pipeline: AudioVisualPipeline) 
         logits = model.fuse_all_pairs(
             image_features, model.compute_audio_features(torch.from_numpy(AUDIO[None, :48_000]))
         )[0]
-    assert found.moments[0].probability == pytest.approx(float(logits.softmax(-1)[0, 1]), abs=1e-4)
+    assert found.windows[0].probability == pytest.approx(float(logits.softmax(-1)[0, 1]), abs=1e-4)
 
 
 def test_a_video_has_two_streams_of_embeddings(pipeline: AudioVisualPipeline, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_images_and_audio_in_memory_are_matched_as_their_files(run: Path, tmp_pa
         for sound, rate in ((str(tmp_path / "a.wav"), None), (stereo, RATE), (tensor, RATE)):
             found = match_files(model, image, sound, sample_rate=rate)
             assert found.probability == pytest.approx(wanted.probability, abs=1e-5)
-            assert len(found.moments) == len(wanted.moments) == 2
+            assert len(found.windows) == len(wanted.windows) == 2
     with pytest.raises(TypeError, match="got NoneType for an image"):
         match_files(model, None, stereo, sample_rate=RATE)
     with pytest.raises(ValueError, match="needs its sample rate"):
@@ -74,32 +74,32 @@ def test_images_and_audio_in_memory_are_matched_as_their_files(run: Path, tmp_pa
 def test_a_video_is_matched_with_its_own_sound_second_by_second(run: Path, video: Path):
     found, model = match([video], run), load_l3net(run)
     frames, sound = decoded(video)
-    assert [moment.seconds for moment in found.moments] == [0.5, 1.5]
+    assert [window.seconds for window in found.windows] == [0.5, 1.5]
     expected = []
-    for moment, second in zip(found.moments, (0, 1), strict=True):
+    for window, second in zip(found.windows, (0, 1), strict=True):
         image = torch.from_numpy(frames[10 * second + 5].copy()).permute(2, 0, 1)[None]
         heard = torch.from_numpy(sound[second * RATE : (second + 1) * RATE].copy())[None]
         with torch.inference_mode():
             expected.append(float(model(image, heard).logits.softmax(-1)[0, 1]))
-        assert moment.probability == pytest.approx(expected[-1], abs=0.01)
+        assert window.probability == pytest.approx(expected[-1], abs=0.01)
     assert found.probability == pytest.approx(np.mean(expected), abs=0.01)
 
 
 def test_the_place_is_the_highest_point_of_the_map(run: Path, video: Path):
-    moment = match_files(load_l3net(run), video).moments[0]
-    row, column = divmod(int(resize_maps(torch.from_numpy(moment.position_margins)[None], (SIDE, SIDE)).argmax()), SIDE)
-    assert (moment.x, moment.y) == (
+    window = match_files(load_l3net(run), video).windows[0]
+    row, column = divmod(int(resize_maps(torch.from_numpy(window.position_margins)[None], (SIDE, SIDE)).argmax()), SIDE)
+    assert (window.x, window.y) == (
         pytest.approx((column + 0.5) / SIDE, abs=1e-4),
         pytest.approx((row + 0.5) / SIDE, abs=1e-4),
     )
 
 
-def test_another_hop_gives_other_moments_and_the_same_where_they_meet(run: Path, video: Path):
+def test_another_hop_gives_other_windows_and_the_same_where_they_meet(run: Path, video: Path):
     model = load_l3net(run)
     third, whole = match_files(model, video, hop_seconds=1 / 3), match_files(model, video)
-    assert [round(moment.seconds, 3) for moment in third.moments] == [0.167, 0.5, 0.833, 1.167, 1.5, 1.833]
-    assert third.moments[1].probability == whole.moments[0].probability
-    assert third.moments[4].probability == whole.moments[1].probability
+    assert [round(window.seconds, 3) for window in third.windows] == [0.167, 0.5, 0.833, 1.167, 1.5, 1.833]
+    assert third.windows[1].probability == whole.windows[0].probability
+    assert third.windows[4].probability == whole.windows[1].probability
 
 
 def test_a_picture_is_matched_with_each_second_of_a_sound(run: Path, video: Path, tmp_path: Path):
@@ -109,21 +109,21 @@ def test_a_picture_is_matched_with_each_second_of_a_sound(run: Path, video: Path
     model = load_l3net(run)
     still = match_files(model, tmp_path / "bell.png", tmp_path / "bell.wav")
     moving = match_files(model, video)
-    assert [moment.seconds for moment in still.moments] == [0.5, 1.5]
-    assert still.moments[0].probability == pytest.approx(moving.moments[0].probability, abs=1e-3)
+    assert [window.seconds for window in still.windows] == [0.5, 1.5]
+    assert still.windows[0].probability == pytest.approx(moving.windows[0].probability, abs=1e-3)
     own = match_files(model, video, video)
-    assert [moment.probability for moment in own.moments] == [moment.probability for moment in moving.moments]
+    assert [window.probability for window in own.windows] == [window.probability for window in moving.windows]
 
 
 def test_the_command_prints_a_table_or_json(run: Path, video: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["match", str(video), "--model", str(run), "--precision", "fp32", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told == match_files(load_l3net(run), video).as_json()
-    assert set(told["moments"][0]) == {"seconds", "probability", "x", "y"}
+    assert set(told["windows"][0]) == {"seconds", "probability", "x", "y"}
     assert main(["match", str(video), str(video), "--model", str(run), "--hop-seconds", "0.5"]) == 0
     shown = capsys.readouterr().out
     assert "bell.mp4 and its own audio: probability of correspondence 0." in shown
-    assert "4 of 4 moments" in shown
+    assert "4 of 4 windows" in shown
 
 
 def test_drawings_are_a_picture_or_a_page_that_stands_alone(run: Path, video: Path, tmp_path: Path):
@@ -133,7 +133,7 @@ def test_drawings_are_a_picture_or_a_page_that_stands_alone(run: Path, video: Pa
     found = match([video], run, hop_seconds=0.5, out=tmp_path / "where.html")
     page = check_page((tmp_path / "where.html").read_text())
     assert page.tags.count("img") == 1
-    assert [row[:2] for row in page.rows()] == [[f"{m.seconds:.2f}", f"{m.probability:.3f}"] for m in found.moments]
+    assert [row[:2] for row in page.rows()] == [[f"{m.seconds:.2f}", f"{m.probability:.3f}"] for m in found.windows]
     with pytest.raises(ValueError, match=r"where\.svg: give a \.png or a \.html file"):
         match([video], run, out=tmp_path / "where.svg")
 
@@ -142,8 +142,8 @@ def test_silence_is_no_verdict(run: Path, tmp_path: Path, video: Path):
     loud = tone(2.0, RATE, silent_seconds=1.0)
     soundfile.write(tmp_path / "half.wav", loud, RATE)
     found = match([video, tmp_path / "half.wav"], run, out=tmp_path / "half.html")
-    assert found.moments[0][1:5] == (None, None, None, None)
-    assert found.probability == found.moments[1].probability
+    assert found.windows[0][1:5] == (None, None, None, None)
+    assert found.probability == found.windows[1].probability
     assert check_page((tmp_path / "half.html").read_text()).rows()[0][1] == "silent"
     soundfile.write(tmp_path / "none.wav", 0 * loud, RATE)
     with pytest.raises(MediaError, match=r"none.wav: silent: the audio never exceeds -60 dB"):

@@ -93,7 +93,7 @@ def test_names_may_be_anything_that_is_text(model: Path, tmp_path: Path, capsys:
 def test_a_file_given_twice_is_embedded_once(model: Path, tmp_path: Path):
     soundfile.write(tmp_path / "a.wav", tone(0.2, 16_000, silent_seconds=0.0), 16_000)
     counts = embed_audio([tmp_path, tmp_path / "a.wav"], model, tmp_path / "out", workers=1)
-    assert counts["embed.written"] == 1
+    assert counts.written == 1
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,18 @@
 """Picture and sound agree within one picture and 5 ms, whatever the container and what is wrong with it."""
 
+import re
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from comodal.errors import MediaError
+from comodal.errors import MediaError, MediaWarning
 from comodal.media.audio import read_audio
 from comodal.media.containers.matroska_segments import has_second_segment, read_element_size
 from comodal.media.storage.refused_formats import RefusalReason
-from comodal.media.video import iterate_frames, read_clip, read_video_info
+from comodal.media.video import iterate_all_frames, iterate_frames, read_clip, read_video_info
 from tests.support.sync_media import RATE, check_agreement, noise, original, remux, set_edits
 from tests.support.synthetic_media import read_number, tone, write_video
 
@@ -40,11 +43,69 @@ def test_timestamps_of_a_second_part_that_lie_elsewhere(sound: np.ndarray, tmp_p
         moved = remux(made, tmp_path / f"{number}.ts", lambda _, time, begins=begins: time + begins)
         joined += moved.read_bytes()
     (tmp_path / "joined.ts").write_bytes(joined)
-    check_agreement(tmp_path / "joined.ts", sound)
+    said = notes_of(lambda: check_agreement(tmp_path / "joined.ts", sound))
+    assert all("no video for 3.00 s from 2.00 s" in note or "no audio for" in note for note in said)
+    assert bool(said) == (leap == 3.0)  # a longer jump starts a segment, a shorter one may be lost data
+
+
+def damage(path: Path, start: float, stop: float, unit: int = 188) -> Path:
+    """A copy whose packets are zeroed from one part of the file to another."""
+    data = bytearray(path.read_bytes())
+    first, last = (int(len(data) * part) // unit * unit for part in (start, stop))
+    data[first:last] = bytes(last - first)
+    copy = path.with_name(f"damaged-{path.name}")
+    copy.write_bytes(data)
+    return copy
+
+
+def notes_of(read: Callable[[], object]) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read()
+    return [str(warning.message) for warning in caught]
+
+
+def test_lost_packets_of_a_transport_stream_are_told(source: Path, sound: np.ndarray, tmp_path: Path):
+    """The frames that are missing are as many as the note has seconds."""
+    whole = remux(source, tmp_path / "a.ts", lambda _, time: time)
+    assert not notes_of(lambda: check_agreement(whole, sound))
+    path = damage(whole, 0.5, 0.53)
+    numbers: list[int] = []
+    said = notes_of(lambda: numbers.extend(read_number(frame) for _, frame in iterate_all_frames(path)))
+    (lost,) = [float(match) for note in said for match in re.findall(r"no video for (\d\.\d\d) s from 2\.\d", note)]
+    assert lost > 0 and 125 - len(numbers) == pytest.approx(lost * 25, abs=0.3)
+    assert any("no audio for 0." in note for note in notes_of(lambda: read_audio(path, RATE)))
+    times, shown = zip(*iterate_frames_quietly(path), strict=True)
+    (until,) = {float(match) for note in said for match in re.findall(r"damaged until (\d\.\d\d) s", note)}
+    clock = [abs(time * 25 - number) for time, number in zip(times, shown, strict=True) if not 2 < time < until]
+    assert until % 1 == 0 and max(clock) < 0.01  # each frame is at its time, and intact from the next key frame on
+    assert any("no video for 1." in note for note in notes_of(lambda: read_clip(damage(whole, 0.4, 0.7))))
+
+
+def iterate_frames_quietly(path: Path) -> list[tuple[float, int]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MediaWarning)
+        return [(time, read_number(frame)) for time, frame in iterate_all_frames(path)]
+
+
+def test_fragments_behind_a_damaged_one_are_not_lost_silently(source: Path, tmp_path: Path):
+    """FFmpeg stops at the damaged one, as if the file ended there."""
+    whole = remux(source, tmp_path / "f.mp4", lambda _, time: time, movflags="empty_moov+frag_keyframe")
+    data = bytearray(whole.read_bytes())
+    place = data.index(b"moof", len(data) // 2) - 4
+    data[place : place + 200] = bytes(200)
+    whole.write_bytes(data)
+    with pytest.raises(MediaError, match=r"f\.mp4: truncated: .*cannot be read after [23]\.\d+ s.*byte"):
+        read_clip(whole)
+    frames: list[object] = []
+    (said,) = notes_of(lambda: frames.extend(iterate_all_frames(whole)))
+    assert 50 <= len(frames) < 100 and "its video cannot be read after" in said
+    assert "its audio cannot be read after" in notes_of(lambda: read_audio(whole, RATE))[0]
 
 
 def test_a_pause_of_picture_and_sound(source: Path, sound: np.ndarray, tmp_path: Path):
-    check_agreement(remux(source, tmp_path / "pause.mkv", lambda _, time: time + 20 * (time >= 2)), sound)
+    with pytest.warns(MediaWarning, match=r"pause\.mkv: .*no (video|audio) for 20\.0\d s from 2\.0"):
+        check_agreement(remux(source, tmp_path / "pause.mkv", lambda _, time: time + 20 * (time >= 2)), sound)
 
 
 def test_joined_segments_are_all_there(tmp_path: Path):
@@ -58,6 +119,37 @@ def test_joined_segments_are_all_there(tmp_path: Path):
     check_agreement(path, sound)
     assert read_clip(path).seconds == pytest.approx(6.0, abs=0.005)
     assert len(list(iterate_frames(path, 25.0))) == 150
+
+
+@pytest.mark.parametrize(
+    ("begins", "parts"),
+    [
+        ((0, 0, 0), ("both", "audio", "both")),
+        ((0, 50, 2), ("both", "audio", "both")),
+        ((0, 0, 0), ("audio", "both", "both")),
+        ((0, 0, 0), ("both", "both", "audio")),
+        ((0, 0, 0, 0), ("both", "audio", "audio", "both")),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*its audio ends:comodal.errors.MediaWarning")
+def test_joined_segments_of_which_some_have_no_audio(tmp_path: Path, begins: tuple[float, ...], parts: tuple[str, ...]):
+    """Each is where it is in the file, and its audio with it: the part without audio is silent."""
+    sound, joined = noise(2.0 * len(parts)), b""
+    for number, (first, lost) in enumerate(zip(begins, parts, strict=True)):
+        whole = original(tmp_path / f"whole{number}.ts", sound[: RATE * 2 * (number + 1)], 50 * number)
+        change = lambda kind, time, first=first, lost=lost: None if kind == lost else time + first  # noqa: E731
+        joined += remux(whole, tmp_path / f"{number}.ts", change).read_bytes()
+    path = tmp_path / "joined.ts"
+    path.write_bytes(joined)
+    check_agreement(path, sound)
+    last = 2.0 * (1 + max(number for number, lost in enumerate(parts) if lost == "both"))
+    heard = read_audio(path, RATE)
+    assert len(heard) / RATE == pytest.approx(last, abs=0.05)
+    for number, lost in enumerate(parts):
+        part = heard[round((2 * number + 0.5) * RATE) : round((2 * number + 1.5) * RATE)]
+        assert (np.abs(part).max(initial=0.0) < 0.01) == (lost == "audio")
+    assert [read_number(frame) for _, frame in iterate_frames(path, 25.0)] == list(range(50 * len(parts)))
+    assert read_video_info(path).seconds == pytest.approx(2.0 * len(parts), abs=0.05)
 
 
 def test_an_edit_that_begins_inside_a_long_picture(tmp_path: Path):

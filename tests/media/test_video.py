@@ -325,7 +325,8 @@ def test_one_broken_picture_is_passed_over_and_half_a_second_is_not(tmp_path: Pa
     position, size = packets[33]
     data[position : position + size] = bytes(size)
     path.write_bytes(data)
-    assert numbers(read_clip(path, seconds=2.0))[-2:] == [40, 45]
+    with pytest.warns(MediaWarning, match=r"video\.mp4: damaged: 1 video packets cannot be decoded at 1\.36 s"):
+        assert numbers(read_clip(path, seconds=2.0))[-2:] == [40, 45]
     for position, size in packets[30:55]:
         data[position : position + size] = bytes(size)
     path.write_bytes(data)
@@ -376,8 +377,9 @@ def test_refusals_travel_between_processes(tmp_path: Path):
 
 
 def test_impossible_wishes_are_the_callers_mistake(tmp_path: Path):
-    with pytest.raises(ValueError, match="at least 1"):
-        read_clip(tmp_path / "video.mp4", seconds=0.5)
+    for name, value in (("seconds", 0.5), ("seconds", float("nan")), ("frames_per_second", 0.0), ("short_side", 0)):
+        with pytest.raises(ValueError, match=f"^{name} is a number from"):
+            read_clip(tmp_path / "video.mp4", **{name: value})
     with pytest.raises(ValueError, match="positive"):
         next(iterate_frames(tmp_path / "video.mp4", 0.0))
 
@@ -393,5 +395,5 @@ def test_probing_tells_what_the_file_is(tmp_path: Path):
     info = read_video_info(path)
     assert (info.width, info.height, info.frames_per_second) == (160, 120, 25.0)
     assert info.seconds == pytest.approx(2.0, abs=0.03)
-    assert (info.video_codec, info.audio_codec, info.sample_rate, info.has_audio) == ("h264", "aac", 44100, True)
-    assert not read_video_info(write_video(tmp_path / "mute.mp4")).has_audio
+    assert (info.video_codec, info.audio_codec, info.sample_rate) == ("h264", "aac", 44100)
+    assert read_video_info(write_video(tmp_path / "mute.mp4")).audio_codec is None

@@ -20,7 +20,7 @@ from comodal.models.l3net.l3net import L3Net
 from comodal.models.l3net.l3net import make_small_l3net_config as small_l3net
 from comodal.models.vilbert.heads import compute_mean_encoding
 from comodal.models.vilbert.single_stream import SingleStream
-from comodal.models.vilbert.vilbert import ViLBERT, load_vilbert
+from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.objectives.avc import AllPairs, AudioVisualCorrespondence
 from comodal.objectives.contrastive import compute_contrastive_loss
 from comodal.objectives.pretraining import ViLBERTPretraining
@@ -170,7 +170,7 @@ def contrasted(weight: float = 1.0) -> ViLBERTPretraining:
 
 def with_matches(mismatched: list[bool], images: list[int]) -> CaptionBatch:
     given = batch((1, 9), (2, 7), len(images))
-    return replace(given, is_mismatch=torch.tensor(mismatched), image_rows=torch.tensor(images))
+    return replace(given, is_match=~torch.tensor(mismatched), image_rows=torch.tensor(images))
 
 
 def test_texts_and_images_are_contrasted_before_they_meet():
@@ -245,7 +245,7 @@ def test_retrieval_by_contrastive_encodings_ranks_by_the_cosine(tmp_path: Path):
     train(vilbert_pretraining.recipe, values, tmp_path / "run", device="cpu", precision="fp32")
     out = tmp_path / "results"
     evaluate_retrieval(tmp_path / "run", captions, regions, split="all", scores="contrastive", out=out, device="cpu")
-    model = load_vilbert(tmp_path / "run").eval()
+    model = ViLBERT.from_pretrained(tmp_path / "run").eval()
     head = model.contrastive_head
     assert head is not None
     gallery = load_retrieval_data(tmp_path / "run", model.config, captions, regions, "all", 36, "none").gallery

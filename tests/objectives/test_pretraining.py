@@ -53,7 +53,7 @@ def batch(
         spatials=torch.rand(pairs, 4, 5, generator=generator),
         region_mask=torch.ones(pairs, 4, dtype=torch.bool),
         image_rows=torch.arange(pairs),
-        is_mismatch=torch.arange(pairs) % 2 == 1,
+        is_match=torch.arange(pairs) % 2 == 0,
         masked_token_indices=torch.tensor(words_hidden, dtype=torch.int64),
         token_targets=torch.randint(1, WORDS, (len(words_hidden),), generator=generator),
         masked_region_indices=places,
@@ -86,10 +86,10 @@ def test_equal_scores_cost_the_log_of_the_choices():
 
 def test_class_0_is_a_pair_that_belongs_together():
     scores = torch.tensor([[9.0, -9.0], [-9.0, 9.0], [9.0, -9.0]])
-    right = compute_alignment_loss(scores, torch.tensor([False, True, False]))
+    right = compute_alignment_loss(scores, torch.tensor([True, False, True]))
     assert right.loss < 1e-6
     assert right.accuracy == 1
-    assert compute_alignment_loss(scores, torch.tensor([False, True, True])).accuracy == pytest.approx(2 / 3)
+    assert compute_alignment_loss(scores, torch.tensor([True, False, False])).accuracy == pytest.approx(2 / 3)
 
 
 def test_features_are_the_mean_square_over_places_and_features():

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import comodal.openl3 as openl3
+import comodal.openl3.cli as openl3_cli
 from comodal.errors import CheckpointError, DataError
 from comodal.inference.embed_files import embed_audio, embed_image, embed_video
 from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
@@ -23,7 +24,7 @@ from comodal.inference.openl3_images import prepare_squares
 from comodal.media.resample_kaiser import KaiserStream, resample_kaiser
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
-from comodal.openl3.openl3_models import EmbeddingModel
+from comodal.openl3.models import EmbeddingModel
 from tests.models.l3net.test_l3net_parity import reference
 from tests.support import openl3_layouts as layouts
 from tests.support.synthetic_media import tone, write_video
@@ -177,30 +178,59 @@ def test_the_front_end_is_the_one_of_training_unless_told_otherwise():
 # The same names
 
 
-def test_parameters_and_defaults_are_openl3s():
-    """From openl3/core.py and openl3/models.py of 0.4.2."""
+SIGNATURES = {  # openl3/core.py, models.py and cli.py of OpenL3 0.4.2, in their order; no default: required
+    "core.get_audio_embedding": "audio, sr, model=None, input_repr=None, content_type='music', embedding_size=6144, "
+    "center=True, hop_size=0.1, batch_size=32, frontend='kapre', verbose=True",
+    "core.get_image_embedding": "image, frame_rate=None, model=None, input_repr='mel256', content_type='music', "
+    "embedding_size=8192, batch_size=32, verbose=True",
+    "core.get_output_path": "filepath, suffix, output_dir=None",
+    "core.preprocess_audio": "audio, sr, hop_size=0.1, input_repr=None, center=True",  # without librosa's **kw
+    "core.process_audio_file": "filepath, output_dir=None, suffix=None, model=None, input_repr=None, "
+    "content_type='music', embedding_size=6144, center=True, hop_size=0.1, batch_size=32, overwrite=False, "
+    "frontend='kapre', verbose=True",
+    "core.process_image_file": "filepath, output_dir=None, suffix=None, model=None, input_repr='mel256', "
+    "content_type='music', embedding_size=8192, batch_size=32, overwrite=False, verbose=True",
+    "core.process_video_file": "filepath, output_dir=None, suffix=None, audio_model=None, image_model=None, "
+    "input_repr=None, content_type='music', audio_embedding_size=6144, audio_center=True, audio_hop_size=0.1, "
+    "image_embedding_size=8192, audio_batch_size=32, image_batch_size=32, audio_frontend='kapre', overwrite=False, "
+    "verbose=True",
+    "models.get_audio_embedding_model_path": "input_repr, content_type",
+    "models.get_image_embedding_model_path": "input_repr, content_type",
+    "models.load_audio_embedding_model": "input_repr, content_type, embedding_size, frontend='kapre'",
+    "models.load_audio_embedding_model_from_path": "model_path, input_repr, embedding_size, frontend='kapre'",
+    "models.load_image_embedding_model": "input_repr, content_type, embedding_size",
+    "models.load_image_embedding_model_from_path": "model_path, embedding_size",
+    "cli.get_file_list": "input_list",
+    "cli.main": "",
+    "cli.parse_args": "args",
+    "cli.positive_float": "value",
+    "cli.positive_int": "value",
+    "cli.run": "modality, inputs, output_dir=None, suffix=None, input_repr='mel256', content_type='music', "
+    "audio_embedding_size=6144, audio_center=True, audio_hop_size=0.1, audio_batch_size=32, "
+    "image_embedding_size=8192, image_batch_size=32, audio_frontend='kapre', overwrite=False, verbose=False",
+}
 
-    def defaults(function: object) -> dict[str, object]:
-        return {name: p.default for name, p in inspect.signature(function).parameters.items()}
 
-    empty = inspect.Parameter.empty
-    common = {"model": None, "content_type": "music", "batch_size": 32, "verbose": True}
-    audio = {"input_repr": None, "embedding_size": 6144, "center": True, "hop_size": 0.1, "frontend": "kapre", **common}
-    image = {"input_repr": "mel256", "embedding_size": 8192, **common}
-    file = {"filepath": empty, "output_dir": None, "suffix": None, "overwrite": False}
-    assert defaults(openl3.get_audio_embedding) == {"audio": empty, "sr": empty, **audio}
-    assert defaults(openl3.get_image_embedding) == {"image": empty, "frame_rate": None, **image}
-    assert defaults(openl3.process_audio_file) == {**file, **audio}
-    assert defaults(openl3.process_image_file) == {**file, **image}
-    video = defaults(openl3.process_video_file)
-    assert (video["audio_hop_size"], video["image_embedding_size"], video["audio_frontend"]) == (0.1, 8192, "kapre")
-    assert list(defaults(openl3.get_audio_embedding))[:6] == [
-        "audio", "sr", "model", "input_repr", "content_type", "embedding_size",
-    ]  # fmt: skip
-    assert list(defaults(openl3.models.load_audio_embedding_model)) == [
-        "input_repr", "content_type", "embedding_size", "frontend",
-    ]  # fmt: skip
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_a_function_has_the_parameters_of_openl3(name: str):
+    module, _, function = name.partition(".")
+    found = getattr(importlib.import_module(f"comodal.openl3.{module}"), function)
+    bare = [one.replace(annotation=one.empty) for one in inspect.signature(found).parameters.values()]
+    assert str(inspect.Signature(bare)) == f"({SIGNATURES[name]})"
+
+
+def test_names_are_where_openl3_has_them():
+    """`import openl3` has the functions of arrays and files; user code also imports from four modules."""
+    for name in SIGNATURES:
+        if name.startswith("core."):
+            function = name.removeprefix("core.")
+            assert getattr(openl3, function) is getattr(importlib.import_module("comodal.openl3.core"), function)
+    assert importlib.import_module("comodal.openl3.core").TARGET_SR == 48_000
     assert importlib.import_module("comodal.openl3.models") is openl3.models
+    assert importlib.import_module("comodal.openl3.openl3_exceptions").OpenL3Error is openl3.OpenL3Error
+    assert importlib.import_module("comodal.openl3.openl3_warnings").OpenL3Warning is openl3.OpenL3Warning
+    assert openl3.models.VALID_AUDIO_EMBEDDING_SIZES == (6144, 512)
+    assert openl3.models.VALID_IMAGE_EMBEDDING_SIZES == (8192, 512)
 
 
 def test_names_of_results():
@@ -258,6 +288,50 @@ def test_what_openl3_refuses_is_refused(arguments: dict, sentence: str):
 def test_pictures_that_openl3_refuses_are_refused(picture: np.ndarray, sentence: str, narrow: Narrow):
     with pytest.raises(openl3.OpenL3Error, match=sentence):
         openl3.get_image_embedding(picture, model=narrow.model("image"))
+
+
+# The command `openl3`
+
+
+def test_the_command_has_openl3s_flags():
+    """The long and the short forms of openl3/cli.py give the same."""
+    long = "video a.mp4 --output-dir o --suffix s --input-repr linear --content-type env --audio-embedding-size 512 "
+    long += "--no-audio-centering --audio-hop-size 0.5 --audio-batch-size 4 --image-embedding-size 512 "
+    long += "--image-batch-size 8 --audio-frontend librosa --overwrite --quiet"
+    short = "video a.mp4 -o o -x s -i linear -c env -as 512 -n -t 0.5 -ab 4 -is 512 -ib 8 -af librosa -ow -q"
+    found = vars(openl3_cli.parse_args(long.split()))
+    assert found == vars(openl3_cli.parse_args(short.split()))
+    assert found == {
+        "modality": "video", "inputs": ["a.mp4"], "output_dir": "o", "suffix": "s", "input_repr": "linear",
+        "content_type": "env", "audio_embedding_size": 512, "no_audio_centering": True, "audio_hop_size": 0.5,
+        "audio_batch_size": 4, "image_embedding_size": 512, "image_batch_size": 8, "audio_frontend": "librosa",
+        "overwrite": True, "quiet": True,
+    }  # fmt: skip
+
+
+def test_the_command_writes_what_the_functions_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in" / "s.wav", noise(1.0), RATE, subtype="FLOAT")
+    flags = ["-i", "mel128", "-as", "512", "-n", "-t", "1", "-q", "-x", "own", "-o", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["openl3", "audio", str(tmp_path / "in"), *flags])
+    openl3_cli.main()
+    sound, rate = soundfile.read(tmp_path / "in" / "s.wav")
+    vectors, _ = openl3.get_audio_embedding(
+        sound, rate, input_repr="mel128", embedding_size=512, center=False, hop_size=1.0, verbose=False
+    )
+    with np.load(tmp_path / "s_own.npz") as found:
+        assert np.array_equal(found["embedding"], vectors)
+
+
+def test_a_mistake_in_the_command_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr(sys, "argv", ["openl3", "audio", str(tmp_path / "none.wav")])
+    with pytest.raises(SystemExit, match="1"):
+        openl3_cli.main()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "none.wav" in lines[0]
 
 
 # None of OpenL3's mistakes

@@ -48,8 +48,8 @@ def the_sound_comes_from_its_square(names: Names) -> None:
     near = []
     for _ in range(20):
         image, tone, center = names["draw_pair"](True)
-        moment = names["pipeline"].match(image, tone, sample_rate=48_000).moments[0]
-        near.append(np.hypot(moment.x * 64 - center[0], moment.y * 64 - center[1]) < 16)
+        window = names["pipeline"].match(image, tone, sample_rate=48_000).windows[0]
+        near.append(np.hypot(window.x * 64 - center[0], window.y * 64 - center[1]) < 16)
     assert np.mean(near) > 0.5  # the other square is a third of all places, at best
 
 

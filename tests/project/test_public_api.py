@@ -6,15 +6,21 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import comodal
 from comodal.cli.program import main
+from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError, RecipeError
 from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.registry import RECIPES, TASKS, import_object
+from comodal.regions.extractors import load_extractor
+from comodal.regions.region_extractor import ExtractorSource
+from comodal.regions.region_network import load_extractor_for_model
+from comodal.registry import RECIPES, REGION_EXTRACTORS, TASKS, import_object
 from comodal.training.run_config import get_recipe_name
 from tests.support.hub_server import comodal_at, served
 
@@ -44,18 +50,23 @@ def model() -> L3Net:
 
 @pytest.fixture
 def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An installed package with a task, as pip leaves it in site-packages."""
+    """An installed package with a task and a region extractor, as pip leaves it in site-packages."""
     site = tmp_path / "site"
     info = site / "comodal_birds-1.0.dist-info"
     info.mkdir(parents=True)
     (site / "birds_task.py").write_text("from pathlib import Path\n" + PLUGIN)
+    page = (Path(__file__).parents[2] / "docs" / "adding_an_extractor.md").read_text()
+    (site / "color_regions.py").write_text(page.split("```python\n")[1].split("```")[0])
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: comodal-birds\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
         "[comodal.tasks]\nbirds = birds_task:evaluate_birds\nesc50 = birds_task:evaluate_birds\n"
+        "[comodal.region_extractors]\ncolor_grid = color_regions:load_color_grid\n"
+        "efficientnet_lite0 = color_regions:load_color_grid\n"
     )
     monkeypatch.syspath_prepend(site)
-    monkeypatch.setattr(TASKS, "is_complete", False)
-    monkeypatch.setattr(TASKS, "entries", dict(TASKS.entries))
+    for registry in (TASKS, REGION_EXTRACTORS):
+        monkeypatch.setattr(registry, "is_complete", False)
+        monkeypatch.setattr(registry, "entries", dict(registry.entries))
     return site
 
 
@@ -147,4 +158,32 @@ def test_a_task_of_another_package(plugin: Path, capsys: pytest.CaptureFixture):
         main(["evaluate", "birds", "--help"])
     assert "--count INT" in capsys.readouterr().out
     assert main(["list", "evaluate"]) == 0
-    assert "of the package comodal-birds" in capsys.readouterr().out
+    assert "from the package comodal-birds" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_region_extractor_of_another_package(model: L3Net, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """The one of docs/adding_an_extractor.md: each quarter of the image has the color that was painted there."""
+    colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [90, 90, 90]], np.uint8)
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(colors.reshape(2, 2, 3).repeat(8, 0).repeat(10, 1)).save(tmp_path / "photos" / "a.png")
+    words = ["extract", str(tmp_path / "photos"), str(tmp_path / "regions"), "--detector", "color_grid", "--grid", "2"]
+    assert main([*words, "--dtype", "float32", "--workers", "1"]) == 0
+    store = RegionStore(tmp_path / "regions")
+    assert np.array_equal(store.read_regions(0).features, colors.astype(np.float32))
+    assert store.read_regions(0).boxes.tolist() == [[0, 0, 10, 8], [10, 0, 20, 8], [0, 8, 10, 16], [10, 8, 20, 16]]
+    model.save_pretrained(tmp_path / "model")  # any model, for its folder
+    again = load_extractor_for_model(tmp_path, dict(store.about["provenance"]))
+    assert again.about["fingerprint"] == store.about["provenance"]["fingerprint"]
+    assert REGION_EXTRACTORS["efficientnet_lite0"].target.startswith("comodal."), "an own name cannot be replaced"
+    assert main(["list", "extractors"]) == 0
+    assert "from the package comodal-birds" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_network_that_no_extractor_recognizes(tmp_path: Path):
+    torch.save({"layer.weight": torch.zeros(2, 2)}, tmp_path / "other.pth")
+    (tmp_path / "folder").mkdir()
+    for detector in ("other.pth", "folder", "missing"):
+        with pytest.raises(CheckpointError, match=detector):
+            load_extractor(ExtractorSource(str(tmp_path / detector)))

@@ -1,6 +1,7 @@
 """The shipped configs of `comodal train --config NAME`: each parses, and trains two steps on small data."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,9 @@ import yaml
 
 from comodal.cli.parser import CommandParser
 from comodal.cli.program import build_recipe_page, main
+from comodal.models.checkpoint import save_model
+from comodal.models.l3net.clip_classifier import ClipClassifier, ClipClassifierConfig
+from comodal.models.l3net.l3net import PAPER_L3NET_CONFIG
 from comodal.recipes.recipe_configs import CONFIGS_DIR, list_recipe_configs, read_recipe_config
 from comodal.text_files import read_log, read_yaml
 from tests.support.small_vilbert_data import SMALL_VILBERT_DATA
@@ -24,8 +28,26 @@ def small_l3net(folder: Path) -> list[str]:
     return [*words, "--image-size", "24", "--validation-pairs", "4"]
 
 
-# For each recipe that has a config: small data, and the flags for two steps on it, which override the config.
-SMALL_DATA: dict[str, Callable[[Path], list[str]]] = {"l3net": small_l3net} | SMALL_VILBERT_DATA
+def small_clip_classes(folder: Path) -> list[str]:
+    for seed, split in enumerate(("train", "validation")):
+        write_world(folder / "shards" / split, 8, seed=seed, classes=("dark", "bright"))
+    words = ["--data", f"{folder / 'shards'}", "--steps", "2", "--batch-size", "4", "--width", "4"]
+    return [*words, "--image-size", "24", "--validation-pairs", "4"]
+
+
+def small_fusion(folder: Path) -> list[str]:
+    config = replace(PAPER_L3NET_CONFIG, width=4, image_size=24)
+    save_model(ClipClassifier(ClipClassifierConfig(config, 2)), folder / "classes", {})
+    return [*small_l3net(folder), "--start-from", f"{folder / 'classes'}"]
+
+
+# For each config, or for each recipe that has configs: small data, and the flags for two steps on it, which override
+# the config.
+SMALL_DATA: dict[str, Callable[[Path], list[str]]] = {
+    "l3net": small_l3net,
+    "clip_classes": small_clip_classes,
+    "l3net_supervised_pretraining": small_fusion,
+} | SMALL_VILBERT_DATA
 
 
 def test_every_yaml_file_is_listed_and_describes_itself():
@@ -46,7 +68,7 @@ def test_every_value_of_a_config_is_an_option_of_its_recipe(name: str):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_trains_two_steps(name: str, tmp_path: Path):
     out = tmp_path / "run"
-    words = SMALL_DATA[read_recipe_config(Path(name)).recipe](tmp_path)
+    words = SMALL_DATA[name if name in SMALL_DATA else read_recipe_config(Path(name)).recipe](tmp_path)
     assert main(["train", "--config", name, *words, *TWO_STEPS, "--out", str(out)]) == 0
     assert [line["step"] for line in read_log(out / "metrics.jsonl") if line["split"] == "train"] == [2]
     given = read_recipe_config(Path(name)).options

@@ -37,14 +37,6 @@ IMAGES = 80  # more than two processes' worth
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    save_model(L3Net(make_small_l3net_config(width=2, image_size=32)), folder / "model", {})
-    return folder
-
-
-@pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photographs of several sizes, one of them broken and one a second of its name."""
     folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
@@ -72,7 +64,7 @@ def tree(out: Path) -> dict[str, bytes]:
 
 def test_the_store_does_not_depend_on_the_number_of_workers(images: Path, network: Path, store: Path, tmp_path: Path):
     found = extract_regions(images, tmp_path / "store", str(network), grid=2, workers=2)
-    assert found == {"images.accepted": IMAGES, "images.refused": 2, "regions": 4 * IMAGES}
+    assert (found.images, found.num_refused, found.regions) == (IMAGES, 2, 4 * IMAGES)
     assert tree(tmp_path / "store") == tree(store)
     refused = [json.loads(line) for line in (store / "report.jsonl").read_text().splitlines()]
     assert [(line["image"], line["reason"]) for line in refused] == [
@@ -92,7 +84,7 @@ def test_backends_that_give_their_results_at_the_end_make_the_same_store(
     extractor = extract.load_extractor(extract.ExtractorSource(str(network), grid=2))
     listed = extract.list_images(images)
     with joblib.parallel_config("threading"):
-        pool = extract.ExtractionPool(extractor, images, "cpu", 2, "dask")
+        pool = extract.ExtractionPool(extractor, images, extract.ExtractionWorkers(2, "dask", "cpu"))
         extract.fill_store(tmp_path / "store", listed, pool, "float16")
     by_command = {name: data for name, data in tree(store).items() if name != ".lock" and "network/" not in name}
     assert by_command == tree(tmp_path / "store")
@@ -159,9 +151,9 @@ def test_run_twice_it_does_nothing_and_otherwise_it_is_refused(
     out = tmp_path / "store"
     shutil.copytree(store, out)
     monkeypatch.setattr(extract, "extract_image_regions", lambda *_: pytest.fail("it made regions again"))
-    assert extract_regions(images, out, str(network), grid=2)["images.refused"] == 2
+    assert extract_regions(images, out, str(network), grid=2).num_refused == 2
     shutil.copytree(network, tmp_path / "moved")
-    assert extract_regions(images, out, str(tmp_path / "moved"), grid=2)["images.refused"] == 2
+    assert extract_regions(images, out, str(tmp_path / "moved"), grid=2).num_refused == 2
     with pytest.raises(DataError, match=r"created with other settings \(grid was 2 and is 3\)"):
         extract_regions(images, out, str(network), grid=3)
     with pytest.raises(DataError, match=r"created with other settings \(images was"):
@@ -282,7 +274,7 @@ def test_one_bad_box_refuses_its_image_alone(images: Path, network: Path, tmp_pa
     boxes = tmp_path / "boxes.jsonl"
     boxes.write_text("".join(json.dumps(line) + "\n" for line in lines))
     found = extract_regions(images, tmp_path / "store", str(network), boxes)
-    assert found == {"images.accepted": 1, "images.refused": 3, "regions": 1}
+    assert (found.images, found.num_refused, found.regions) == (1, 3, 1)
     refused = [json.loads(line) for line in (tmp_path / "store" / "report.jsonl").read_text().splitlines()]
     assert [line["reason"] for line in refused] == ["id twice", "box outside the image", "missing"]
 
@@ -321,7 +313,7 @@ def test_a_model_reads_regions_of_its_network_and_no_others(
         DataError, match=r"has features of L3-Net \(size 32, cells 1; .* was trained on L3-Net \(size 64"
     ):
         check_same_regions(run, RegionStore(tmp_path / "larger"))
-    extract_regions(few, tmp_path / "larger", str(network), grid=2, size=32, also_for=run)
+    extract_regions(few, tmp_path / "larger", str(network), grid=2, size=32, compatible_with=run)
     check_same_regions(run, RegionStore(tmp_path / "larger"))
 
 
@@ -366,7 +358,7 @@ def test_what_cannot_be_told_is_said_in_a_line(
     with pytest.raises(DataError, match="does not record the regions it was trained on: choose a --detector"):
         extract_regions(images, tmp_path / "out", like=run)
     with pytest.raises(DataError, match="so it accepts any of the right size"):
-        extract_regions(images / "kind1", tmp_path / "out", str(network), also_for=run)
+        extract_regions(images / "kind1", tmp_path / "out", str(network), compatible_with=run)
 
 
 def test_the_command_line(images: Path, network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

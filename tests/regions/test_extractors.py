@@ -23,14 +23,6 @@ from comodal.regions.region_extractor import RegionExtractor
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    torch.manual_seed(0)
-    save_model(L3Net(make_small_l3net_config(width=2, image_size=32)), folder / "model", {})
-    return folder
-
-
-@pytest.fixture(scope="module")
 def picture() -> np.ndarray:
     """Coloured rectangles and noise, 90 wide and 60 high."""
     rng = np.random.default_rng(0)
@@ -153,7 +145,7 @@ def test_which_of_torchvisions_detectors_it_is_stands_in_the_file():
 def test_a_file_of_other_weights_is_refused_in_a_sentence(faster_rcnn: Path, tmp_path: Path):
     state = torch.load(faster_rcnn, weights_only=True)
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=r"other.pth: not the weights of torchvision's Faster R-CNN"):
+    with pytest.raises(CheckpointError, match=r"other.pth: not a network of .*torchvision_faster_rcnn"):
         load_extractor(ExtractorSource(str(tmp_path / "other.pth")))
     name = "rpn.head.cls_logits.weight"
     for damaged, sentence in (
@@ -378,5 +370,5 @@ def test_wrong_wishes_are_told(network: Path, faster_rcnn: Path, tmp_path: Path)
     ):
         with pytest.raises(ValueError, match=sentence):
             load_extractor(source)
-    with pytest.raises(CheckpointError, match="no model found"):
+    with pytest.raises(CheckpointError, match=r"no config\.json and no weights"):
         load_extractor(ExtractorSource(str(tmp_path)))

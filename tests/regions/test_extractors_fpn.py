@@ -56,7 +56,7 @@ def test_the_original_saves_model_and_module(picture: np.ndarray, tmp_path: Path
     state = {f"module.{name}": tensor for name, tensor in read_tensors(FILE).items()}
     torch.save({"model": state, "iteration": 1}, tmp_path / "model_final.pth")
     counts = convert_detector(tmp_path / "model_final.pth", tmp_path / "resnext")
-    assert counts["convert.unused"] == 0 and counts["convert.filled"] == len(state) - 4  # anchors of five maps in one
+    assert not counts.unused and len(counts.filled) == len(state) - 4  # anchors of five maps in one
     sources = [FILE, tmp_path / "model_final.pth", tmp_path / "resnext"]
     one, two, three = (load_extractor(ExtractorSource(str(source), size=256)) for source in sources)
     assert one.network.fingerprint == two.network.fingerprint == three.network.fingerprint

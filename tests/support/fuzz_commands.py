@@ -138,7 +138,7 @@ def commands(kind: str, case: Path, file: Path, whole: Path) -> list[list[str]]:
                 (case / name).write_bytes((whole / name).read_bytes())
             return [["prepare", "regions", str(case), out]]
         case "npz":
-            return [["inspect", str(file)], ["doctor", str(file)]]
+            return [["inspect", str(file)], ["identify", str(file)]]
         case "yaml":
             return [["train", "l3net", "--config", str(file), "--out", out]]
         case "caffemodel":

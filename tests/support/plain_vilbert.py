@@ -86,7 +86,7 @@ def plain_losses(model: ViLBERT, batch: CaptionBatch, words: int = 36, rows: int
     predicted = model.region_head(output.region_states.flatten(0, 1)).log_softmax(-1)
     region_loss = (F.kl_div(predicted, targets, reduction="none") * masked).sum() / masked.sum()
     aligned = model.alignment_head(output.pooled_text, output.pooled_vision)
-    alignment_loss = F.cross_entropy(aligned, batch.is_mismatch.long())
+    alignment_loss = F.cross_entropy(aligned, (~batch.is_match).long())
     return {
         "loss": token_loss + region_loss + alignment_loss,
         "token_loss": token_loss,

@@ -12,9 +12,18 @@ RATE = 48_000
 
 
 def write_world(
-    folder: Path, clips: int, seconds: float = 2.0, short_side: int = 32, rate: int = RATE, seed: int = 0
+    folder: Path,
+    clips: int,
+    seconds: float = 2.0,
+    short_side: int = 32,
+    rate: int = RATE,
+    seed: int = 0,
+    classes: tuple[str, ...] = (),
 ) -> Path:
-    """Clips of a grey picture (five frames a second) with a tone: the brighter, the higher. Two clips a source."""
+    """Clips of a grey picture (five frames a second) with a tone: the brighter, the higher. Two clips a source.
+
+    With classes, the light is one of as many levels, and the label names it.
+    """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     shape = (short_side, short_side + 8, 3)
@@ -22,7 +31,8 @@ def write_world(
     time = np.arange(int(seconds * rate)) / rate
     with ShardWriter(folder / "000000.tar") as shard:
         for clip in range(clips):
-            light = rng.random()
+            kind = int(rng.integers(len(classes))) if classes else 0
+            light = (kind + 0.5) / len(classes) if classes else rng.random()
             frames = {
                 f"{number:04d}.jpg": encode_jpeg(
                     np.clip(rng.normal(40 + 175 * light, 5, shape), 0, 255).astype(np.uint8)
@@ -38,6 +48,7 @@ def write_world(
                 "frames": list(frames),
                 "seconds": seconds,
                 "sample_rate": rate,
+                **({"label": classes[kind]} if classes else {}),
             }
             shard.write(f"clip{clip}", {**frames, "flac": encode_flac(sound, rate)}, record)
     return folder

@@ -107,7 +107,7 @@ def batch_of(inputs: dict[str, torch.Tensor], target: str) -> CaptionBatch:
         spatials=locations,
         region_mask=regions_attended,
         image_rows=torch.arange(len(words)),
-        is_mismatch=inputs["next_sentence_label"] == 1,
+        is_match=inputs["next_sentence_label"] == 0,
         masked_token_indices=masked_words,
         token_targets=labels[masked_words],
         masked_region_indices=masked_regions,

@@ -94,7 +94,7 @@ def test_vqa_has_the_files_and_fields_of_the_original(world: Path):
         assert entry["answer_type"] in {"yes/no", "number", "other"}
     test, dev = (whole(folder / f"v2_OpenEnded_mscoco_{name}2015_questions.json") for name in ("test", "test-dev"))
     assert {q["question_id"] for q in dev["questions"]} < {q["question_id"] for q in test["questions"]}
-    read = read_vqa_questions(
+    read, _ = read_vqa_questions(
         folder / "v2_OpenEnded_mscoco_val2014_questions.json", folder / "v2_mscoco_val2014_annotations.json"
     )
     assert [question.most_common for question in read] == [entry["multiple_choice_answer"] for entry in annotations]

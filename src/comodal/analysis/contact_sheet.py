@@ -18,7 +18,7 @@ from comodal.media.image import decode_jpeg, resize_short_side
 THUMBNAIL_PIXELS = 120  # short side of a frame on the sheet, in pixels
 
 
-def contact_sheet(shards: Path, out: Path, clips: int = 12, frames: int = 5, start: int = 0) -> None:
+def draw_contact_sheet(shards: Path, out: Path, clips: int = 12, frames: int = 5, start: int = 0) -> None:
     """Draws clips of a split: equally spaced frames, the waveform and the spectrogram, with key and label.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from comodal.analysis.contact_sheet import contact_sheet
+from comodal.analysis.contact_sheet import draw_contact_sheet
 from comodal.console import Table, print_line
 from comodal.data.numpy_files import read_npz
 from comodal.data.regions.region_store import RegionStore
@@ -30,12 +30,12 @@ INSPECTED_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".t
 Description = dict[str, Any]
 
 
-def inspect(path: Path, sheet: Path | None = None) -> dict[str, Any]:
+def inspect(path: Path, contact_sheet: Path | None = None) -> dict[str, Any]:
     """Identifies and describes a path: shards, run, model, checkpoint, embeddings, synthetic data, scores or media.
 
     Args:
         path: a file or folder.
-        sheet: for shards: an image file (.png or .jpg) to write, with frames and audio of some clips.
+        contact_sheet: for shards: an image file (.png or .jpg) to write, with frames and audio of some clips.
 
     Returns:
         "kind", and the properties of the path: counts, sizes, settings, parameters, metrics.
@@ -45,7 +45,7 @@ def inspect(path: Path, sheet: Path | None = None) -> dict[str, Any]:
 
     Examples:
         comodal inspect shards/
-        comodal inspect shards/ --sheet clips.png
+        comodal inspect shards/ --contact-sheet clips.png
         comodal inspect runs/first
         comodal inspect vectors/street.npz
     """
@@ -54,9 +54,9 @@ def inspect(path: Path, sheet: Path | None = None) -> dict[str, Any]:
     refuse_packed_run(path)
     description = describe_folder(path) if path.is_dir() else describe_file(path)
     print_description(path, description)
-    if sheet is not None:
+    if contact_sheet is not None:
         splits = [split for split in SPLITS if any((path / split).glob("*.index"))]
-        contact_sheet(path / splits[0] if splits else path, sheet)
+        draw_contact_sheet(path / splits[0] if splits else path, contact_sheet)
     return description
 
 

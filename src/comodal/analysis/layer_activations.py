@@ -51,7 +51,7 @@ def record_layer_activations(tower: VGGTower, on_activation: Callable[[str, Tens
 @torch.inference_mode()
 def max_channel_activations(
     tower_input: TowerInput, inputs: Tensor
-) -> dict[str, Float[np.ndarray, "moments channels"]]:
+) -> dict[str, Float[np.ndarray, "examples channels"]]:
     """The maximum of each channel over the map of each layer, for each input."""
     maxima: dict[str, list[Tensor]] = {name: [] for name in VGG_LAYER_NAMES}
     device = get_module_device(tower_input.tower)

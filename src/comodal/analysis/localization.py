@@ -33,7 +33,7 @@ class LocalizationResult(NamedTuple):
 
     @property
     def probability(self) -> Float[Tensor, " batch"]:
-        """P(match) of image and audio."""
+        """Probability that image and audio correspond."""
         return self.margin.sigmoid()
 
 
@@ -102,7 +102,7 @@ def encode_both_towers(
 def compute_match_margin(
     model: L3Net, image_features: Float[Tensor, "pairs units"], audio_features: Float[Tensor, "pairs units"]
 ) -> Float[Tensor, " pairs"]:
-    """Logit of match less logit of mismatch for pairs of pooled features; P(match) is its logistic function."""
+    """Logit of match less logit of mismatch for pairs of pooled features; its sigmoid is the probability of a match."""
     logits = model.fc2(F.relu(model.fc1(torch.cat([image_features, audio_features], 1))))
     return logits[:, 1] - logits[:, 0]
 

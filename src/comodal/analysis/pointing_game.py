@@ -19,7 +19,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from comodal.analysis.localization import decompose_margin, find_map_peak, predict_by_position
-from comodal.analysis.unit_activations import read_clip_moment
+from comodal.analysis.unit_activations import read_clip_example
 from comodal.data.shards.shard_reader import ShardReader
 from comodal.errors import DataError
 from comodal.media.image import crop_image_center
@@ -44,7 +44,7 @@ class PointingScene(NamedTuple):
 
 
 def read_pointing_scenes(shards: Path, truth: Path, model: L3Net, count: int) -> list[PointingScene]:
-    """Reads clips of a split whose boxes are known: the frame nearest to a moment of known boxes.
+    """Reads clips of a split whose boxes are known: the frame nearest to a time of known boxes.
 
     Args:
         shards: Folder of one split.
@@ -81,16 +81,16 @@ def read_truth_records(truth: Path) -> dict[str, dict]:
 
 def read_pointing_scene(shards: ShardReader, clip: int, truth_record: dict, model: L3Net) -> PointingScene:
     """Reads one clip, with its boxes relative to the center square of the frame."""
-    frames, moments = np.array(shards.read_record(clip)["frame_seconds"]), np.array(truth_record["box_seconds"])
-    distances = np.abs(frames[:, None] - moments[None]) + 1e-3 * np.abs(frames[:, None] - frames.mean())
-    frame, moment = divmod(int(distances.argmin()), len(moments))
-    image, audio = read_clip_moment(shards, clip, frame, model)
+    frames, times = np.array(shards.read_record(clip)["frame_seconds"]), np.array(truth_record["box_seconds"])
+    distances = np.abs(frames[:, None] - times[None]) + 1e-3 * np.abs(frames[:, None] - frames.mean())
+    frame, time = divmod(int(distances.argmin()), len(times))
+    image, audio = read_clip_example(shards, clip, frame, model)
     height, width, _ = image.shape
     size, scale = min(height, width), height / truth_record["height"]
     sounding = [scene_object for scene_object in truth_record["objects"] if scene_object["sounding"]]
     boxes = []
     for scene_object in sounding:
-        edges = np.array(scene_object["boxes"][moment]) * scale - np.array(
+        edges = np.array(scene_object["boxes"][time]) * scale - np.array(
             [(width - size) // 2, (height - size) // 2] * 2
         )
         left, top, right, bottom = np.clip(edges, 0, size).tolist()

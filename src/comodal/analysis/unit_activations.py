@@ -22,41 +22,41 @@ from comodal.models.l3net.l3net import L3Net
 
 
 @dataclass(frozen=True)
-class ClipMoments:
+class ClipExamples:
     """One frame of each of many clips, and the second of audio around it; `labels` is empty if a clip has none."""
 
-    image: UInt8[Tensor, "moments 3 size size"]
-    audio: Float[Tensor, "moments samples"]
+    image: UInt8[Tensor, "examples 3 size size"]
+    audio: Float[Tensor, "examples samples"]
     names: tuple[str, ...]
     labels: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class UnitActivation:
-    """One channel: the moments of its strongest activations in descending order, and the activations."""
+    """One channel: the examples of its strongest activations in descending order, and the activations."""
 
     channel: int
-    moments: Int[np.ndarray, " top"]
+    examples: Int[np.ndarray, " top"]
     activations: Float[np.ndarray, " top"]
 
 
-def read_clip_moments(shards: Path, model: L3Net, count: int) -> ClipMoments:
+def read_clip_examples(shards: Path, model: L3Net, count: int) -> ClipExamples:
     """The middle of equally spaced clips of a split: its frame, cropped as in validation, and the second around it."""
     reader, size = ShardReader(shards), model.config.image_size
     images, waveforms, names, labels = [], [], [], []
     for clip in np.unique(np.linspace(0, len(reader) - 1, min(count, len(reader))).round().astype(int)).tolist():
         record = reader.read_record(clip)
-        image, waveform = read_clip_moment(reader, clip, len(record["frames"]) // 2, model)
+        image, waveform = read_clip_example(reader, clip, len(record["frames"]) // 2, model)
         images.append(crop_image_center(image, size))
         waveforms.append(waveform)
         names.append(str(record.get("label", record["key"])))
         labels += [str(record["label"])] if record.get("label") is not None else []
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     clip_labels = tuple(labels) if len(labels) == len(names) else ()
-    return ClipMoments(pixels, torch.from_numpy(np.stack(waveforms)), tuple(names), clip_labels)
+    return ClipExamples(pixels, torch.from_numpy(np.stack(waveforms)), tuple(names), clip_labels)
 
 
-def read_clip_moment(
+def read_clip_example(
     shards: ShardReader, clip: int, frame: int, model: L3Net
 ) -> tuple[UInt8[np.ndarray, "height width 3"], Float[np.ndarray, " samples"]]:
     """A whole frame, its short side 8/7 of the model's image size as in training, and the second of audio around it.
@@ -77,7 +77,7 @@ def read_clip_moment(
     )
 
 
-def rank_units(activations: Float[np.ndarray, "moments channels"], units: int, top_k: int) -> list[UnitActivation]:
+def rank_units(activations: Float[np.ndarray, "examples channels"], units: int, top_k: int) -> list[UnitActivation]:
     """The units whose `top_k` strongest activations are furthest above their mean, in units of std."""
     order = np.argsort(-activations, axis=0, kind="stable")[:top_k]
     std = activations.std(0)
@@ -91,7 +91,7 @@ def rank_units(activations: Float[np.ndarray, "moments channels"], units: int, t
 def compute_unit_heatmaps(
     feature_map: Callable[[Tensor], Tensor], inputs: Tensor, unit: UnitActivation, size: tuple[int, int]
 ) -> Float[np.ndarray, "top height width"]:
-    """The activation map of the unit for each of its moments, at the size of the input, with a maximum of 1."""
-    activation_maps = feature_map(inputs[torch.from_numpy(unit.moments)])[:, unit.channel].float()
+    """The activation map of the unit for each of its examples, at the size of the input, with a maximum of 1."""
+    activation_maps = feature_map(inputs[torch.from_numpy(unit.examples)])[:, unit.channel].float()
     large = resize_maps(activation_maps, size).clamp(min=0.0)
     return (large / large.amax((1, 2), keepdim=True).clamp(min=1e-12)).numpy()

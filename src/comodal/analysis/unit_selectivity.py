@@ -4,13 +4,13 @@ With many units, some prefer a class at random. Each measure is therefore compar
 untrained one, and for the trained one with shuffled labels. The features of a layer are the maxima of its units:
 
 - NMI of clusters: normalized mutual information between labels and k-means clusters of the features;
-- NMI of units: a unit is on for its strongest moments, as many as a class has on average. Reported are the mean and the
-  maximum over the units;
-- high preference: units with at least half of their strongest moments in one class, and the classes that have such
+- NMI of units: a unit is on for its strongest examples, as many as a class has on average. Reported are the mean and
+  the maximum over the units;
+- high preference: units with at least half of their strongest examples in one class, and the classes that have such
   units.
 
 Departs from the paper where it gives no details or we could not verify them: the number of clusters is the number of
-classes; a high preference is half of the ten strongest moments.
+classes; a high preference is half of the ten strongest examples.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from comodal.analysis.layer_activations import build_audio_tower_input, build_image_tower_input, max_channel_activations
-from comodal.analysis.unit_activations import ClipMoments, UnitActivation, rank_units
+from comodal.analysis.unit_activations import ClipExamples, UnitActivation, rank_units
 from comodal.models.calibration import calibrate_batch_norms
 from comodal.models.checkpoint import make_untrained_copy
 from comodal.models.codebook.clustering import run_kmeans
 from comodal.models.l3net.l3net import L3Net
 
-NUM_TOP_MOMENTS, MIN_HIGH_PREFERENCE = 10, 0.5
+NUM_TOP_EXAMPLES, MIN_HIGH_PREFERENCE = 10, 0.5
 SELECTIVITY_SYSTEMS = ("trained", "untrained", "shuffled")
 
 
@@ -42,7 +42,7 @@ class LayerSelectivity(NamedTuple):
 
 
 class SelectiveUnit(NamedTuple):
-    """A unit, and the most frequent label of its strongest moments with its fraction of them; "" without labels."""
+    """A unit, and the most frequent label of its strongest examples with its fraction of them; "" without labels."""
 
     activation: UnitActivation
     preferred: str
@@ -50,35 +50,35 @@ class SelectiveUnit(NamedTuple):
 
 
 class SelectivityStudy(NamedTuple):
-    """Results for images or audio: for each system its layers in order, the number of moments, and the classes."""
+    """Results for images or audio: for each system its layers in order, the number of examples, and the classes."""
 
     systems: dict[str, dict[str, LayerSelectivity]]
-    moments: int
+    examples: int
     classes: tuple[str, ...]
 
 
-def study_units(model: L3Net, moments: ClipMoments, seed: int = 0) -> dict[str, SelectivityStudy]:
+def study_units(model: L3Net, examples: ClipExamples, seed: int = 0) -> dict[str, SelectivityStudy]:
     """Class selectivity of both towers, compared with an untrained network and with shuffled labels.
 
     Args:
         model: The trained network.
-        moments: With labels.
+        examples: With labels.
         seed: Of the untrained weights, the clusters and the shuffling. The untrained network's batch norms are
-            calibrated on the moments.
+            calibrated on the examples.
 
     Raises:
-        ValueError: A moment has no label, or all have the same.
+        ValueError: An example has no label, or all have the same.
     """
-    classes, target = np.unique(moments.labels, return_inverse=True)
-    if len(target) != len(moments.names) or len(classes) < 2:
-        raise ValueError(f"class selectivity needs labels of all moments and two or more classes; got {len(classes)}")
+    classes, target = np.unique(examples.labels, return_inverse=True)
+    if len(target) != len(examples.names) or len(classes) < 2:
+        raise ValueError(f"class selectivity needs labels of all examples and two or more classes; got {len(classes)}")
     shuffled = np.random.default_rng(seed).permutation(target)
     untrained = make_untrained_copy(model, seed)
-    calibrate_batch_norms(untrained, untrained, moments.image, moments.audio)
+    calibrate_batch_norms(untrained, untrained, examples.image, examples.audio)
     studies = {}
     for name, build_tower_input, inputs in (
-        ("image", build_image_tower_input, moments.image),
-        ("audio", build_audio_tower_input, moments.audio),
+        ("image", build_image_tower_input, examples.image),
+        ("audio", build_audio_tower_input, examples.audio),
     ):
         trained, untrained_activations = (
             max_channel_activations(build_tower_input(model), inputs),
@@ -98,7 +98,7 @@ def study_units(model: L3Net, moments: ClipMoments, seed: int = 0) -> dict[str, 
 
 
 def measure_layer_selectivity(
-    activations: Float[np.ndarray, "moments units"], target: Int[np.ndarray, " moments"], seed: int
+    activations: Float[np.ndarray, "examples units"], target: Int[np.ndarray, " examples"], seed: int
 ) -> LayerSelectivity:
     """Class selectivity of the units of one layer."""
     classes = int(target.max()) + 1
@@ -117,7 +117,7 @@ def measure_layer_selectivity(
     )
 
 
-def standardize_units(activations: Float[np.ndarray, "moments units"]) -> Float[np.ndarray, "moments units"]:
+def standardize_units(activations: Float[np.ndarray, "examples units"]) -> Float[np.ndarray, "examples units"]:
     """Scales each unit to mean 0 and std 1; a constant unit is 0."""
     std = activations.std(0)
     centered = activations - activations.mean(0)
@@ -125,18 +125,18 @@ def standardize_units(activations: Float[np.ndarray, "moments units"]) -> Float[
 
 
 def binarize_activations(
-    activations: Float[np.ndarray, "moments units"], classes: int
-) -> Bool[np.ndarray, "moments units"]:
-    """A unit is on for its strongest moments, one of `classes`; moments tied with the first that is off are off too."""
+    activations: Float[np.ndarray, "examples units"], classes: int
+) -> Bool[np.ndarray, "examples units"]:
+    """A unit is on for its strongest examples, one of `classes`; those tied with the first that is off are off too."""
     count = round(len(activations) / classes)
     threshold = -np.partition(-activations, count, axis=0)[count]
     return activations > threshold
 
 
 def count_active_by_class(
-    on: Bool[np.ndarray, "moments units"], target: Int[np.ndarray, " moments"]
+    on: Bool[np.ndarray, "examples units"], target: Int[np.ndarray, " examples"]
 ) -> Int[np.ndarray, "units classes"]:
-    """The number of moments of each class for which each unit is on."""
+    """The number of examples of each class for which each unit is on."""
     return on.T.astype(np.int64) @ np.eye(int(target.max()) + 1, dtype=np.int64)[target]
 
 
@@ -163,29 +163,29 @@ def compute_row_entropy(probabilities: Float[np.ndarray, "units values"]) -> Flo
 
 
 def find_preferred_classes(
-    activations: Float[np.ndarray, "moments units"], target: Int[np.ndarray, " moments"]
+    activations: Float[np.ndarray, "examples units"], target: Int[np.ndarray, " examples"]
 ) -> tuple[Int[np.ndarray, " units"], Float[np.ndarray, " units"]]:
-    """The most frequent class of each unit's strongest moments, and its fraction; 0 for a constant unit."""
-    num_top = min(NUM_TOP_MOMENTS, len(activations))
-    strongest_moments = np.argsort(-activations, axis=0, kind="stable")[:num_top]
-    class_counts = np.eye(int(target.max()) + 1)[target[strongest_moments]].sum(0)
+    """The most frequent class of each unit's strongest examples, and its fraction; 0 for a constant unit."""
+    num_top = min(NUM_TOP_EXAMPLES, len(activations))
+    strongest_examples = np.argsort(-activations, axis=0, kind="stable")[:num_top]
+    class_counts = np.eye(int(target.max()) + 1)[target[strongest_examples]].sum(0)
     fraction = class_counts.max(1) / num_top
     return class_counts.argmax(1), np.where(np.ptp(activations, axis=0) > 0, fraction, 0.0)
 
 
 def select_units(
-    activations: Float[np.ndarray, "moments channels"], labels: Sequence[str], units: int, top: int
+    activations: Float[np.ndarray, "examples channels"], labels: Sequence[str], units: int, top: int
 ) -> list[SelectiveUnit]:
     """The most selective units, each for another class as long as there are classes, then the next ones.
 
-    Units are ordered by the fraction of their strongest moments in one class, then by how far their strongest
+    Units are ordered by the fraction of their strongest examples in one class, then by how far their strongest
     activations are above their mean (`rank_units`). Without labels only the second applies.
 
     Args:
-        activations: Of each unit for each moment.
-        labels: Of the moments; empty if they are not known.
+        activations: Of each unit for each example.
+        labels: Of the examples; empty if they are not known.
         units: The maximum number of units.
-        top: The number of moments of each unit.
+        top: The number of examples of each unit.
     """
     ranked = rank_units(activations, activations.shape[1], top)
     if not labels:

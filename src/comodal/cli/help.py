@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from comodal.cli.parser import Option
-from comodal.cli.tables import COMMAND_GROUPS, list_all_commands
+from comodal.cli.tables import COMMAND_GROUPS, COMMAND_TOPICS, list_all_commands
 from comodal.flat_parameters import Docstring
 from comodal.registry import RECIPES, RegistryEntry
 
@@ -132,15 +132,22 @@ def list_entries(entries: Mapping[str, RegistryEntry], prefix: str = "") -> str:
 
 
 def list_commands(group: str = "") -> str:
-    """The commands, or those of a group."""
+    """The commands by topic, or those of a group."""
     if group == "train":
         return list_entries(RECIPES)
-    entries = {name: entry for name, entry in list_all_commands().items() if not group or name.split()[0] == group}
-    if not group:
-        entries["train"] = RegistryEntry("", COMMAND_GROUPS["train"])
-        entries["list"] = RegistryEntry("", "commands and recipes: comodal list [commands|recipes]")
-        entries["help"] = RegistryEntry("", "the help page of a command: comodal help COMMAND")
-    return list_entries(entries, "comodal ")
+    entries = list_all_commands()
+    if group:
+        return list_entries({name: one for name, one in entries.items() if name.split()[0] == group}, "comodal ")
+    entries["train"] = RegistryEntry("", COMMAND_GROUPS["train"])
+    entries["list"] = RegistryEntry("", "list commands, recipes (list recipes) or region extractors (list extractors)")
+    entries["help"] = RegistryEntry("", "show the help page of a command: comodal help COMMAND")
+    width = max(map(len, entries)) + len("comodal ") + 6
+    sections = []
+    for topic, words in COMMAND_TOPICS.items():
+        names = [name for word in words for name in entries if name.split()[0] == word]
+        rows = [(f"comodal {name}", entries[name].about) for name in names]
+        sections.append(f"{topic}:\n{format_columns(rows, width)}")
+    return "\n\n".join(sections)
 
 
 def format_overview(group: str = "") -> str:

@@ -32,7 +32,7 @@ from comodal.recipes.recipe_configs import (
     list_recipe_configs,
     read_recipe_config,
 )
-from comodal.registry import RECIPES, import_object
+from comodal.registry import RECIPES, REGION_EXTRACTORS, import_object
 from comodal.training.run_config import to_yaml_values
 
 MAX_WORKERS = 1024
@@ -47,7 +47,7 @@ INPUT_OPTIONS = {
 }
 MODEL_OPTIONS = {"model", "start_from", "run"}  # may be OWNER/NAME on the Hugging Face hub
 PATTERN_OPTIONS = {"source", "images", "audio", "captions"}  # inputs that may be several files: "{00000..00099}.tar"
-OUTPUT_OPTIONS = ("out", "sheet", "explain")  # printed at the end, if they exist
+OUTPUT_OPTIONS = ("out", "contact_sheet", "explain")  # printed at the end, if they exist
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -147,19 +147,23 @@ def dispatch_command(argv: list[str]) -> int:
 
 
 def run_list(argv: list[str]) -> int:
-    """`comodal list`: commands, recipes, or the commands of a group."""
+    """`comodal list`: commands, recipes, region extractors, or the commands of a group."""
     if argv in ([], ["-h"], ["--help"]):
-        print(f"commands:\n{list_commands()}\n\nrecipes, for `comodal train`:\n{list_entries(RECIPES)}")
+        recipes, extractors = list_entries(RECIPES), list_entries(REGION_EXTRACTORS)
+        print(f"{list_commands()}\n\nrecipes, for `comodal train`:\n{recipes}\n")
+        print(f"region extractors, for `comodal extract --detector`:\n{extractors}")
     elif argv == ["commands"]:
         print(list_commands())
     elif argv == ["recipes"]:
         print(
             f"{list_entries(RECIPES)}\n\nconfigs, for `comodal train --config`:\n{list_entries(list_recipe_configs())}"
         )
+    elif argv == ["extractors"]:
+        print(list_entries(REGION_EXTRACTORS))
     elif argv[0] in COMMAND_GROUPS and len(argv) == 1:
         print(list_commands(argv[0]))
     else:
-        kinds = ["commands", "recipes", *COMMAND_GROUPS]
+        kinds = ["commands", "recipes", "extractors", *COMMAND_GROUPS]
         return report_usage("list", f"{argv[-1]!r} is not one of {', '.join(kinds)}{suggest_closest(argv[-1], kinds)}")
     return 0
 

@@ -6,81 +6,87 @@ from comodal.registry import CHECKPOINT_READERS, TASKS, RegistryEntry
 
 COMMANDS = {
     "demo": RegistryEntry(
-        "comodal.demo.demo:run_demo", "synthetic data, training, evaluation and a report, in minutes"
+        "comodal.demo.demo:run_demo", "train and evaluate small models on synthetic data, with a report"
     ),
     "synthesize": RegistryEntry(
-        "comodal.synthetic.synthesize:synthesize", "synthetic videos with audio, images with captions"
+        "comodal.synthetic.synthesize:synthesize", "make synthetic videos with audio, and images with captions"
     ),
     "prepare videos": RegistryEntry(
-        "comodal.data.shards.ingest:prepare_videos", "a folder or a list of videos -> shards of clips"
+        "comodal.data.shards.ingest:prepare_videos", "make shards of clips from a folder or a list of videos"
     ),
     "prepare pairs": RegistryEntry(
-        "comodal.data.shards.paired_files:prepare_pairs", "images and audio in class folders -> shards"
+        "comodal.data.shards.paired_files:prepare_pairs", "make shards of pairs from class folders of images and audio"
     ),
     "prepare regions": RegistryEntry(
-        "comodal.regions.prepare_regions:prepare_regions", "features or images -> a region store"
+        "comodal.regions.prepare_regions:prepare_regions", "make a region store from published features or from images"
     ),
     "prepare boxes": RegistryEntry(
         "comodal.tasks.vision_language.grounding.refcoco_files:prepare_boxes",
-        "COCO's objects or detections -> boxes for regions",
+        "convert COCO's objects or detections to boxes for `extract`",
     ),
     "prepare tokens": RegistryEntry(
-        "comodal.regions.visual_tokens:prepare_tokens", "a region store -> a visual token for each region"
+        "comodal.regions.visual_tokens:prepare_tokens", "add a visual token to each region of a store"
     ),
-    "extract": RegistryEntry("comodal.regions.extract:extract_regions", "a folder of images -> a region store"),
-    "env": RegistryEntry("comodal.environment:env", "the detected hardware, and what will be used"),
+    "extract": RegistryEntry("comodal.regions.extract:extract_regions", "extract a region store from images"),
+    "env": RegistryEntry("comodal.environment:env", "show the detected hardware, and what will be used"),
     "inspect": RegistryEntry(
-        "comodal.analysis.inspect_path:inspect", "what a shard folder, run, checkpoint or embedding is"
+        "comodal.analysis.inspect_path:inspect", "describe a shard folder, run, checkpoint or embedding"
     ),
-    "doctor": RegistryEntry(
-        "comodal.inference.doctor:diagnose_embedding", "which frontend and network made an embedding, and how exactly"
+    "identify": RegistryEntry(
+        "comodal.inference.identify_embedding:identify_embedding",
+        "find the network and the frontend that made an embedding",
     ),
     "results": RegistryEntry(
-        "comodal.tasks.evaluation.results_card:results", "the results cards of several evaluations -> one table"
+        "comodal.tasks.evaluation.results_card:results", "combine the results cards of several evaluations in one table"
     ),
     "report": RegistryEntry(
-        "comodal.analysis.pages.report:write_report", "curves, scores, predictions and units of a run: a page"
+        "comodal.analysis.pages.report:write_report", "write a page about a run: curves, scores, predictions, units"
     ),
-    "match": RegistryEntry(
-        "comodal.inference.match:match", "do the image or video and the audio correspond, when, and where"
-    ),
-    "ask": RegistryEntry("comodal.inference.vision_language_commands:ask", "an image and a question -> answers"),
+    "match": RegistryEntry("comodal.inference.match:match", "predict whether an image or a video corresponds to audio"),
+    "ask": RegistryEntry("comodal.inference.vision_language_commands:ask", "answer a question about an image"),
     "fill": RegistryEntry(
-        "comodal.inference.vision_language_commands:fill", "an image and a sentence with [MASK] -> tokens"
+        "comodal.inference.vision_language_commands:fill", "predict the [MASK] tokens of a sentence about an image"
     ),
     "align": RegistryEntry(
-        "comodal.inference.vision_language_commands:align", "an image and texts -> how likely each matches it"
+        "comodal.inference.vision_language_commands:align", "score how well texts describe an image"
     ),
     "ground": RegistryEntry(
-        "comodal.inference.vision_language_commands:ground", "an image and a phrase -> the box that it refers to"
+        "comodal.inference.vision_language_commands:ground", "find the box in an image that a phrase refers to"
     ),
     "caption": RegistryEntry(
         "comodal.inference.vision_language_commands:caption", "an image -> captions sampled from the pretrained model"
     ),
     "search": RegistryEntry(
-        "comodal.inference.image_search.search:search", "a folder of images and a text -> the images that match it"
+        "comodal.inference.image_search.search:search", "find the images of a folder that a text describes"
     ),
     "export": RegistryEntry(
-        "comodal.runtimes.export:export", "a model's networks -> ONNX, OpenVINO or torch.export, verified"
+        "comodal.runtimes.export:export", "export a model to ONNX, OpenVINO or torch.export, and verify it"
     ),
-    "share": RegistryEntry("comodal.hub:share_model", "a model as a folder to publish, with a model card"),
-    "push": RegistryEntry("comodal.hub:push_to_hub", "a model -> the Hugging Face hub"),
-    "pull": RegistryEntry("comodal.hub:pull_from_hub", "the Hugging Face hub -> a model"),
+    "share": RegistryEntry("comodal.hub:share_model", "write a model as a folder to publish, with a model card"),
+    "push": RegistryEntry("comodal.hub:push_to_hub", "upload a model to the Hugging Face hub"),
+    "pull": RegistryEntry("comodal.hub:pull_from_hub", "download a model from the Hugging Face hub"),
     "embed audio": RegistryEntry(
-        "comodal.inference.embed_files:embed_audio", "audio files -> one vector per hop, .npz"
+        "comodal.inference.embed_files:embed_audio", "embed audio files: one vector per hop (.npz)"
     ),
-    "embed image": RegistryEntry("comodal.inference.embed_files:embed_image", "images -> one vector each, .npz"),
+    "embed image": RegistryEntry("comodal.inference.embed_files:embed_image", "embed images: one vector each (.npz)"),
     "embed video": RegistryEntry(
-        "comodal.inference.embed_files:embed_video", "videos -> vectors of audio and frames, .npz"
+        "comodal.inference.embed_files:embed_video", "embed the audio and the frames of videos (.npz)"
     ),
 }
 TRAIN_FUNCTION = "comodal.training.run:train"  # trains every recipe; its parameters are options of `comodal train`
 COMMAND_GROUPS = {
-    "prepare": "videos, images, features -> training data",
-    "evaluate": "scores on labeled data sets",
-    "embed": "files -> embeddings",
-    "convert": "published weights -> models of comodal",
+    "prepare": "prepare training data from videos, images or features",
+    "evaluate": "evaluate a model on a labeled data set",
+    "embed": "embed files",
+    "convert": "convert published weights to models of comodal",
     "train": "train a recipe: comodal train RECIPE --data DATA --out RUN",
+}
+COMMAND_TOPICS = {  # the first words of commands, in the order of the help
+    "getting started": ("demo", "env", "list", "help"),
+    "data": ("synthesize", "prepare", "extract"),
+    "training and evaluation": ("train", "evaluate", "results", "report"),
+    "use of a model": ("match", "ask", "fill", "align", "ground", "search", "embed"),
+    "files": ("inspect", "identify", "convert", "export", "share", "push", "pull"),
 }
 GROUP_REGISTRIES = {"evaluate": TASKS, "convert": CHECKPOINT_READERS}
 

@@ -62,6 +62,16 @@ class AudioVisualBatch(Tensors):
     keys: tuple[str, ...]  # one a pair: the image's clip and frame, and the audio's clip and start
 
 
+@dataclass(frozen=True)
+class LabeledClipBatch(Tensors):
+    """An image and a second of audio of each clip, with the class of the clip."""
+
+    image: UInt8[Tensor, "batch 3 height width"]
+    audio: Float[Tensor, "batch samples"]
+    target: Int64[Tensor, "batch"]
+    keys: tuple[str, ...]  # the clip, its frame and its audio
+
+
 class TokenInput(IntEnum):
     """Special values of a batch's visual token inputs; the ids of visual tokens follow after these."""
 
@@ -85,7 +95,7 @@ class CaptionBatch(Tensors):
     spatials: Float[Tensor, "batch regions 5"]  # left, top, right, bottom and area, as fractions of the image
     region_mask: Bool[Tensor, "batch regions"]
     image_rows: Int64[Tensor, "batch"]  # the row of each image in the store
-    is_mismatch: Bool[Tensor, "batch"]  # a negative: the caption or the image was replaced
+    is_match: Bool[Tensor, "batch"]  # False for a negative: the caption or the image was replaced
     masked_token_indices: Int64[Tensor, "masked_tokens"]  # flat indices into `token_ids`
     token_targets: Int64[Tensor, "masked_tokens"]  # the original token ids
     masked_region_indices: Int64[Tensor, "masked_regions"]  # flat indices into `region_features`, never row 0

@@ -27,7 +27,7 @@ from comodal.analysis.pages.report import build_run_parts
 from comodal.analysis.pages.run_sections import ReportInputs
 from comodal.console import Table, print_heading, print_line, print_text
 from comodal.data.shards.ingest import prepare_videos
-from comodal.demo.demo_parts import FULL_SCALE, SHORT_SCALE, USUAL_SIZES, DemoFolders, DemoScale, DemoSizes
+from comodal.demo.demo_parts import DEFAULT_SIZES, FULL_SCALE, SHORT_SCALE, DemoFolders, DemoScale, DemoSizes
 from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
 from comodal.flat_parameters import flatten_parameters
@@ -66,7 +66,7 @@ RESULT_KEYS = {
 def run_demo(
     folder: Path,
     full: bool = False,
-    sizes: DemoSizes = USUAL_SIZES,
+    sizes: DemoSizes = DEFAULT_SIZES,
     bert: Path | None = None,
     seed: int = 0,
 ) -> dict[str, float]:
@@ -299,7 +299,7 @@ def evaluate_l3net(parts: DemoFolders, scale: DemoScale) -> L3NetEvaluation:
     with contextlib.redirect_stdout(text), contextlib.redirect_stderr(io.StringIO()):
         metrics = collect_results(parts, scale)
         scores = [parts.scores("audio"), parts.scores("images")]
-        inputs = ReportInputs(parts.shards, scores, truth=parts.videos / "worlds.jsonl")
+        inputs = ReportInputs(parts.shards, scores, ground_truth=parts.videos / "worlds.jsonl")
         page = build_run_parts(parts.run, inputs, resolve_compute("auto", "auto"))
     return L3NetEvaluation(metrics, page, text.getvalue())
 

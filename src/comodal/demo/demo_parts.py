@@ -68,7 +68,7 @@ class DemoSizes:
         return replace(scale, **{name: value for name, value in asdict(self).items() if value is not None})
 
 
-USUAL_SIZES = DemoSizes()
+DEFAULT_SIZES = DemoSizes()
 SHORT_SCALE = DemoScale(1000, 2.0, 96, 5.0, 200, 200, 2, 1500, 64, "all_pairs", 350, 4e-3, 300, 1.0, 0.0)
 FULL_SCALE = DemoScale(1400, 2.5, 128, 10.0, 400, 400, 10, 1500, 64, "avc", 1800, 2e-3, 1500, 0.0, 4.0)
 

@@ -18,6 +18,7 @@ from jaxtyping import Float32
 from comodal.data.sources.file_batches import (
     BatchedWork,
     EmbeddingRows,
+    EmbeddingSummary,
     FileJob,
     FileJobs,
     FileOutcome,
@@ -79,7 +80,7 @@ class EmbeddingOptions:
         """The options of the embedder."""
         return EmbedderOptions(self.as_openl3, frontend, self.precision, size, self.device, engine=self.engine)
 
-    def run(self, jobs: FileJobs, work: Callable[[FileJob], int], batched: BatchedWork | None) -> dict[str, float]:
+    def run(self, jobs: FileJobs, work: Callable[[FileJob], int], batched: BatchedWork | None) -> EmbeddingSummary:
         """Embeds the files of the jobs; returns what was written and skipped."""
         return run_file_jobs(jobs, work, self.workers, self.overwrite, batched)
 
@@ -125,7 +126,7 @@ def embed_audio(
     size: int | None = None,
     windows: AudioWindows = DEFAULT_WINDOWS,
     options: EmbeddingOptions = DEFAULT_OPTIONS,
-) -> dict[str, float]:
+) -> EmbeddingSummary:
     """Embeds audio files: one vector per hop, NAME.npz with `embedding` and `timestamps`.
 
     If several files have the same NAME, or NAME.npz exists and was made from another file, the results keep the
@@ -140,7 +141,7 @@ def embed_audio(
         options: The options that these commands share.
 
     Returns:
-        embed.written, embed.skipped, embed.windows, embed.noted and embed.other_files.
+        The numbers of written and skipped files, and of embeddings.
 
     Raises:
         DataError: some files could not be read; all others are written first.
@@ -164,7 +165,7 @@ def embed_image(
     *,
     size: int | None = None,
     options: EmbeddingOptions = DEFAULT_OPTIONS,
-) -> dict[str, float]:
+) -> EmbeddingSummary:
     """Embeds images: NAME.npz with `embedding` of one row (and a timestamp of 0).
 
     If several files have the same NAME, or NAME.npz exists and was made from another file, the results keep the
@@ -178,7 +179,7 @@ def embed_image(
         options: The options that these commands share.
 
     Returns:
-        embed.written, embed.skipped, embed.windows, embed.noted and embed.other_files.
+        The numbers of written and skipped files, and of embeddings.
 
     Raises:
         DataError: some files could not be read; all others are written first.
@@ -205,7 +206,7 @@ def embed_video(
     frames_per_second: float = 1.0,
     windows: AudioWindows = DEFAULT_WINDOWS,
     options: EmbeddingOptions = DEFAULT_OPTIONS,
-) -> dict[str, float]:
+) -> EmbeddingSummary:
     """Embeds videos: NAME_audio.npz and NAME_image.npz, with timestamps on the video's own clock.
 
     If several files have the same NAME, or the results exist and were made from another file, the results keep the
@@ -221,7 +222,7 @@ def embed_video(
         as_openl3: reproduce this version of OpenL3, which embeds every frame, stretched to 256 x 256.
 
     Returns:
-        embed.written, embed.skipped, embed.windows, embed.noted and embed.other_files.
+        The numbers of written and skipped files, and of embeddings.
 
     Raises:
         DataError: some files could not be read; all others are written first.

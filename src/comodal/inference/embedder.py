@@ -26,7 +26,7 @@ from comodal.models.l3net.fused_vgg import FusedTower
 from comodal.models.l3net.l3net import AUDIO_GRID, IMAGE_GRID, L3Net, load_l3net, max_pool_to_grid
 from comodal.models.l3net.spectrogram import Frontend, Representation, Spectrogram
 from comodal.models.l3net.spectrogram import make_openl3_spectrogram_config as openl3_spectrogram
-from comodal.runtimes.export_formats import Engine, EngineChoice
+from comodal.runtimes.export_formats import EngineChoice, Format
 from comodal.runtimes.exported_engines import ExportedEmbedders, find_fastest_export
 
 OpenL3Version = Literal["0.4.2"]
@@ -241,7 +241,7 @@ def load_embedder(path: Path, options: EmbedderOptions) -> Embedder:
     return Embedder(model, options, about if isinstance(about, dict) else {}, exports)
 
 
-def resolve_engine(path: Path, model: L3Net, options: EmbedderOptions) -> Engine:
+def resolve_engine(path: Path, model: L3Net, options: EmbedderOptions) -> Format:
     """The engine of the options. Auto takes PyTorch where its fused convolutions run: they are as fast as the others.
 
     Where they do not, and for int8, auto takes an exported engine if there is one of the same weights.

@@ -9,9 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image
 
-from comodal.data.sources.file_batches import (
-    EmbeddingRows,
-)
+from comodal.data.sources.file_batches import EmbeddingRows
 from comodal.inference.embedder import Embedder, OpenL3Version
 from comodal.inference.openl3_images import RESCALED_SIDE, crop_center, prepare_squares, prepare_squares_as_openl3
 from comodal.media.audio import stream_audio, stream_native_audio

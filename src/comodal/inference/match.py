@@ -1,8 +1,8 @@
 """`comodal match`: whether an image or a video corresponds to audio, when, and where in the image.
 
-A moment is a frame and the second of audio around it. The whole frame is scored at the scale of training (short side
-8/7 of the model's image size). The prediction and its localization map therefore use the same image. Memory holds one
-frame and one second (on a GPU 64 of each), and for each moment its prediction, its map and a JPEG.
+A window is a second of audio with the frame in its middle. The whole frame is scored at the scale of training (short
+side 8/7 of the model's image size). The prediction and its localization map therefore use the same image. Memory holds
+one frame and one second (on a GPU 64 of each), and for each window its prediction, its map and a JPEG.
 """
 
 import io
@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 
 from comodal.analysis.localization import find_map_peak, predict_by_position
-from comodal.analysis.pages.match_page import MatchMoment, draw_match_moments, write_match_page
+from comodal.analysis.pages.match_page import MatchWindow, draw_match_windows, write_match_page
 from comodal.console import Table, print_json, print_line
 from comodal.errors import DataError, MediaError
 from comodal.files import write_bytes_atomically
@@ -32,7 +32,7 @@ from comodal.media.video import MAX_SILENT_PEAK, iterate_frames
 from comodal.models.l3net.l3net import L3Net, load_l3net
 
 MAX_SIDE_RATIO = 16  # maximum aspect ratio of an image, as of a video
-GPU_MOMENTS = 64  # moments on a GPU; a CPU takes one at a time
+GPU_WINDOWS = 64  # windows on a GPU; a CPU takes one at a time
 MAX_MISSING_FRACTION = 0.05  # of the shortest audio: encoders cut off a few milliseconds
 MAX_TABLE_ROWS = 20  # of the printed table
 DRAWING_SUFFIXES = {".png", ".html"}
@@ -40,27 +40,27 @@ DRAWING_SUFFIXES = {".png", ".html"}
 
 @dataclass(frozen=True)
 class MatchResult:
-    """The prediction for each moment; `probability` is the mean over those that are not silent."""
+    """The prediction for each window; `probability` is the mean over those that are not silent."""
 
     medium: Path
     audio: Path
-    moments: tuple[MatchMoment, ...]
+    windows: tuple[MatchWindow, ...]
 
     @property
     def probability(self) -> float:
-        """P(match), from 0 to 1."""
-        return float(np.mean([moment.probability for moment in self.moments if moment.probability is not None]))
+        """Probability that image and audio correspond, from 0 to 1."""
+        return float(np.mean([window.probability for window in self.windows if window.probability is not None]))
 
     def as_json(self) -> dict[str, Any]:
         """Values for JSON; x and y are fractions of the upright image, from its upper left."""
-        moments = [
-            {"seconds": round(m.seconds, 3), "probability": m.probability, "x": m.x, "y": m.y} for m in self.moments
+        windows = [
+            {"seconds": round(m.seconds, 3), "probability": m.probability, "x": m.x, "y": m.y} for m in self.windows
         ]
         return {
             "medium": str(self.medium),
             "audio": str(self.audio),
             "probability": self.probability,
-            "moments": moments,
+            "windows": windows,
         }
 
 
@@ -86,7 +86,7 @@ def match(
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
 
     Returns:
-        The predictions; `.probability` is their mean without silent moments.
+        The predictions; `.probability` is their mean without silent windows.
 
     Raises:
         MediaError: A file cannot be read, has no audio or video stream, or is silent or too short.
@@ -109,10 +109,10 @@ def match(
     else:
         print_match(result)
     if out is not None and out.suffix.lower() == ".html":
-        write_match_page(out, format_match_title(result), result.probability, result.moments)
+        write_match_page(out, format_match_title(result), result.probability, result.windows)
     elif out is not None:
         drawing = io.BytesIO()
-        draw_match_moments(format_match_title(result), result.moments).savefig(drawing, format="png", dpi=110)
+        draw_match_windows(format_match_title(result), result.windows).savefig(drawing, format="png", dpi=110)
         write_bytes_atomically(out, drawing.getvalue())
     return result
 
@@ -158,39 +158,39 @@ def match_files(
     frame_source = repeat_still_image(medium, image) if is_still else read_hop_frames(medium, hop_seconds)
     try:
         with closing(frame_source) as frames:
-            moments = list(score_moments(model, medium, frames, blocks, hop_seconds))
+            windows = list(score_windows(model, medium, frames, blocks, hop_seconds))
     except MediaError as error:
         if audio is None and error.reason == RefusalReason.NO_AUDIO_STREAM:
             raise MediaError(medium, error.reason, f"{error.detail}; give an audio file as the second file") from None
         raise
-    if not moments:
+    if not windows:
         min_duration = f"{max(model.config.audio_seconds, hop_seconds / 2):g} s"
         raise MediaError(
             audio_path, RefusalReason.TOO_SHORT, f"a prediction needs {min_duration} of audio, and a frame at that time"
         )
-    if all(moment.probability is None for moment in moments):
+    if all(window.probability is None for window in windows):
         raise MediaError(audio_path, RefusalReason.SILENT, "the audio never exceeds -60 dB, so it cannot be matched")
-    return MatchResult(medium, audio_path, tuple(moments))
+    return MatchResult(medium, audio_path, tuple(windows))
 
 
-def score_moments(
+def score_windows(
     model: L3Net,
     medium: Path,
     frames: Iterable[UInt8[np.ndarray, "_ _ 3"]],
     blocks: Iterable[Float[np.ndarray, " _"]],
     hop_seconds: float,
-) -> Iterator[MatchMoment]:
-    """Predictions for the moments at the middle of each hop, until audio or video ends."""
+) -> Iterator[MatchWindow]:
+    """Predictions for the windows at the middle of each hop, until audio or video ends."""
     sample_rate = model.config.sample_rate
-    window = round(model.config.audio_seconds * sample_rate)
-    starts = (max(0, round(hop_seconds * (index + 0.5) * sample_rate) - window // 2) for index in count())
+    length = round(model.config.audio_seconds * sample_rate)
+    starts = (max(0, round(hop_seconds * (index + 0.5) * sample_rate) - length // 2) for index in count())
     middles = (hop_seconds * (index + 0.5) for index in count())
     size = round(model.config.image_size * 8 / 7)
     resized = (resize_frame(frame, size, medium) for frame in frames)
-    moments = zip(middles, cut_audio_windows(blocks, starts, window), resized, strict=False)
-    batch_size = 1 if next(model.parameters()).device.type == "cpu" else GPU_MOMENTS
-    while batch := list(islice(moments, batch_size)):
-        yield from predict_moments(model, batch)
+    inputs = zip(middles, cut_audio_windows(blocks, starts, length), resized, strict=False)
+    batch_size = 1 if next(model.parameters()).device.type == "cpu" else GPU_WINDOWS
+    while batch := list(islice(inputs, batch_size)):
+        yield from predict_windows(model, batch)
 
 
 def resize_frame(
@@ -248,14 +248,14 @@ def cut_audio_windows(
         yield np.pad(samples_cut, (0, window - len(samples_cut)))
 
 
-def predict_moments(
+def predict_windows(
     model: L3Net, inputs: Sequence[tuple[float, Float[np.ndarray, " samples"], UInt8[np.ndarray, "_ _ 3"]]]
-) -> list[MatchMoment]:
-    """The predictions for some moments, each with time, audio and frame. Frames of one size are computed in one batch.
-    The prediction of a silent moment is None, for silence is not evidence of match or mismatch.
+) -> list[MatchWindow]:
+    """The predictions for some windows, each with time, audio and frame. Frames of one size are computed in one batch.
+    The prediction of a silent window is None, for silence is not evidence of match or mismatch.
     """
     if len({frame.shape for _, _, frame in inputs}) > 1:
-        return [moment for single in inputs for moment in predict_moments(model, [single])]
+        return [window for single in inputs for window in predict_windows(model, [single])]
     device = next(model.parameters()).device
     loud = [i for i, (_, waveform, _) in enumerate(inputs) if np.abs(waveform).max() >= MAX_SILENT_PEAK]
     predictions: dict[int, tuple[float, Float32[np.ndarray, "_ _"]]] = {}
@@ -265,17 +265,17 @@ def predict_moments(
         source = predict_by_position(model, image, waveforms)
         probabilities, maps = source.probability.float().cpu().tolist(), source.position_margins.float().cpu().numpy()
         predictions = dict(zip(loud, zip(probabilities, maps, strict=True), strict=True))
-    moments = []
+    windows = []
     for i, (seconds, _, frame) in enumerate(inputs):
         if i not in predictions:
-            moments.append(MatchMoment(seconds, None, None, None, None, encode_jpeg(frame)))
+            windows.append(MatchWindow(seconds, None, None, None, None, encode_jpeg(frame)))
             continue
         probability, position_map = predictions[i]
         height, width, _ = frame.shape
         x, y = find_map_peak(torch.from_numpy(position_map), (height, width))
         located = (probability, round(x / width, 4), round(y / height, 4), position_map)
-        moments.append(MatchMoment(seconds, *located, encode_jpeg(frame)))
-    return moments
+        windows.append(MatchWindow(seconds, *located, encode_jpeg(frame)))
+    return windows
 
 
 def format_match_title(result: MatchResult) -> str:
@@ -285,21 +285,21 @@ def format_match_title(result: MatchResult) -> str:
 
 
 def print_match(result: MatchResult) -> None:
-    """Prints the mean, and a table of at most 20 equally spaced moments."""
-    moments = result.moments
+    """Prints the mean, and a table of at most 20 equally spaced windows."""
+    windows = result.windows
     indices = np.unique(
-        np.linspace(0, len(moments) - 1, min(MAX_TABLE_ROWS, len(moments))).round().astype(int)
+        np.linspace(0, len(windows) - 1, min(MAX_TABLE_ROWS, len(windows))).round().astype(int)
     ).tolist()
-    silent = sum(moment.probability is None for moment in moments)
-    about = f"{len(indices)} of {len(moments)} moments; {silent} silent; positions as fractions from the upper left"
+    silent = sum(window.probability is None for window in windows)
+    about = f"{len(indices)} of {len(windows)} windows; {silent} silent; positions as fractions from the upper left"
     table = Table("second", "probability of correspondence", "strongest at x, y", caption=about)
     for index in indices:
-        moment = moments[index]
+        window = windows[index]
         cells = (
             ("silent", "")
-            if moment.probability is None
-            else (f"{moment.probability:.3f}", f"{moment.x:.2f}, {moment.y:.2f}")
+            if window.probability is None
+            else (f"{window.probability:.3f}", f"{window.x:.2f}, {window.y:.2f}")
         )
-        table.add_row(f"{moment.seconds:.2f}", *cells)
+        table.add_row(f"{window.seconds:.2f}", *cells)
     print_line(f"{format_match_title(result)}: probability of correspondence {result.probability:.3f}")
     table.show()

@@ -175,7 +175,7 @@ def convert_openl3(
     other: Path | None = None,
     representation: Representation | None = None,
     frontend: Frontend = "kapre014",
-) -> dict[str, float]:
+) -> LoadReport:
     """Writes the weights of OpenL3, torchopenl3 or l3embedding as a model folder, with a report of every tensor.
 
     Args:
@@ -186,7 +186,7 @@ def convert_openl3(
         frontend: kapre014 is the one that the published weights were trained with.
 
     Returns:
-        convert.filled, convert.new and convert.unused: tensor counts.
+        The source of each tensor.
 
     Raises:
         CheckpointError: A file is damaged or of another network; nothing is written.
@@ -202,12 +202,7 @@ def convert_openl3(
     print_line(f"{out}: {checkpoint.load_report.format_lines()[0]}; report.txt lists them")
     if missing:
         print_line(f"There are no weights of the {missing[0]}: its tower is zero (pass them with --other)")
-    counts = {
-        "filled": checkpoint.load_report.filled,
-        "new": checkpoint.load_report.new,
-        "unused": checkpoint.load_report.unused,
-    }
-    return {f"convert.{name}": float(len(names)) for name, names in counts.items()}
+    return checkpoint.load_report
 
 
 def list_weights_folders() -> list[Path]:

@@ -8,6 +8,7 @@ by the user.
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -29,12 +30,12 @@ from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.streams import UnimodalEncoding, ViLBERTOutput
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.regions.extractors import LoadedExtractor
 from comodal.regions.region_network import load_extractor_for_model
 from comodal.registry import import_object
 from comodal.tasks.retrieval.pair_scores import group_by_size
-from comodal.tasks.vision_language.grounding.refcoco_files import GROUNDING_HEAD as POINTING
-from comodal.tasks.vision_language.question_answering.vqa_files import GQA_HEAD, read_model_vocabulary
-from comodal.tasks.vision_language.question_answering.vqa_files import VQA_HEAD as ANSWERING
+from comodal.tasks.vision_language.grounding.refcoco_files import GROUNDING_HEAD
+from comodal.tasks.vision_language.question_answering.vqa_files import GQA_HEAD, VQA_HEAD, read_model_vocabulary
 from comodal.tasks.vision_language.task_tokens import choose_task_token
 from comodal.text_files import read_json, read_json_object
 
@@ -102,6 +103,19 @@ class VisionLanguagePipeline:
         """The backbone, without the heads."""
         return self.model.vilbert if isinstance(self.model, TaskModel) else self.model
 
+    @cached_property
+    def extractor(self) -> LoadedExtractor:
+        """The extractor of the regions that the model was trained on; loaded for the first image.
+
+        Raises:
+            CheckpointError: There is no such network, or it is damaged, or another one.
+            DataError: The regions were extracted by other software.
+        """
+        try:
+            return load_extractor_for_model(self.folder, self.regions["provenance"], device=str(self.compute.device))
+        except DataError as error:
+            raise DataError(f"{self.folder}: regions of a new image cannot be extracted: {error}") from error
+
     @torch.inference_mode()
     def encode_image(self, image: Any, boxes: Float32[np.ndarray, "regions 4"] | None = None) -> EncodedImage:
         """Reads an image and extracts its regions.
@@ -115,13 +129,7 @@ class VisionLanguagePipeline:
             MediaError: The image cannot be read or is too narrow, or the boxes are not corners in its pixels.
             TypeError: The input is of another type.
         """
-        try:
-            extractor = load_extractor_for_model(
-                self.folder, self.regions["provenance"], device=str(self.compute.device)
-            )
-        except DataError as error:
-            raise DataError(f"{self.folder}: regions of a new image cannot be extracted: {error}") from error
-        pixels = to_rgb_array(image)
+        extractor, pixels = self.extractor, to_rgb_array(image)
         try:
             extracted = extractor(pixels, boxes)
         except MediaError as error:
@@ -177,7 +185,7 @@ class VisionLanguagePipeline:
             read_model_vocabulary(self.folder),
             self.model.heads if isinstance(self.model, TaskModel) else (),
         )
-        head = ANSWERING if ANSWERING in heads or GQA_HEAD not in heads else GQA_HEAD
+        head = VQA_HEAD if VQA_HEAD in heads or GQA_HEAD not in heads else GQA_HEAD
         scores = self.compute_head_scores(
             head, "vqa", self.tokenizer.encode(question), self.to_encoded_image(image)
         ).sigmoid()
@@ -249,7 +257,7 @@ class VisionLanguagePipeline:
         """The boxes that a phrase most likely refers to; the whole image may be one."""
         encoded_image = self.to_encoded_image(image)
         scores = self.compute_head_scores(
-            POINTING.name, "grounding", self.tokenizer.encode(phrase), encoded_image
+            GROUNDING_HEAD.name, "grounding", self.tokenizer.encode(phrase), encoded_image
         ).sigmoid()
         height, width = encoded_image.image.shape[:2]
         boxes = np.concatenate([[[0.0, 0.0, width, height]], encoded_image.boxes])
@@ -321,7 +329,7 @@ def read_box_corners(boxes: Path | None) -> Float32[np.ndarray, "regions 4"] | N
     except (ValueError, TypeError) as error:
         raise DataError(f"{boxes}: not a list of [left, top, right, bottom] ({error})") from error
     if has_inverted_box(corners):
-        check_source_units(boxes, {BOXES_ARE_NOT_CORNERS: 1}, 0)
+        check_source_units(boxes, {BOXES_ARE_NOT_CORNERS: 1}, (), 0)
     if not len(corners) or not ((corners[:, 2] > corners[:, 0]) & (corners[:, 3] > corners[:, 1])).all():
         raise DataError(f"{boxes}: no boxes, or an empty box; a box is left, top, right, bottom in pixels")
     return corners

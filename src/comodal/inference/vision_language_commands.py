@@ -189,9 +189,9 @@ def encode_image_file(
     image: Path, model: Path, options: PredictionOptions
 ) -> tuple[VisionLanguagePipeline, EncodedImage, AttentionDrawing]:
     """The model, the encoded image, and the function that draws attention where `explain` is given."""
-    answerer = load_vision_language(model, options.device, options.precision)
-    draw = create_attention_drawing(options.explain, answerer)
-    return answerer, answerer.encode_image(image, read_box_corners(options.boxes)), draw
+    pipeline = load_vision_language(model, options.device, options.precision)
+    draw = create_attention_drawing(options.explain, pipeline)
+    return pipeline, pipeline.encode_image(image, read_box_corners(options.boxes)), draw
 
 
 def create_attention_drawing(out: Path | None, pipeline: VisionLanguagePipeline) -> AttentionDrawing:

@@ -31,7 +31,7 @@ import numpy as np
 from av.container import InputContainer
 from jaxtyping import Float32, UInt8
 
-from comodal.errors import MediaError, MediaWarning
+from comodal.errors import MediaError, MediaWarning, check_number
 from comodal.flat_parameters import flatten_parameters
 from comodal.media.audio import read_audio, resample_audio
 from comodal.media.containers.audio_segments import AudioJoiner
@@ -47,9 +47,12 @@ from comodal.media.containers.container import (
 from comodal.media.containers.track import MAX_LOST_SECONDS, Track
 from comodal.media.image import encode_jpeg_planes
 from comodal.media.image_orientation import ImageOrienter
-from comodal.media.storage.refused_formats import RefusalReason
+from comodal.media.storage.refused_formats import MAX_SAMPLE_RATE, MIN_SAMPLE_RATE, RefusalReason
 
 MIN_CLIP_SECONDS = 1.0
+MAX_CLIP_SECONDS = 24 * 3600.0
+MIN_FRAME_RATE, MAX_FRAME_RATE = 1e-4, 1000.0
+MAX_SHORT_SIDE = 8192
 MAX_SILENT_PEAK = 1e-3
 MAX_FIRST_FRAME_SECONDS = 0.045  # a first frame that starts this early is shown from 0, as players do
 JITTER_SECONDS = 0.002  # timestamps of webm and mkv are rounded to 1 ms
@@ -87,10 +90,6 @@ class VideoInfo(NamedTuple):
     audio_codec: str | None
     sample_rate: int | None
 
-    @property
-    def has_audio(self) -> bool:
-        return self.audio_codec is not None
-
 
 @dataclass(frozen=True)
 class ClipParameters:
@@ -109,6 +108,13 @@ class ClipParameters:
     short_side: int = 256
     quality: int = 85
     sample_rate: int = 48000
+
+    def __post_init__(self) -> None:
+        check_number("seconds", self.seconds, MIN_CLIP_SECONDS, MAX_CLIP_SECONDS)
+        check_number("frames_per_second", self.frames_per_second, MIN_FRAME_RATE, MAX_FRAME_RATE)
+        check_number("short_side", self.short_side, 1, MAX_SHORT_SIDE)
+        check_number("quality", self.quality, 1, 100)
+        check_number("sample_rate", self.sample_rate, MIN_SAMPLE_RATE, MAX_SAMPLE_RATE)
 
 
 DEFAULT_CLIP = ClipParameters()
@@ -134,9 +140,7 @@ def read_clip(
     Warns:
         MediaWarning: its audio ends more than half a second before its video.
     """
-    if clip.seconds < MIN_CLIP_SECONDS or not clip.frames_per_second > 0 or start_seconds < 0:
-        request = f"{clip.frames_per_second} frames per second of {clip.seconds} s from {start_seconds} s"
-        raise ValueError(f"cannot read {request}; at least {MIN_CLIP_SECONDS} s, and not before 0")
+    check_number("start_seconds", start_seconds, 0, math.inf)
     with open_container(path) as container:
         video, audio = choose_streams(container, path)
         if video is None:
@@ -182,6 +186,7 @@ def read_clip_with_audio(
             timed_frames += screen.show(frame, min(start_seconds, seconds))
             video_track.done = start_seconds >= seconds
         video_track.check_complete(seconds)
+        _warn_of_lost_frames(video_track)
         timed_frames += screen.emit_until(min(seconds, video_track.end))
     mono = read_audio(audio_path, clip.sample_rate, seconds=seconds)
     joined = _join_clip(audio_path, timed_frames, video_track, mono, 0.0, clip)
@@ -209,8 +214,8 @@ def _join_clip(
     end = min(clip.seconds, video_track.end, start_seconds + len(mono) / clip.sample_rate)
     _check_content(audio_path, mono, end - max(video_track.start or 0.0, start_seconds))
     kept = [(frame_seconds, jpeg) for frame_seconds, jpeg in timed_frames if frame_seconds < end]
-    jpegs, moments = [jpeg for _, jpeg in kept], [frame_seconds for frame_seconds, _ in kept]
-    return Clip(jpegs, moments, mono, clip.sample_rate, start_seconds, end)
+    jpegs, times = [jpeg for _, jpeg in kept], [frame_seconds for frame_seconds, _ in kept]
+    return Clip(jpegs, times, mono, clip.sample_rate, start_seconds, end)
 
 
 def iterate_frames(
@@ -242,6 +247,7 @@ def iterate_frames(
             yield from screen.show(frame, start_seconds)
         yield from screen.emit_until(track.end)
         track.check_complete(0.0)
+        _warn_of_lost_frames(track)
 
 
 def iterate_all_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "height width 3"]]]:
@@ -261,6 +267,7 @@ def iterate_all_frames(path: Path) -> Iterator[tuple[float, UInt8[np.ndarray, "h
         for start_seconds, frame in _iterate_video_frames(container, tracks):
             yield start_seconds, orienter.to_rgb(frame)
         track.check_complete(0.0)
+        _warn_of_lost_frames(track)
 
 
 def read_video_info(path: Path) -> VideoInfo:
@@ -311,24 +318,24 @@ class _Screen(Generic[FrameContent]):
 
     def show(self, frame: av.VideoFrame, start_seconds: float) -> list[tuple[float, FrameContent]]:
         """Show a frame; returns the sampled times of the previous one."""
-        moments = self.emit_until(start_seconds)
+        times = self.emit_until(start_seconds)
         self.current_frame, self.shown_since = frame, start_seconds
         if start_seconds > MAX_FIRST_FRAME_SECONDS:
             self.next_index = max(self.next_index, math.ceil((start_seconds - JITTER_SECONDS) * self.frames_per_second))
-        return moments
+        return times
 
     def emit_until(self, end: float) -> list[tuple[float, FrameContent]]:
         """The sampled times before `end` at which the current frame is shown, each with the frame."""
         if self.current_frame is None:
             return []
-        last, moments = end - JITTER_SECONDS, []
+        last, times = end - JITTER_SECONDS, []
         while self.next_index / self.frames_per_second < last:
-            moments.append(self.next_index / self.frames_per_second)
+            times.append(self.next_index / self.frames_per_second)
             self.next_index += 1
-        if not moments:
+        if not times:
             return []
         content = self.render(self.current_frame)
-        return [(moment, content) for moment in moments]
+        return [(time, content) for time in times]
 
 
 def _read_frames_and_audio(
@@ -351,6 +358,8 @@ def _read_frames_and_audio(
             audio_track.done = joiner.end >= seconds
     blocks += joiner.finish()
     _check_complete(container, video_track, audio_track, seconds)
+    for track in (video_track, audio_track):
+        _warn_of_lost_frames(track)
     end = min(seconds, video_track.end)
     timed_frames += screen.emit_until(end)
     return timed_frames, joiner, np.concatenate(blocks)[: max(0, round((end - joiner.start) * joiner.sample_rate))]
@@ -373,6 +382,15 @@ def _warn_of_early_audio(path: Path, audio_end: float, video_end: float) -> None
     if audio_end < video_end - MAX_LOST_SECONDS:
         detail = f"its audio ends at {audio_end:.2f} s, its video not before {video_end:.2f} s; the clip ends there"
         warnings.warn(MediaWarning(path, detail), stacklevel=3)
+
+
+def _warn_of_lost_frames(track: Track) -> None:
+    """Report frames that cannot be decoded, and a file that cannot be read to its end."""
+    if track.losses:
+        warnings.warn(MediaWarning(track.path, track.describe_losses()), stacklevel=3)
+    if track.is_cut and not track.done:
+        detail = f"damaged: its {track.kind} cannot be read after {track.end:.2f} s ({track.failure})"
+        warnings.warn(MediaWarning(track.path, detail), stacklevel=3)
 
 
 def _check_content(path: Path, waveform: Float32[np.ndarray, " samples"], overlap: float) -> None:

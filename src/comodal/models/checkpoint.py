@@ -43,6 +43,7 @@ FLOATING_DTYPES = ("F64", "F32", "F16", "BF16")  # dtypes of safetensors; 8-bit 
 MODEL_MODULES = {  # class named in config.json -> its module in comodal.models
     "L3Net": "l3net.l3net",
     "L3Classifier": "l3net.l3net_classifier",
+    "ClipClassifier": "l3net.clip_classifier",
     "ViLBERT": "vilbert.vilbert",
     "SingleStream": "vilbert.single_stream",
     "TaskModel": "vilbert.task_model",

@@ -14,7 +14,7 @@ class AlignmentLoss(NamedTuple):
     accuracy: Float[Tensor, ""]
 
 
-def compute_alignment_loss(scores: Float[Tensor, "batch 2"], is_mismatch: Bool[Tensor, "batch"]) -> AlignmentLoss:
+def compute_alignment_loss(scores: Float[Tensor, "batch 2"], is_match: Bool[Tensor, "batch"]) -> AlignmentLoss:
     """Cross-entropy over two classes: 0 is a matched pair, 1 a mismatched pair, as in the original."""
-    scores, target = scores.float(), is_mismatch.long()
+    scores, target = scores.float(), (~is_match).long()
     return AlignmentLoss(F.cross_entropy(scores, target), (scores.argmax(1) == target).float().mean())

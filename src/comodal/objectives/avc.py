@@ -31,6 +31,28 @@ class AudioVisualCorrespondence(nn.Module):
         return compute_correspondence_loss(self.model(batch.image, batch.audio).logits, batch.is_match)
 
 
+class FrozenTowersCorrespondence(AudioVisualCorrespondence):
+    """The paper's objective on the features of fixed towers: only the fusion network is trained.
+
+    The towers stay in evaluation mode, so that their batch norms keep the statistics that they were trained with.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        for tower in self.list_towers():
+            tower.requires_grad_(False)
+
+    def list_towers(self) -> list[nn.Module]:
+        """The parts of the model that are not trained."""
+        return [self.model.get_submodule(name) for name in ("image_tower", "audio_tower")]
+
+    def train(self, mode: bool = True) -> "FrozenTowersCorrespondence":
+        super().train(mode)
+        for tower in self.list_towers():
+            tower.eval()
+        return self
+
+
 class AllPairs(nn.Module):
     """Scores every image of a batch with every audio: the towers run on B matched pairs, the fusion network on B x B.
 

@@ -117,7 +117,7 @@ class ViLBERTPretraining(nn.Module):
             model.region_head(output.region_states.flatten(0, 1)[batch.masked_region_indices]), batch
         )
         alignment_loss = compute_alignment_loss(
-            model.alignment_head(output.pooled_text, output.pooled_vision), batch.is_mismatch
+            model.alignment_head(output.pooled_text, output.pooled_vision), batch.is_match
         )
         region_loss = torch.stack([region_target.loss for region_target in region_losses]).sum()
         losses = torch.stack([token_loss.loss, region_loss, alignment_loss.loss])
@@ -140,10 +140,10 @@ class ViLBERTPretraining(nn.Module):
         self, text: UnimodalEncoding, vision: UnimodalEncoding, batch: CaptionBatch
     ) -> ContrastiveLoss:
         """The contrastive loss of the matched pairs."""
-        matched = ~batch.is_mismatch
-        negatives = matched[:, None] & matched & (batch.image_rows[:, None] != batch.image_rows)
+        is_match = batch.is_match
+        negatives = is_match[:, None] & is_match & (batch.image_rows[:, None] != batch.image_rows)
         encodings = [compute_mean_encoding(stream.hidden_states, stream.mask) for stream in (text, vision)]
-        return compute_contrastive_loss(self.model.contrastive_head(*encodings), negatives, matched)
+        return compute_contrastive_loss(self.model.contrastive_head(*encodings), negatives, is_match)
 
     def compute_region_losses(
         self, predicted: Float[Tensor, "positions columns"], batch: CaptionBatch

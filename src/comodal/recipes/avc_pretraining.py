@@ -9,18 +9,22 @@ there.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
 
+from comodal.console import print_line
 from comodal.data.loader import Loader, Workers
 from comodal.data.shards.clip_dataset import Augmentation, ClipPairDataset
+from comodal.data.shards.dataset_record import read_dataset_record
 from comodal.data.shards.pair_sampler import MatchedPairSampler, PairSampler
 from comodal.data.shards.shard_reader import ShardReader
-from comodal.errors import DataError, check_number
+from comodal.errors import CheckpointError, DataError, check_number
 from comodal.flat_parameters import flatten_parameters
+from comodal.models.checkpoint import read_model_about
 from comodal.models.l3net.l3net import (
     L3EMBEDDING_L3NET_CONFIG,
     PAPER_L3NET_CONFIG,
@@ -29,7 +33,8 @@ from comodal.models.l3net.l3net import (
     make_openl3_config,
     make_small_l3net_config,
 )
-from comodal.objectives.avc import AllPairs, AudioVisualCorrespondence
+from comodal.models.l3net.l3net_classifier import load_any_l3net
+from comodal.objectives.avc import AllPairs, AudioVisualCorrespondence, FrozenTowersCorrespondence
 from comodal.training.memory_limits import check_model_fits
 from comodal.training.optimization import make_adam, make_cosine_schedule
 from comodal.training.recipe_run import PretrainingSchedule, Run, VariantDefaults
@@ -75,12 +80,32 @@ class AVCNetwork:
 
     def build_config(self) -> L3NetConfig:
         """The config of the variant, with the given sizes."""
-        usual = AVC_VARIANTS[self.variant]
+        defaults = AVC_VARIANTS[self.variant]
         return replace(
-            usual,
-            width=usual.width if self.width is None else self.width,
-            image_size=usual.image_size if self.image_size is None else self.image_size,
+            defaults,
+            width=defaults.width if self.width is None else self.width,
+            image_size=defaults.image_size if self.image_size is None else self.image_size,
         )
+
+
+@dataclass(frozen=True)
+class AVCInitialState:
+    """The initial weights of a run, and the layers that are trained.
+
+    Args:
+        start_from: Run or model folder whose weights initialize the network: an L3-Net, one that `comodal convert
+            openl3` wrote, or a classifier with the same towers. Its network must be that of the options, except for the
+            image size. Unlike --resume, this starts a new run.
+        trained_layers: all, or fusion: only the fusion network, on the features of the fixed towers of --start-from, as
+            in the paper's baseline "supervised pretraining".
+    """
+
+    start_from: Path | None = None
+    trained_layers: Literal["all", "fusion"] = "all"
+
+    def __post_init__(self) -> None:
+        if self.trained_layers == "fusion" and self.start_from is None:
+            raise ValueError("--trained-layers fusion needs the towers of a model: --start-from RUN")
 
 
 @dataclass(frozen=True)
@@ -127,7 +152,7 @@ class AVCLoading:
         check_number("validation_pairs", self.validation_pairs, 0, math.inf)
 
 
-PAPER_NETWORK, PAPER_SCHEDULE = AVCNetwork(), AVCSchedule()
+PAPER_NETWORK, PAPER_SCHEDULE, RANDOM_WEIGHTS = AVCNetwork(), AVCSchedule(), AVCInitialState()
 PAPER_AUGMENTATION, DEFAULT_LOADING = Augmentation(), AVCLoading()
 
 
@@ -136,6 +161,7 @@ def recipe(
     data: Path,
     network: AVCNetwork = PAPER_NETWORK,
     objective: Objective = "avc",
+    initial: AVCInitialState = RANDOM_WEIGHTS,
     schedule: AVCSchedule = PAPER_SCHEDULE,
     augmentation: Augmentation = PAPER_AUGMENTATION,
     loading: AVCLoading = DEFAULT_LOADING,
@@ -147,12 +173,14 @@ def recipe(
         network: The network.
         objective: avc classifies the paper's pairs, half of them matched. all_pairs scores every image of a process's
             batch with every audio and trains in fewer steps. Validation uses avc in both cases.
+        initial: The initial weights, and the layers that are trained.
         schedule: The steps, the batch size and the learning rate.
         augmentation: Random changes of images and audio.
         loading: How clips become batches.
 
     Examples:
         comodal train l3net --data shards/ --out runs/first --variant small --steps 3000
+        comodal train l3net --data more/ --out runs/second --variant small --start-from runs/first
         torchrun --nproc-per-node 8 -m comodal train l3net --data shards/ --out runs/full --batch-size 512
     """
     config, chosen, seed = network.build_config(), schedule.fill(AVC_DEFAULTS[network.variant]), loading.seed
@@ -160,7 +188,9 @@ def recipe(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = L3Net(config)
-    objective_module = AllPairs(model) if objective == "all_pairs" else AudioVisualCorrespondence(model)
+    if initial.start_from is not None:
+        copy_l3net_weights(model, initial.start_from)
+    objective_module = build_avc_objective(model, objective, initial.trained_layers)
     sampler = MatchedPairSampler if objective == "all_pairs" else PairSampler
     train = make_clip_pairs(data / "train", config, seed, augmentation, sampler, loading.cache_megabytes * 10**6)
     return Run(
@@ -174,9 +204,47 @@ def recipe(
         steps=chosen.steps,
         seed=seed,
         fingerprint=train.shards.fingerprint,
+        dataset=read_dataset_record(data),
         resolved=chosen.list_parameters(),
         validate_every=chosen.validate_every,
     )
+
+
+def build_avc_objective(model: L3Net, objective: Objective, trained_layers: Literal["all", "fusion"]) -> nn.Module:
+    """The objective, which trains all layers or the fusion network alone."""
+    if trained_layers == "fusion" and objective == "all_pairs":
+        raise ValueError("--trained-layers fusion is for --objective avc")
+    if trained_layers == "fusion":
+        return FrozenTowersCorrespondence(model)
+    return AllPairs(model) if objective == "all_pairs" else AudioVisualCorrespondence(model)
+
+
+def copy_l3net_weights(model: L3Net, path: Path) -> None:
+    """Copies the weights of another network; a part of it that has none (all zero) keeps its random initialization.
+
+    A converted OpenL3 file has one tower, and neither it nor a classifier has a fusion network.
+
+    Raises:
+        CheckpointError: The folder holds no such model, or its network has another configuration.
+    """
+    other = load_any_l3net(path)
+    own_values, other_values = asdict(model.config), asdict(other.config)
+    differing = [name for name, value in own_values.items() if other_values[name] != value and name != "image_size"]
+    if differing:
+        differences = ", ".join(f"{name} {other_values[name]}, not {own_values[name]}" for name in differing)
+        raise CheckpointError(
+            f"{path}: its network has {differences}: start from it with the --variant and --width of its run"
+        )
+    names_by_part = {"image tower": ("image_tower",), "audio tower": ("audio_tower",), "fusion network": ("fc1", "fc2")}
+    has_fusion = read_model_about(path)["class"] == L3Net.__name__
+    for part, names in names_by_part.items():
+        weights = [other.get_submodule(name) for name in names]
+        has_weights = any(bool(one.any()) for module in weights for one in module.parameters())
+        if not has_weights or (part == "fusion network" and not has_fusion):
+            print_line(f"{path} has no {part}: it is randomly initialized")
+            continue
+        for name, module in zip(names, weights, strict=True):
+            model.get_submodule(name).load_state_dict(module.state_dict())
 
 
 def make_validation_loader(folder: Path, config: L3NetConfig, batch_size: int, loading: AVCLoading) -> Loader | None:

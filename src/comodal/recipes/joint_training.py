@@ -182,7 +182,7 @@ def build_joint_task(name: str, model: Path, entry: Mapping[str, Any], seed: int
     objective = run.objective
     if not isinstance(objective, FineTuningObjective):
         raise RecipeError(f"{path}: {name}: the recipe {entry['recipe']} does not fine-tune a ViLBERT")
-    head = objective.model.config.get_head(objective.head)
+    head = next(head for head in objective.model.config.heads if head.name == objective.head)
     return JointTask(name, head, objective.compute_loss, run.batches, run.validation, run.fingerprint, run.files)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,12 +25,12 @@ from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import compute_weights_checksum
 from comodal.models.detectors.pooling import pool_boxes
 from comodal.models.l3net.l3net import L3Net, load_l3net
-from comodal.regions.region_extractor import fingerprint_extractor
+from comodal.regions.detector_files import NetworkFiles
+from comodal.regions.region_extractor import ExtractorSource, Maps, fingerprint_extractor
 
 LITE0 = "efficientnet_lite0"
 L3NET_STRIDE, LITE0_STRIDE = 8, 32
 LITE0_SIZE = 256
-Maps = Literal["last", "all"]
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,21 @@ class PooledRegions:
             for (i, image), rows in zip(same_size.items(), np.split(features, ends[:-1]), strict=True):
                 regions_by_index[i] = Regions(rows, image.boxes, None, None, image.width, image.height)
         return [regions_by_index[i] for i in range(len(images))]
+
+
+def load_lite0_extractor(source: ExtractorSource, _: NetworkFiles, device: str) -> PooledRegions | None:
+    """EfficientNet-Lite0, which has a name and no files of its own."""
+    return load_pooled_regions(source, device) if source.detector == LITE0 else None
+
+
+def load_l3net_extractor(source: ExtractorSource, files: NetworkFiles, device: str) -> PooledRegions | None:
+    """The image tower of an L3-Net, from a run or model folder."""
+    return load_pooled_regions(source, device) if files.model_class == L3Net.__name__ else None
+
+
+def load_pooled_regions(source: ExtractorSource, device: str) -> PooledRegions:
+    """The extractor of a vision network."""
+    return PooledRegions(load_backbone(source.detector, source.size, device), source.cells, source.maps or "last")
 
 
 def load_backbone(network: str, size: int | None = None, device: str = "cpu") -> Backbone:

@@ -9,12 +9,13 @@ from pathlib import Path
 from comodal.console import print_line
 from comodal.files import write_bytes_atomically
 from comodal.models.checkpoint import save_model
+from comodal.models.convert.state_dicts import LoadReport
 from comodal.regions.detector_files import load_detector
 
 LOAD_REPORT_FILE = "report.txt"
 
 
-def convert_detector(source: Path, out: Path) -> dict[str, float]:
+def convert_detector(source: Path, out: Path) -> LoadReport:
     """Writes the weights of a Visual Genome detector, bottom-up attention's or 12-in-1's, as a model folder.
 
     Args:
@@ -23,7 +24,7 @@ def convert_detector(source: Path, out: Path) -> dict[str, float]:
         out: The folder to write; `comodal extract --detector OUT` reads it.
 
     Returns:
-        convert.filled and convert.unused: numbers of tensors.
+        The source of each tensor.
 
     Raises:
         CheckpointError: The file is damaged, holds more than tensors, or is another network; nothing is written.
@@ -37,4 +38,4 @@ def convert_detector(source: Path, out: Path) -> dict[str, float]:
     write_bytes_atomically(out / LOAD_REPORT_FILE, ("\n".join(report.format_lines()) + "\n").encode())
     save_model(model, out, {"recipe": "convert", "source": source.name})
     print_line(f"{out}: {report.format_lines()[0]}; {LOAD_REPORT_FILE} lists them")
-    return {"convert.filled": float(len(report.filled)), "convert.unused": float(len(report.unused))}
+    return report

@@ -4,7 +4,10 @@ Detectron2 stores weights as a pickle of numpy arrays. The restricted unpickler 
 rebuilds arrays; everything else is rejected.
 """
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,17 +15,65 @@ from torch import Tensor
 
 from comodal.data.regions.safe_unpickler import load_pickle
 from comodal.errors import CheckpointError, DataError
+from comodal.models.checkpoint import MODEL_CONFIG_FILE, read_model_config
 from comodal.models.convert.caffemodel import read_caffemodel
 from comodal.models.convert.convert_c4 import build_c4, build_c4_from_caffe
 from comodal.models.convert.convert_fpn import build_fpn, is_fpn_state_dict
-from comodal.models.convert.state_dicts import LoadReport, find_weights_file, normalize_tensor_name, read_tensors
+from comodal.models.convert.state_dicts import (
+    WEIGHT_FILE_NAMES,
+    LoadReport,
+    find_weights_file,
+    normalize_tensor_name,
+    read_tensors,
+)
 from comodal.models.detectors.detector_c4 import C4
 from comodal.models.detectors.detector_fpn import FPN
 
 CAFFEMODEL_SUFFIX = ".caffemodel"
-CLASS_SCORES_KEY = "roi_heads.box_predictor.cls_score.weight"  # in every Faster R-CNN of torchvision
 PICKLE_MAGIC = b"\x80"  # first byte of a pickle; PyTorch's files are zips or begin with a magic number
 LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+
+@dataclass(frozen=True)
+class NetworkFiles:
+    """The file or folder of a network, by which region extractors recognize it. Each file is read once, when needed.
+
+    Args:
+        path: The file or folder; it need not exist.
+    """
+
+    path: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The config.json of a folder, of comodal or of transformers; empty if there is none."""
+        folders = (self.path, self.path / "model")
+        has_weights = any((self.path / name).is_file() for name in WEIGHT_FILE_NAMES)
+        for folder in folders[:1] if has_weights else folders:
+            if (folder / MODEL_CONFIG_FILE).is_file():
+                return read_model_config(folder)
+        return {}
+
+    @property
+    def model_class(self) -> object:
+        """The class of a model of comodal; None for other networks."""
+        return self.config.get("class")
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of a file of weights, or of the one in a folder without config.json, under their standard names.
+
+        Raises:
+            CheckpointError: The file is damaged, or holds more than tensors.
+        """
+        is_readable = self.path.is_file() or any((self.path / name).is_file() for name in WEIGHT_FILE_NAMES)
+        return read_detector(self.path) if is_readable and not self.config else {}
+
+    def describe_contents(self) -> str:
+        """What the files hold, for an error message."""
+        if self.config:
+            return f"a config.json of {self.model_class or self.config.get('model_type')}"
+        return f"tensors that begin with {list(self.tensors)[:3]}" if self.tensors else "no config.json and no weights"
 
 
 def load_detector(path: Path) -> tuple[C4 | FPN, LoadReport]:

@@ -7,7 +7,6 @@ data/regions/convert_features.py.
 """
 
 import functools
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from comodal.data.output_folder import lock_output_folder, translate_os_errors
 from comodal.data.regions.region_appender import RegionAppender
 from comodal.data.regions.region_compatibility import allow_incompatible_regions, read_training_regions
 from comodal.data.regions.region_store import JOURNAL_FILE, FeatureType, Regions, RegionStore, RegionWriter
+from comodal.data.regions.store_summary import EXTRACTION_REPORT_FILE, RegionStoreSummary, summarize_store
 from comodal.data.sources.image_folder import find_image_root
 from comodal.errors import CheckpointError, DataError, MediaError, run_batch_or_singly, wrap_item_errors
 from comodal.files import encode_json_line, write_bytes_atomically
@@ -32,9 +32,8 @@ from comodal.hardware import DeviceName, choose_inference_batch_size, find_devic
 from comodal.media.image import read_image
 from comodal.models.checkpoint import find_model_folder
 from comodal.progress import track_progress
-from comodal.regions.backbones import Maps, PooledRegions, ScaledImage
-from comodal.regions.extractors import DEFAULT_MAX_REGIONS, BoxSource, ExtractorSource, LoadedExtractor, load_extractor
-from comodal.regions.extractors_c4 import HeadTypes, PostprocessingName
+from comodal.regions.backbones import PooledRegions, ScaledImage
+from comodal.regions.extractors import LoadedExtractor, load_extractor
 from comodal.regions.image_list import (
     ImageList,
     ImageWithBoxes,
@@ -43,15 +42,14 @@ from comodal.regions.image_list import (
     make_image_id,
     read_image_boxes,
 )
+from comodal.regions.region_extractor import BoxSource, ExtractorSource, RegionSettings
 from comodal.regions.region_network import copy_network_to_store, load_extractor_for_model
-from comodal.text_files import read_json_lines
-from comodal.workers import CRASH_REASON, MAX_CRASHES, Backend, get_result_or_none, run_one_by_one, select_backend
+from comodal.workers import CRASH_REASON, MAX_CRASHES, WorkerOptions, get_result_or_none, run_one_by_one, select_backend
 
 IMAGES_PER_PROCESS = 32  # images that justify starting a process
 MAX_SUSPECTS = 16  # images that are read one by one after a worker died: those that were in progress
 IMAGES_PER_CALL = 256  # images per call of a backend that returns all results at the end
 MISMATCHED_FEATURES = "features do not fit"
-EXTRACTION_REPORT_FILE = "report.jsonl"
 NAME_SETTINGS = ("detector", "boxes_from")  # names and paths, which may differ where the fingerprints are equal
 
 
@@ -64,27 +62,45 @@ class ExtractionResult(NamedTuple):
     detail: str = ""
 
 
+@dataclass(frozen=True)
+class Compatibility:
+    """Models that will read a store.
+
+    Args:
+        like: A run or model: extract regions of the kind that it was trained on, by the network stored with it or at
+            its original path. --detector gives its path if it was moved; the other settings are the model's.
+        compatible_with: A run or model that may read the store although it was trained on another network's features.
+    """
+
+    like: Path | None = None
+    compatible_with: Path | None = None
+
+
+@dataclass(frozen=True)
+class ExtractionWorkers(WorkerOptions):
+    """The processes and the device that compute regions.
+
+    Args:
+        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU this process computes alone.
+    """
+
+    device: DeviceName = "auto"
+
+
+DEFAULT_SETTINGS, ANY_MODEL, ALL_CORES = RegionSettings(), Compatibility(), ExtractionWorkers()
+
+
 @flatten_parameters
 def extract_regions(
     images: Path,
     out: Path,
     detector: str | None = None,
     boxes: str | Path | None = None,
-    grid: int = 6,
-    cells: int = 1,
-    size: int | None = None,
+    settings: RegionSettings = DEFAULT_SETTINGS,
     dtype: FeatureType = "float16",
-    max_regions: int = DEFAULT_MAX_REGIONS,
-    min_regions: int | None = None,
-    postprocessing: PostprocessingName | None = None,
-    head: HeadTypes | None = None,
-    maps: Maps | None = None,
-    like: Path | None = None,
-    also_for: Path | None = None,
-    workers: int = -1,
-    backend: Backend = "loky",
-    device: DeviceName = "auto",
-) -> dict[str, int]:
+    models: Compatibility = ANY_MODEL,
+    compute: ExtractionWorkers = ALL_CORES,
+) -> RegionStoreSummary:
     """Extract a region store from a folder of images.
 
     An interrupted command continues when it is run again; the store does not depend on the number of workers. Images
@@ -97,33 +113,18 @@ def extract_regions(
         out: The store to make.
         detector: efficientnet_lite0 (ImageNet; extra `lite`), the folder of an L3-Net run, the file of a Faster R-CNN
             of torchvision (.pth), the folder of a Hugging Face DETR (extra `detr`), or a file of bottom-up attention's
-            or 12-in-1's Visual Genome detector (.caffemodel, .bin, .pkl, .pth; docs/detectors.md).
+            or 12-in-1's Visual Genome detector (.caffemodel, .bin, .pkl, .pth; docs/detectors.md); or the name of an
+            extractor of another package (`comodal list extractors`).
         boxes: own (a detector's; the default for detectors), grid (the default otherwise), selective (selective
             search; extra `selective`), or JSON Lines of `image` (a path relative to the folder) and `boxes` (left, top,
             right, bottom in pixels of the upright image).
-        grid: Rows and columns of the grid.
-        cells: For a vision network: a box is divided into this number of rows and columns, whose features are
-            concatenated.
-        size: Short side of the images as the network's input; by default the network's own.
+        settings: Further settings of the extractor.
         dtype: Type of the stored features.
-        max_regions: Maximum number of regions per image, for own boxes and selective search.
-        min_regions: For the Visual Genome detector: minimum of regions; between minimum and maximum the confident
-            ones are kept (10 and 100 in the published features of COCO). By default equal to the maximum.
-        postprocessing: For the same: caffe (the default: that of ViLBERT's features) or lxmert (Hugging
-            Face's).
-        head: For the same: precision of its last stage, fp32 (the default, so that regions do not depend on the
-            machine) or bf16, faster where the hardware computes it natively.
-        maps: For a vision network: last (the default), or all: also those of earlier stages, which represent colors and
-            small objects better.
-        like: A run or model: extract regions of the kind that it was trained on, by the network stored with it or at
-            its original path. --detector gives its path if it was moved; the other settings are the model's.
-        also_for: A run or model that may read the store although it was trained on another network's features.
-        workers: Processes; -1 is one per core.
-        backend: Where they run: loky (this machine), ray or dask (many machines; extras), sequential (this process).
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps. On a GPU this process computes alone.
+        models: Models that will read the store.
+        compute: Processes and device.
 
     Returns:
-        images.accepted, images.refused and regions.
+        The number of images and regions, and of refused images by reason.
 
     Raises:
         DataError: There are no images, OUT holds something else, or the disk is full.
@@ -138,29 +139,27 @@ def extract_regions(
         comodal extract "data/train-*.parquet" regions/ --detector efficientnet_lite0
         comodal extract photos/ regions/ --like runs/vilbert
     """
-    if workers != -1 and workers < 1:
-        raise ValueError(f"workers is a number of processes, or -1 for one per core; got {workers}")
+    compute.check()
     file = None if boxes is None or str(boxes) in ("own", "grid", "selective") else Path(boxes)
     box_source: Any = "given" if file else boxes and str(boxes)
-    if like is not None:
-        extractor = load_extractor_of_model(like, detector, box_source, device)
+    if models.like is not None:
+        extractor = load_extractor_of_model(models.like, detector, box_source, compute.device)
     elif detector is None:
         raise ValueError("--detector (the network) or --like (a model that will read the regions) is required")
     else:
-        source = ExtractorSource(
-            detector, box_source, grid, cells, size, max_regions, min_regions, postprocessing, head, maps
-        )
-        extractor = load_extractor(source, device)
+        extractor = load_extractor(ExtractorSource(detector, box_source, **vars(settings)), compute.device)
     if extractor.source.boxes == "given" and file is None:
-        raise ValueError(f"{like} was trained on given boxes: --boxes FILE is required")
+        raise ValueError(f"{models.like} was trained on given boxes: --boxes FILE is required")
     root = find_image_root(images)
     image_list = read_image_boxes(file, root) if file else list_images(images)
-    with translate_os_errors(out), lock_output_folder(out), select_backend(backend):
-        fill_store(out, image_list, ExtractionPool(extractor, root, device, workers, backend), dtype)
+    with translate_os_errors(out), lock_output_folder(out), select_backend(compute.backend):
+        fill_store(out, image_list, ExtractionPool(extractor, root, compute), dtype)
         copy_network_to_store(extractor, out)
-        if also_for is not None:
-            allow_incompatible_regions(out, find_model_folder(also_for))
-    return count_extracted_images(out)
+        if models.compatible_with is not None:
+            allow_incompatible_regions(out, find_model_folder(models.compatible_with))
+    summary = summarize_store(RegionStore(out))
+    print_summary(summary)
+    return summary
 
 
 def load_extractor_of_model(model: Path, detector: str | None, boxes: BoxSource | None, device: str) -> LoadedExtractor:
@@ -182,28 +181,24 @@ class ExtractionPool:
     Args:
         extractor: The extractor, loaded in this process.
         images: The folder of the images.
-        device: Device of the workers' networks; on a GPU this process computes alone.
-        workers: Processes; -1 is one per core.
-        backend: Where they run.
+        compute: Processes and device.
     """
 
     extractor: LoadedExtractor
     images: Path
-    device: str
-    workers: int
-    backend: Backend
+    compute: ExtractionWorkers
 
     def __call__(self, todo: Sequence[ImageWithBoxes]) -> Iterator[ExtractionResult]:
-        device = find_device(self.device)
+        device = find_device(self.compute.device)
         if device.type != "cpu" and isinstance(self.extractor.network, PooledRegions):
             yield from extract_batch_regions(
                 todo, self.images, self.extractor, self.extractor.network, choose_inference_batch_size(device)
             )
             return
-        processes = self.workers if device.type == "cpu" else 1
-        if self.backend == "loky":
+        processes = self.compute.workers if device.type == "cpu" else 1
+        if self.compute.backend == "loky":
             processes = min(joblib.cpu_count() if processes == -1 else processes, -(-len(todo) // IMAGES_PER_PROCESS))
-        if self.backend == "sequential" or processes in (0, 1):
+        if self.compute.backend == "sequential" or processes in (0, 1):
             with use_single_thread():
                 yield from (extract_image_regions(image, self.images, self.extractor) for image in todo)
             return
@@ -221,7 +216,7 @@ class ExtractionPool:
             extract_in_worker,
             images=self.images,
             source=self.extractor.source,
-            device=self.device,
+            device=self.compute.device,
             fingerprint=fingerprint,
         )
         streams = joblib.parallel.get_active_backend()[0].supports_return_generator  # Ray returns all at the end
@@ -376,20 +371,12 @@ def track_extraction(results: Iterator[ExtractionResult], total: int, todo: int)
     yield from track_progress(results, "regions", total=total, completed=total - todo)
 
 
-def count_extracted_images(out: Path) -> dict[str, int]:
-    """The counts of images in the store and of rejected ones, by reason."""
-    store = RegionStore(out)
-    try:
-        reasons = Counter(line["reason"] for _, line in read_json_lines(out / EXTRACTION_REPORT_FILE))
-    except (DataError, TypeError, KeyError) as error:
-        raise DataError(
-            f"{out / EXTRACTION_REPORT_FILE} is damaged ({error!r}): remove {out} and extract it again"
-        ) from error
-    counts = {"images.accepted": len(store), "images.refused": reasons.total(), "regions": int(store.firsts[-1])}
-    print_line(f"{out}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()))
-    if reasons:
+def print_summary(summary: RegionStoreSummary) -> None:
+    """Prints the numbers of images and regions, and a table of the refused images."""
+    counts = f"{summary.images:,} images, {summary.num_refused:,} refused, {summary.regions:,} regions"
+    print_line(f"{summary.path}: {counts}")
+    if summary.refused:
         table = Table("refused because", "images", right=[1])
-        for reason, count in reasons.most_common():
+        for reason, count in summary.refused.items():
             table.add_row(reason, f"{count:,}")
         table.show()
-    return counts

@@ -1,5 +1,5 @@
-"""Loads any region extractor by name or path: vision networks, torchvision's Faster R-CNN, Hugging Face's DETR, and the
-Visual Genome detectors.
+"""Loads any region extractor of the registry by name or path: vision networks, torchvision's Faster R-CNN, Hugging
+Face's DETR, the Visual Genome detectors, and those of other packages.
 
 An extractor has a network for the features and a source of boxes: the network's own, a grid, selective search, or given
 boxes. All combinations are supported except two: a vision network has no boxes of its own, and DETR takes no given
@@ -10,34 +10,32 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias, get_args
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from torch import nn
 
 from comodal.data.regions.region_compatibility import describe_regions
 from comodal.data.regions.region_store import Regions
 from comodal.errors import CheckpointError, DataError, check_number
 from comodal.hardware import find_device
-from comodal.models.checkpoint import MODEL_CONFIG_FILE, find_model_folder, load_model
-from comodal.models.convert.convert_c4 import build_c4, is_c4_state_dict
-from comodal.models.convert.convert_fpn import build_fpn, is_fpn_state_dict
-from comodal.models.convert.state_dicts import WEIGHT_FILE_NAMES
-from comodal.models.detectors.detector_c4 import C4
-from comodal.models.detectors.detector_fpn import FPN
 from comodal.models.detectors.pooling import make_unit_grid_boxes
-from comodal.regions.backbones import LITE0, Maps, PooledRegions, load_backbone
-from comodal.regions.detector_files import CAFFEMODEL_SUFFIX, CLASS_SCORES_KEY, load_detector, read_detector
-from comodal.regions.extractors_c4 import C4Extractor, HeadTypes, PostprocessingName, build_c4_postprocessing
-from comodal.regions.extractors_detr import load_detr
-from comodal.regions.extractors_fpn import FPNExtractor, build_fpn_postprocessing
+from comodal.regions.backbones import PooledRegions
+from comodal.regions.detector_files import NetworkFiles
+from comodal.regions.extractors_c4 import C4Extractor
 from comodal.regions.extractors_selective import run_selective_search
-from comodal.regions.region_extractor import RegionExtractor, check_image_shape, clip_boxes
-from comodal.registry import import_object
-from comodal.text_files import read_json_object
+from comodal.regions.region_extractor import (
+    BoxSource,
+    ExtractorSource,
+    HeadTypes,
+    Maps,
+    PostprocessingName,
+    RegionExtractor,
+    check_image_shape,
+    clip_boxes,
+)
+from comodal.registry import REGION_EXTRACTORS, import_object
 
-BoxSource = Literal["own", "grid", "selective", "given"]
 BoxFinder: TypeAlias = Callable[[UInt8[np.ndarray, "height width 3"]], Float32[np.ndarray, "regions 4"]]
 MAX_SETTINGS = {
     "grid": 100,
@@ -47,38 +45,7 @@ MAX_SETTINGS = {
     "min_regions": 10_000,
 }  # each with its maximum
 SETTING_CHOICES = {"postprocessing": get_args(PostprocessingName), "head": get_args(HeadTypes), "maps": get_args(Maps)}
-DETECTOR_CLASSES = ("C4", "FPN")
 OPTIONAL_SETTINGS = ("min_regions", "postprocessing", "head", "maps")  # stores of other networks lack them
-DEFAULT_MAX_REGIONS = 36  # the regions of an image in ViLBERT's own features
-
-
-@dataclass(frozen=True)
-class ExtractorSource:
-    """The settings of an extractor: everything that another machine needs to make the same regions.
-
-    Args:
-        detector: efficientnet_lite0, or the path of the network.
-        boxes: Source of the boxes where none are given; None for the default: own, or a grid for vision networks.
-        grid: Rows and columns of a grid.
-        cells: For a vision network: number of rows and columns that a box is divided into.
-        size: Short side of the images as the network's input; None for the default.
-        max_regions: Maximum number of own boxes and of those of selective search; the most confident are kept.
-        min_regions: Minimum number of own boxes of bottom-up attention's detector; None: equal to the maximum.
-        postprocessing: For the same: post-processing; None for ViLBERT's.
-        head: For the same: precision of its last stage; None for fp32.
-        maps: For a vision network: the maps that are pooled; None for the last one.
-    """
-
-    detector: str
-    boxes: BoxSource | None = None
-    grid: int = 6
-    cells: int = 1
-    size: int | None = None
-    max_regions: int = DEFAULT_MAX_REGIONS
-    min_regions: int | None = None
-    postprocessing: PostprocessingName | None = None
-    head: HeadTypes | None = None
-    maps: Maps | None = None
 
 
 @dataclass(frozen=True)
@@ -158,43 +125,23 @@ def load_extractor(source: ExtractorSource, device: str = "auto") -> LoadedExtra
 
 
 def load_region_network(source: ExtractorSource, device: str) -> RegionExtractor:
-    """The network that computes the features, recognized by its files."""
-    path = Path(source.detector)
-    if source.detector == LITE0:
-        return PooledRegions(load_backbone(LITE0, source.size, device), source.cells, source.maps or "last")
-    if not path.exists():
-        raise CheckpointError(f"{source.detector}: no such file or folder; the supported name is {LITE0}")
-    if path.is_dir() and (
-        (path / MODEL_CONFIG_FILE).is_file() or not any((path / name).is_file() for name in WEIGHT_FILE_NAMES)
-    ):
-        if (path / MODEL_CONFIG_FILE).is_file() and "model_type" in read_json_object(path / MODEL_CONFIG_FILE):
-            return load_detr(path, source.size, source.max_regions, device)
-        if read_json_object(find_model_folder(path) / MODEL_CONFIG_FILE).get("class") in DETECTOR_CLASSES:
-            return create_detector_extractor(source, load_model(path), device)
-        return PooledRegions(load_backbone(source.detector, source.size, device), source.cells, source.maps or "last")
-    if path.suffix == CAFFEMODEL_SUFFIX:
-        return create_detector_extractor(source, load_detector(path)[0], device)
-    state = read_detector(path)
-    if is_c4_state_dict(state):
-        return create_detector_extractor(source, build_c4(state, path)[0], device)
-    if is_fpn_state_dict(state):
-        return create_detector_extractor(source, build_fpn(state, path)[0], device)
-    if CLASS_SCORES_KEY not in state:
+    """The network that computes the features, from the first extractor of the registry that recognizes its files.
+
+    Raises:
+        CheckpointError: None does, or the files are damaged.
+    """
+    files = NetworkFiles(Path(source.detector))
+    names = [source.detector] if source.detector in REGION_EXTRACTORS else REGION_EXTRACTORS
+    if names is REGION_EXTRACTORS and not files.path.exists():
         raise CheckpointError(
-            f"{path}: not the weights of torchvision's Faster R-CNN or of a Visual Genome detector; "
-            f"it begins with {list(state)[:3]}"
+            f"{source.detector}: no such file or folder; `comodal list extractors` lists the supported networks"
         )
-    load_faster_rcnn = import_object("comodal.regions.extractors_torchvision:load_faster_rcnn")
-    return load_faster_rcnn(path, state, source.size, source.max_regions, device)
-
-
-def create_detector_extractor(source: ExtractorSource, model: nn.Module, device: str) -> C4Extractor | FPNExtractor:
-    """The extractor of a Visual Genome detector with the settings of a source."""
-    if isinstance(model, FPN):
-        return FPNExtractor(model, build_fpn_postprocessing(source.size, source.max_regions), device)
-    assert isinstance(model, C4)
-    postprocessing = build_c4_postprocessing(source.postprocessing, source.size, source.min_regions, source.max_regions)
-    return C4Extractor(model, postprocessing, source.head or "fp32", device)
+    for name in names:
+        network = import_object(REGION_EXTRACTORS[name].target)(source, files, device)
+        if network is not None:
+            assert isinstance(network, RegionExtractor), f"{name} is not a region extractor"
+            return network
+    raise CheckpointError(f"{source.detector}: not a network of {', '.join(names)}; it has {files.describe_contents()}")
 
 
 def parse_extractor_source(provenance: dict[str, Any]) -> ExtractorSource:

@@ -6,15 +6,17 @@ for the features that ViLBERT was trained on. LXMERT's post-processing is for mo
 """
 
 from dataclasses import asdict
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
+from torch import nn
 
 from comodal.data.regions.region_store import Regions
 from comodal.errors import MediaError
 from comodal.hardware import DTYPES
+from comodal.models.checkpoint import load_model
+from comodal.models.convert.convert_c4 import build_c4, is_c4_state_dict
 from comodal.models.detectors.detector_c4 import C4, optimize_c4_layout
 from comodal.models.detectors.detector_rules import (
     C4Postprocessing,
@@ -23,10 +25,9 @@ from comodal.models.detectors.detector_rules import (
     detect_lxmert_regions,
 )
 from comodal.regions.backbones import fingerprint_weights
-from comodal.regions.region_extractor import fingerprint_extractor
+from comodal.regions.detector_files import CAFFEMODEL_SUFFIX, NetworkFiles, load_detector
+from comodal.regions.region_extractor import ExtractorSource, HeadTypes, PostprocessingName, fingerprint_extractor
 
-PostprocessingName = Literal["caffe", "lxmert"]
-HeadTypes = Literal["fp32", "bf16"]
 NO_REGIONS = "no regions"
 MAX_SIDES_RATIO = 5 / 3  # maximum of long side over short side: 1000 to 600
 BOX_SETTINGS = (
@@ -91,6 +92,21 @@ class C4Extractor:
             tensor.cpu().numpy() for tensor in (detections.features, detections.boxes, detections.classes)
         )
         return Regions(features, region_boxes, classes, None, width, height)
+
+
+def load_c4_extractor(source: ExtractorSource, files: NetworkFiles, device: str) -> C4Extractor | None:
+    """Bottom-up attention's detector, from a file of any of its formats or a model folder."""
+    if files.path.suffix == CAFFEMODEL_SUFFIX:
+        model: nn.Module = load_detector(files.path)[0]
+    elif files.model_class == C4.__name__:
+        model = load_model(files.path)
+    elif is_c4_state_dict(files.tensors):
+        model = build_c4(files.tensors, files.path)[0]
+    else:
+        return None
+    assert isinstance(model, C4)
+    postprocessing = build_c4_postprocessing(source.postprocessing, source.size, source.min_regions, source.max_regions)
+    return C4Extractor(model, postprocessing, source.head or "fp32", device)
 
 
 def build_c4_postprocessing(

@@ -20,7 +20,8 @@ from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import summarize_load_error
 from comodal.models.convert.state_dicts import DAMAGED_WEIGHTS_ERRORS
 from comodal.regions.backbones import fingerprint_weights
-from comodal.regions.region_extractor import fingerprint_extractor
+from comodal.regions.detector_files import NetworkFiles
+from comodal.regions.region_extractor import ExtractorSource, fingerprint_extractor
 
 PROCESSOR_SETTINGS = (
     "size", "resample", "do_resize", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std",
@@ -86,6 +87,13 @@ class DetrExtractor:
         outputs = output.last_hidden_state, output.logits, output.pred_boxes
         state, logits, query_boxes = (part[0].float().cpu() for part in outputs)
         return state, logits, query_boxes
+
+
+def load_detr_extractor(source: ExtractorSource, files: NetworkFiles, device: str) -> DetrExtractor | None:
+    """A network of the DETR family, from a folder of transformers."""
+    if "model_type" not in files.config:
+        return None
+    return load_detr(files.path, source.size, source.max_regions, device)
 
 
 def load_detr(path: Path, size: int | None, max_regions: int, device: str = "cpu") -> DetrExtractor:

@@ -9,10 +9,13 @@ import torch
 from jaxtyping import Float32, UInt8
 
 from comodal.data.regions.region_store import Regions
+from comodal.models.checkpoint import load_model
+from comodal.models.convert.convert_fpn import build_fpn, is_fpn_state_dict
 from comodal.models.detectors.detector_fpn import FPN, optimize_fpn_layout
 from comodal.models.detectors.detector_fpn_regions import FPNPostprocessing, detect_fpn_regions
 from comodal.regions.backbones import fingerprint_weights
-from comodal.regions.region_extractor import fingerprint_extractor
+from comodal.regions.detector_files import NetworkFiles
+from comodal.regions.region_extractor import ExtractorSource, fingerprint_extractor
 
 
 class FPNExtractor:
@@ -46,6 +49,18 @@ class FPNExtractor:
         )
         height, width = image.shape[:2]
         return Regions(features, region_boxes, classes, None, width, height)
+
+
+def load_fpn_extractor(source: ExtractorSource, files: NetworkFiles, device: str) -> FPNExtractor | None:
+    """The detector of 12-in-1 and MMF, from its published file or a model folder."""
+    if files.model_class == FPN.__name__:
+        model = load_model(files.path)
+    elif is_fpn_state_dict(files.tensors):
+        model = build_fpn(files.tensors, files.path)[0]
+    else:
+        return None
+    assert isinstance(model, FPN)
+    return FPNExtractor(model, build_fpn_postprocessing(source.size, source.max_regions), device)
 
 
 def build_fpn_postprocessing(

@@ -24,14 +24,15 @@ from comodal.errors import CheckpointError
 from comodal.models.checkpoint import summarize_load_error
 from comodal.models.detectors.box_ops import nms
 from comodal.regions.backbones import fingerprint_weights
-from comodal.regions.detector_files import CLASS_SCORES_KEY
-from comodal.regions.region_extractor import fingerprint_extractor
+from comodal.regions.detector_files import NetworkFiles
+from comodal.regions.region_extractor import ExtractorSource, fingerprint_extractor
 
 FASTER_RCNN_BUILDERS: dict[str, Callable[..., FasterRCNN]] = {  # by a tensor name that only its file has
     "roi_heads.box_head.0.0.weight": fasterrcnn_resnet50_fpn_v2,
     "backbone.body.layer1.0.conv1.weight": fasterrcnn_resnet50_fpn,
     "backbone.body.0.0.weight": fasterrcnn_mobilenet_v3_large_fpn,
 }
+CLASS_SCORES_KEY = "roi_heads.box_predictor.cls_score.weight"  # in every Faster R-CNN of torchvision
 NMS_THRESHOLD = 0.5
 
 
@@ -85,6 +86,13 @@ def select_likeliest_boxes(
 ) -> Int64[Tensor, " chosen"]:
     """The boxes that most likely hold an object, in descending order, after suppression of overlaps above one half."""
     return nms(boxes, probabilities[:, 1:].amax(1), NMS_THRESHOLD)[:max_regions]
+
+
+def load_torchvision_extractor(source: ExtractorSource, files: NetworkFiles, device: str) -> FasterRCNNExtractor | None:
+    """A Faster R-CNN of torchvision, from a file of its weights."""
+    if CLASS_SCORES_KEY not in files.tensors:
+        return None
+    return load_faster_rcnn(files.path, files.tensors, source.size, source.max_regions, device)
 
 
 def load_faster_rcnn(

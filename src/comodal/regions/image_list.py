@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,16 +15,20 @@ from comodal.data.regions.box_units import (
     BOXES_ARE_FRACTIONS,
     BOXES_ARE_NOT_CORNERS,
     BoxFault,
+    SizedBoxes,
     check_source_units,
+    find_sized_box_fault,
     has_inverted_box,
     has_normalized_boxes,
 )
 from comodal.data.sources.image_folder import FoundImages, find_image_files
-from comodal.errors import DataError
+from comodal.errors import DataError, MediaError
 from comodal.files import fingerprint_file
+from comodal.media.image import read_image
 from comodal.media.storage.open_media import find_container
 from comodal.text_files import read_json_lines
 
+SIZED_IMAGES = 64  # of a list: opened before the extraction to judge the units of its boxes
 DUPLICATE_ID = "id twice"
 EXAMPLE_LINE = '{"image": "a.jpg", "boxes": [[0, 0, 10, 20]]}'
 
@@ -97,6 +101,10 @@ def read_image_boxes(path: Path, folder: Path) -> ImageList:
     for line_number, entry in read_json_lines(path):
         try:
             boxes = np.array(entry["boxes"], np.float32).reshape(-1, 4)
+            if not isinstance(entry["image"], str | int) or isinstance(entry["image"], bool):
+                raise ValueError(f"the image {entry['image']!r:.40} is not text")
+            if not np.isfinite(boxes).all():
+                raise ValueError("a side of a box is not finite")
             images_by_line[line_number] = ImageWithBoxes(str(entry["image"]), boxes)
             origin = str(entry.get("from", origin))
         except (ValueError, KeyError, TypeError) as error:
@@ -104,6 +112,7 @@ def read_image_boxes(path: Path, folder: Path) -> ImageList:
     if not images_by_line:
         raise DataError(f"{path} has no lines; each is like {EXAMPLE_LINE}")
     check_image_boxes(path, images_by_line)
+    check_boxes_with_images(path, folder, list(images_by_line.values()))
     return replace(drop_duplicate_ids(images_by_line.values()), boxes_from=origin)
 
 
@@ -116,7 +125,7 @@ def check_image_boxes(path: Path, images_by_line: Mapping[int, ImageWithBoxes]) 
     faults = Counter[str](
         fault for image in images_by_line.values() if (fault := find_box_fault(image.boxes)) is not None
     )
-    check_source_units(path, faults, len(images_by_line) - faults.total())
+    check_source_units(path, faults, (), len(images_by_line) - faults.total())
     for line_number, (_, boxes) in images_by_line.items():
         if boxes is not None and not (boxes[:, 2:] > boxes[:, :2]).all():
             raise DataError(
@@ -124,6 +133,27 @@ def check_image_boxes(path: Path, images_by_line: Mapping[int, ImageWithBoxes]) 
                 f"line is "
                 f"like {EXAMPLE_LINE}"
             )
+
+
+def check_boxes_with_images(path: Path, folder: Path, images: Sequence[ImageWithBoxes]) -> None:
+    """Checks the boxes of some images against the size of these images. Images that cannot be read are left out.
+
+    Raises:
+        DataError: The boxes are in other units.
+    """
+    faults, valid = Counter[str](), list[SizedBoxes]()
+    step = -(-len(images) // SIZED_IMAGES)
+    for image, boxes in images[::step]:
+        try:
+            height, width = read_image(folder / image).shape[:2]
+        except (MediaError, OSError):
+            continue
+        sized = SizedBoxes(boxes if boxes is not None else np.empty((0, 4), np.float32), width, height)
+        if (fault := find_sized_box_fault(sized)) is None:
+            valid.append(sized)
+        else:
+            faults[fault] += 1
+    check_source_units(path, faults, valid, len(valid))
 
 
 def find_box_fault(boxes: Float32[np.ndarray, "regions 4"] | None) -> BoxFault | None:

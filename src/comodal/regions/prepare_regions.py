@@ -5,8 +5,10 @@ from typing import Literal
 
 from comodal.data.regions.convert_features import convert_regions
 from comodal.data.regions.region_store import FeatureType
+from comodal.data.regions.store_summary import RegionStoreSummary
 from comodal.flat_parameters import flatten_parameters
-from comodal.regions.extract import extract_regions
+from comodal.regions.extract import DEFAULT_SETTINGS, extract_regions
+from comodal.regions.region_extractor import RegionSettings
 
 From = Literal["auto", "lmdb", "tensorpack", "npy", "tsv", "hdf5", "grid", "boxes"]
 
@@ -18,11 +20,9 @@ def prepare_regions(
     from_: From = "auto",
     network: str | None = None,
     boxes: Path | None = None,
-    grid: int = 6,
-    cells: int = 1,
-    size: int | None = None,
+    settings: RegionSettings = DEFAULT_SETTINGS,
     dtype: FeatureType = "float16",
-) -> dict[str, int]:
+) -> RegionStoreSummary:
     """Make a store of region features, boxes and class probabilities, from features or from images.
 
     Features: LMDB (vilbert-multi-task's, vilbert_beta's, MMF's, tensorpack's), bottom-up-attention's TSV with 6 or 7
@@ -36,13 +36,11 @@ def prepare_regions(
         from_: Kind of the source; by default features in a layout that is recognized. grid and boxes are images.
         network: For images: efficientnet_lite0 (ImageNet; extra `lite`), or any other detector of `comodal extract`.
         boxes: For images: JSON Lines of `image` and `boxes` (left, top, right, bottom in pixels).
-        grid: For images: rows and columns of the grid.
-        cells: For images: a box is divided into this number of rows and columns, whose features are concatenated.
-        size: For images: their short side as the network's input.
+        settings: For images: the settings of the extractor.
         dtype: Type of the stored features.
 
     Returns:
-        The counts of stored and of rejected images.
+        The number of images and regions, and of refused images by reason.
 
     Raises:
         DataError: The source cannot be read, OUT holds something else, or the disk is full.
@@ -56,7 +54,7 @@ def prepare_regions(
     if from_ == "grid" or from_ == "boxes":
         if network is None or (from_ == "boxes") != (boxes is not None):
             raise ValueError("images need --network, and --from boxes needs --boxes FILE (--from grid none)")
-        return extract_regions(source, out, network, boxes or "grid", grid, cells, size, dtype)
+        return extract_regions(source, out, network, boxes or "grid", settings=settings, dtype=dtype)
     if network is not None or boxes is not None:
         raise ValueError("--network and --boxes are for images: add --from grid or --from boxes")
     return convert_regions(source, out, None if from_ == "auto" else from_, dtype)

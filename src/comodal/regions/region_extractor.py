@@ -1,4 +1,4 @@
-"""The interface of region extractors: from an image to boxes with features.
+"""The interface of region extractors, from an image to boxes with features, and their settings.
 
 Images are processed one at a time, because detectors that pad a batch with zeros give other results for it. A model can
 read two stores if their fingerprints are equal. The source of the boxes is not part of the fingerprint: a model that
@@ -7,7 +7,8 @@ was trained on a detector's boxes may be evaluated on given ones (VCR, RefCOCO+)
 
 import hashlib
 import json
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -17,7 +18,55 @@ from comodal.data.regions.region_store import Regions
 from comodal.errors import MediaError
 
 TOO_THIN, BOX_OUTSIDE_IMAGE = "too thin", "box outside the image"
+BoxSource = Literal["own", "grid", "selective", "given"]
+PostprocessingName = Literal["caffe", "lxmert"]
+HeadTypes = Literal["fp32", "bf16"]
+Maps = Literal["last", "all"]
+DEFAULT_MAX_REGIONS = 36  # the regions of an image in ViLBERT's own features
 MAX_ASPECT_RATIO = 50  # long side over short side; more would need gigabytes once the short side is scaled up
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionSettings:
+    """The settings of an extractor besides its network and the source of its boxes.
+
+    Args:
+        grid: Rows and columns of the grid.
+        cells: For a vision network: a box is divided into this number of rows and columns, whose features are
+            concatenated.
+        size: Short side of the images as the network's input; by default the network's own.
+        max_regions: Maximum number of regions per image, for own boxes and selective search; the most confident are
+            kept.
+        min_regions: For bottom-up attention's detector: minimum of regions; between minimum and maximum the confident
+            ones are kept (10 and 100 in the published features of COCO). By default equal to the maximum.
+        postprocessing: For the same: caffe (the default: that of ViLBERT's features) or lxmert (Hugging Face's).
+        head: For the same: precision of its last stage, fp32 (the default, so that regions do not depend on the
+            machine) or bf16, faster where the hardware computes it natively.
+        maps: For a vision network: last (the default), or all: also those of earlier stages, which represent colors and
+            small objects better.
+    """
+
+    grid: int = 6
+    cells: int = 1
+    size: int | None = None
+    max_regions: int = DEFAULT_MAX_REGIONS
+    min_regions: int | None = None
+    postprocessing: PostprocessingName | None = None
+    head: HeadTypes | None = None
+    maps: Maps | None = None
+
+
+@dataclass(frozen=True)
+class ExtractorSource(RegionSettings):
+    """All that another machine needs to make the same regions: the network, the source of the boxes, the settings.
+
+    Args:
+        detector: Name of an extractor in the registry, or path of the network.
+        boxes: Source of the boxes where none are given; None for the default: own, or a grid for vision networks.
+    """
+
+    detector: str
+    boxes: BoxSource | None = None
 
 
 @runtime_checkable

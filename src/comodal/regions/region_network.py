@@ -11,8 +11,9 @@ from comodal.data.regions.region_compatibility import describe_regions, read_tra
 from comodal.errors import CheckpointError, DataError
 from comodal.files import write_atomically
 from comodal.models.checkpoint import MODEL_CONFIG_FILE, find_model_folder, read_model_config
-from comodal.regions.backbones import LITE0
-from comodal.regions.extractors import BoxSource, LoadedExtractor, load_extractor_like
+from comodal.regions.extractors import LoadedExtractor, load_extractor_like
+from comodal.regions.region_extractor import BoxSource
+from comodal.registry import REGION_EXTRACTORS
 from comodal.tasks.vision_language.region_record import MODEL_NETWORK_FOLDER, NETWORK_FILES, STORE_NETWORK_FOLDER
 
 MAX_NETWORK_BYTES = 200_000_000  # larger networks stay where they are
@@ -25,7 +26,11 @@ def copy_network_to_store(extractor: LoadedExtractor, store: Path) -> None:
         CheckpointError: The folder holds another network than when the regions were extracted.
     """
     path, store_network = Path(extractor.source.detector), store / STORE_NETWORK_FOLDER
-    if extractor.source.detector == LITE0 or not path.is_dir() or (store_network / MODEL_CONFIG_FILE).is_file():
+    if (
+        extractor.source.detector in REGION_EXTRACTORS
+        or not path.is_dir()
+        or (store_network / MODEL_CONFIG_FILE).is_file()
+    ):
         return
     folder = find_model_folder(path)
     if (
@@ -63,7 +68,8 @@ def load_extractor_for_model(
     network_path = detector or next(
         map(str, find_stored_networks(network_folder, Path(original_path).name)), original_path
     )
-    if network_path != LITE0 and "detector" in provenance and not Path(network_path).exists():
+    is_name = network_path in REGION_EXTRACTORS
+    if not is_name and "detector" in provenance and not Path(network_path).exists():
         raise CheckpointError(
             f"{model} was trained on regions of {describe_regions(provenance)}, "
             f"whose network was not found at {network_path}: put it there, or "

@@ -73,13 +73,13 @@ class CodebookOptions:
             )
 
 
-USUAL_CODEBOOK = CodebookOptions()
+DEFAULT_CODEBOOK = CodebookOptions()
 
 
 @flatten_parameters
 def prepare_tokens(
     store: Path,
-    fit: CodebookOptions = USUAL_CODEBOOK,
+    fit: CodebookOptions = DEFAULT_CODEBOOK,
     apply: Path | None = None,
     classes: bool = False,
     images: Path | None = None,

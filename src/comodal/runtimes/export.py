@@ -6,8 +6,9 @@ and the fingerprint of the weights. Exports that differ from the model are delet
 
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from comodal.runtimes.export_formats import (
     RUNTIME_PACKAGES,
     WRITER_PACKAGES,
     Format,
-    Run,
+    NetworkFunction,
     open_onnx,
     open_openvino,
     open_torch,
@@ -52,10 +53,40 @@ MAX_RELATIVE_DIFFERENCE = 1e-3  # float32 leaves 1e-6 to 1e-5
 EMBEDDER_NETWORKS = ("image", "audio")
 
 
+@dataclass(frozen=True)
+class ExportedNetwork:
+    """A network in another format.
+
+    Args:
+        path: Its file.
+        difference: The maximum difference of any output from the model's, relative to the maximum of that output.
+        quantization: The loss by 8 bits; None where it is only exported in float32.
+    """
+
+    path: Path
+    difference: float
+    quantization: QuantizationLoss | None
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """The exported networks of a model.
+
+    Args:
+        folder: The folder of their files and of export.json.
+        format: onnx, openvino or torch.
+        networks: The networks by name, such as image and audio.
+    """
+
+    folder: Path
+    format: Format
+    networks: Mapping[str, ExportedNetwork]
+
+
 @flatten_parameters
 def export(
     run: Path, to: Format, out: Path | None = None, only: list[str] | None = None, int8: Path | None = None
-) -> dict[str, float]:
+) -> ExportResult:
     """Exports the networks of a model to another runtime, and compares each with the model.
 
     L3-Net has three: `image` (bytes) and `audio` (waveforms) to embeddings, and `l3net`, the whole model. ViLBERT has
@@ -74,7 +105,7 @@ def export(
             calibrated on half of its files; the loss is measured on the other half.
 
     Returns:
-        The maximum relative difference of each network, and the loss by 8 bits.
+        The folder, and of each network its file, its difference from the model and the loss by 8 bits.
 
     Raises:
         CheckpointError: There is no model, its kind is not supported, a package is missing, or the outputs differ.
@@ -96,7 +127,6 @@ def export(
     about: dict[str, Any] = {"format": to, "comodal": version("comodal"), "class": type(model).__name__}
     about["weights"] = compute_weights_checksum(model.state_dict())
     table = Table("network", "file", "MB", "sizes tried", "largest relative difference")
-    metrics: dict[str, float] = {}
     with translate_os_errors(folder), lock_output_folder(folder), create_scratch_folder(folder) as temporary:
         about["networks"] = {}
         for network in networks:
@@ -105,17 +135,24 @@ def export(
                 about["networks"][network.name] = described = write_network(
                     network, to, export_path, calibration_examples
                 )
-            metrics |= {
-                f"export.{network.name}.{key}": described[key] for key in described if key in QuantizationLoss._fields
-            }
-            metrics[f"export.{network.name}.difference"] = described["difference"]
             axes = {axis: ", ".join(str(trial[axis]) for trial in network.trials) for axis in network.trials[0]}
             tried_sizes = "; ".join(f"{axis} {counts}" for axis, counts in axes.items())
             size = sum(path.stat().st_size for path in export_path.parent.glob(f"{network.name}.*")) / 1e6
             table.add_row(network.name, export_path.name, f"{size:.1f}", tried_sizes, f"{described['difference']:.1e}")
         replace_export_files(temporary, folder, about)
-    print_export_report(table, about["networks"], folder)
-    return metrics
+    exported = {
+        name: read_exported_network(folder / (name + FORMAT_SUFFIXES[to]), described)
+        for name, described in about["networks"].items()
+    }
+    result = ExportResult(folder, to, exported)
+    print_export_report(table, result)
+    return result
+
+
+def read_exported_network(path: Path, described: Mapping[str, Any]) -> ExportedNetwork:
+    """A network, from its entry in export.json."""
+    loss = {name: described[name] for name in QuantizationLoss._fields if name in described}
+    return ExportedNetwork(path, described["difference"], QuantizationLoss(**loss) if loss else None)
 
 
 @contextmanager
@@ -185,9 +222,9 @@ def describe_network_inputs(network: ExportableNetwork) -> dict[str, dict[str, A
     }
 
 
-def open_network(path: Path, to: Format) -> Run:
+def open_network(path: Path, to: Format) -> NetworkFunction:
     """An exported file as a function, in float32."""
-    openers: dict[str, Callable[[], Run]] = {
+    openers: dict[str, Callable[[], NetworkFunction]] = {
         "onnx": lambda: open_onnx(path),
         "openvino": lambda: open_openvino(path, "fp32"),
         "torch": lambda: open_torch(path),
@@ -195,7 +232,7 @@ def open_network(path: Path, to: Format) -> Run:
     return openers[to]()
 
 
-def measure_difference(network: ExportableNetwork, run: Run) -> float:
+def measure_difference(network: ExportableNetwork, run: NetworkFunction) -> float:
     """The maximum difference of any output, relative to that output's maximum, over all trial sizes."""
     largest = 0.0
     for seed, sizes in enumerate(network.trials):
@@ -220,16 +257,15 @@ def replace_export_files(export_folder: Path, folder: Path, about: dict[str, Any
     write_bytes_atomically(folder / EXPORT_MANIFEST_FILE, encode_settings_json(about))
 
 
-def print_export_report(table: Table, networks: dict[str, Any], folder: Path) -> None:
+def print_export_report(table: Table, result: ExportResult) -> None:
     """Prints what was written, its difference from the model, and the loss by 8 bits."""
     table.show()
     for name in EMBEDDER_NETWORKS:
-        described = networks.get(name, {})
-        if "mean_cosine" in described:
+        loss = result.networks[name].quantization if name in result.networks else None
+        if loss is not None:
             print_line(
-                f"{name} in 8 bits, on {described['examples']:.0f} other examples: cosine with float32 "
-                f"{described['mean_cosine']:.4f} on average, {described['min_cosine']:.4f} at least; the nearest "
-                f"other example "
-                f"stays the same for {described['neighbors']:.0%}"
+                f"{name} in 8 bits, on {loss.examples:.0f} other examples: cosine with float32 {loss.mean_cosine:.4f} "
+                f"on average, {loss.min_cosine:.4f} at least; the nearest other example stays the same for "
+                f"{loss.neighbors:.0%}"
             )
-    print_line(f"written to {folder}")
+    print_line(f"written to {result.folder}")

@@ -18,9 +18,8 @@ from comodal.hardware import EmbedPrecision
 from comodal.runtimes.exportable import ExportableNetwork
 
 Format = Literal["onnx", "openvino", "torch"]
-Engine = Format  # the engine of a file is its format
 EngineChoice = Literal["auto", "torch", "onnx", "openvino"]
-Run = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
+NetworkFunction = Callable[[Mapping[str, np.ndarray]], list[np.ndarray]]
 
 FORMAT_SUFFIXES: dict[str, str] = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
 WRITER_PACKAGES: dict[str, tuple[str, ...]] = {
@@ -88,7 +87,7 @@ def write_openvino(onnx: Path, path: Path) -> None:
     openvino.save_model(openvino.Core().read_model(str(onnx)), str(path), compress_to_fp16=False)
 
 
-def open_torch(path: Path) -> Run:
+def open_torch(path: Path) -> NetworkFunction:
     """A saved program as a function of its named inputs."""
     with silence_exporter_warnings():
         program = torch.export.load(str(path))
@@ -102,7 +101,7 @@ def open_torch(path: Path) -> Run:
     return run
 
 
-def open_onnx(path: Path) -> Run:
+def open_onnx(path: Path) -> NetworkFunction:
     """An ONNX file on ONNX Runtime, with as many threads as PyTorch.
 
     Raises:
@@ -132,7 +131,7 @@ def open_onnx(path: Path) -> Run:
     return run
 
 
-def open_openvino(path: Path, precision: EmbedPrecision) -> Run:
+def open_openvino(path: Path, precision: EmbedPrecision) -> NetworkFunction:
     """An OpenVINO model on the CPU; bfloat16 (for networks of one input) begins at the first convolution.
 
     A spectrogram in bfloat16 is too inaccurate, and OpenVINO uses bfloat16 for all layers where the CPU supports it.

@@ -19,7 +19,7 @@ from comodal.media.audio_windows import iterate_windows
 from comodal.media.image import crop_image_center, read_image, resize_short_side
 from comodal.media.storage.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from comodal.models.l3net.l3net import L3NetConfig
-from comodal.runtimes.export_formats import Run, silence_exporter_warnings
+from comodal.runtimes.export_formats import NetworkFunction, silence_exporter_warnings
 from comodal.tasks.evaluation.metrics import check_finite_scores
 
 WINDOWS_PER_FILE, MAX_EXAMPLE_FILES = 4, 64  # windows per file, and files per modality
@@ -75,7 +75,7 @@ def read_network_image(path: Path, config: L3NetConfig) -> np.ndarray:
     return np.ascontiguousarray(square.transpose(2, 0, 1)[None])
 
 
-def read_first_windows(path: Path, config: L3NetConfig) -> Float32[np.ndarray, "read_first_windows samples"]:
+def read_first_windows(path: Path, config: L3NetConfig) -> Float32[np.ndarray, "windows samples"]:
     """The first windows of an audio file in order; the first is half silent, as in `comodal embed`."""
     samples = round(config.audio_seconds * config.sample_rate)
     batches = iterate_windows(stream_audio(path, config.sample_rate), samples, samples, True, 1)
@@ -111,16 +111,19 @@ def write_int8(onnx: Path, path: Path, name: str, batches: list[np.ndarray]) -> 
     prepared.unlink()
 
 
-def measure_quantization_loss(name: str, batches: list[np.ndarray], float_run: Run, int8_run: Run) -> QuantizationLoss:
+def measure_quantization_loss(
+    name: str, batches: list[np.ndarray], float_network: NetworkFunction, int8_network: NetworkFunction
+) -> QuantizationLoss:
     """The loss by 8 bits on examples that were not used for calibration."""
-    exact, rough = (
-        normalize_rows(np.concatenate([run({name: batch})[0] for batch in batches])) for run in (float_run, int8_run)
+    float_vectors, int8_vectors = (
+        normalize_rows(np.concatenate([network({name: batch})[0] for batch in batches]))
+        for network in (float_network, int8_network)
     )
-    check_finite_scores(exact, name)
-    check_finite_scores(rough, f"{name} in 8 bits")
-    cosines = (exact * rough).sum(1)
-    same = find_nearest_rows(exact) == find_nearest_rows(rough)
-    return QuantizationLoss(float(cosines.mean()), float(cosines.min()), float(same.mean()), float(len(exact)))
+    check_finite_scores(float_vectors, name)
+    check_finite_scores(int8_vectors, f"{name} in 8 bits")
+    cosines = (float_vectors * int8_vectors).sum(1)
+    is_same = find_nearest_rows(float_vectors) == find_nearest_rows(int8_vectors)
+    return QuantizationLoss(float(cosines.mean()), float(cosines.min()), float(is_same.mean()), float(len(cosines)))
 
 
 def normalize_rows(vectors: Float32[np.ndarray, "rows features"]) -> Float32[np.ndarray, "rows features"]:

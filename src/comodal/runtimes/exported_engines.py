@@ -14,8 +14,8 @@ from comodal.models.l3net.l3net import L3Net
 from comodal.runtimes.export_formats import (
     FORMAT_SUFFIXES,
     RUNTIME_PACKAGES,
-    Engine,
-    Run,
+    Format,
+    NetworkFunction,
     open_onnx,
     open_openvino,
     require_packages,
@@ -23,7 +23,7 @@ from comodal.runtimes.export_formats import (
 from comodal.text_files import read_json_object
 
 EXPORT_MANIFEST_FILE, EXPORT_FOLDER = "export.json", "export"
-EXPORT_ENGINES: tuple[Engine, ...] = ("openvino", "onnx")  # the faster one first
+EXPORT_ENGINES: tuple[Format, ...] = ("openvino", "onnx")  # the faster one first
 
 
 class ExportedEmbedders:
@@ -36,16 +36,16 @@ class ExportedEmbedders:
         precision: auto takes bf16 with OpenVINO where the CPU computes it natively, else fp32.
     """
 
-    def __init__(self, run: Path, model: L3Net, engine: Engine, precision: EmbedPrecision) -> None:
+    def __init__(self, run: Path, model: L3Net, engine: Format, precision: EmbedPrecision) -> None:
         if engine == "onnx" and precision == "bf16":
             raise ValueError("ONNX Runtime has no bf16 on a CPU; use --precision fp32 or int8, or --engine openvino")
         self.run, self.model, self.engine = run, model, engine
         if precision == "auto":
             precision = "bf16" if engine == "openvino" and has_native_bf16() else "fp32"
         self.precision: EmbedPrecision = precision
-        self.runs: dict[str, Run] = {}
+        self.runs: dict[str, NetworkFunction] = {}
 
-    def open(self, name: str) -> Run:
+    def open(self, name: str) -> NetworkFunction:
         """One embedder as a function.
 
         Raises:
@@ -62,7 +62,7 @@ class ExportedEmbedders:
         return np.concatenate([run({name: np.ascontiguousarray(part)})[0] for part in parts])
 
 
-def find_fastest_export(run: Path, model: L3Net, precision: EmbedPrecision) -> Engine | None:
+def find_fastest_export(run: Path, model: L3Net, precision: EmbedPrecision) -> Format | None:
     """The fastest installed engine with an export of the same weights, in 8 bits if requested."""
     for engine in EXPORT_ENGINES:
         if (precision == "bf16" and engine == "onnx") or any(
@@ -82,7 +82,9 @@ def find_fastest_export(run: Path, model: L3Net, precision: EmbedPrecision) -> E
     return None
 
 
-def open_exported_embedder(run: Path, model: L3Net, engine: Engine, name: str, precision: EmbedPrecision) -> Run:
+def open_exported_embedder(
+    run: Path, model: L3Net, engine: Format, name: str, precision: EmbedPrecision
+) -> NetworkFunction:
     """Opens an exported embedder of a model, after checking that its files are complete and of the same weights.
 
     Raises:

@@ -46,14 +46,14 @@ MIN_SCENES = 10  # of task sets: eight for training, one for validation, one for
 ESC10_KINDS = SOUNDING_KINDS[::2]
 
 
-USUAL_OPTIONS = SynthesisOptions()
+DEFAULT_SYNTHESIS = SynthesisOptions()
 
 
 @flatten_parameters
 def synthesize(
     folder: Path,
     *,
-    options: SynthesisOptions = USUAL_OPTIONS,
+    options: SynthesisOptions = DEFAULT_SYNTHESIS,
     tasks: Sequence[str] = (),
     workers: int = 2,
 ) -> None:
@@ -70,7 +70,8 @@ def synthesize(
         workers: processes; the result does not depend on their number.
 
     Raises:
-        DataError: the folder holds synthetic data of other options, another command writes there, or the disk is full.
+        DataError: the folder holds synthetic data that was made with other options, another command writes there, or
+            the disk is full.
 
     Examples:
         comodal synthesize world/
@@ -131,7 +132,8 @@ def _check_options_file(folder: Path, options: SynthesisOptions) -> None:
         if different:
             differences = ", ".join(f"{name} {existing.get(name)} (requested {expected[name]})" for name in different)
             raise DataError(
-                f"{folder} has data of other options: {differences}; choose another folder or delete this one"
+                f"{folder} holds data that was made with other options ({differences}); choose another folder or "
+                f"delete this one"
             )
     elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise DataError(f"{folder} is not empty and has no synthetic data; choose another folder")

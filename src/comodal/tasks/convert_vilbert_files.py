@@ -6,7 +6,7 @@ is loaded, converted back, and compared with the file tensor by tensor.
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -54,6 +54,23 @@ TASK_EMBEDDINGS_KEY, REGION_DECODER_KEY = (
 )
 
 
+@dataclass(frozen=True)
+class ViLBERTConversion:
+    """The numbers of tensors of a conversion; report.txt lists them.
+
+    Args:
+        filled: Converted tensors.
+        new: Parameters of the model that the file does not have.
+        unused: Tensors of the file that have no counterpart.
+        difference: The largest difference after converting back; None where the original's files are written.
+    """
+
+    filled: int
+    new: int = 0
+    unused: int = 0
+    difference: float | None = None
+
+
 def convert(
     source: Path,
     out: Path,
@@ -61,7 +78,7 @@ def convert(
     vocabulary: Path | None = None,
     answers: Path | None = None,
     allow_missing: bool = False,
-) -> dict[str, float]:
+) -> ViLBERTConversion:
     """Converts ViLBERT's published weights into a model folder, or a model folder into the original's files.
 
     Those of the single-stream baseline (bert_base_baseline.json) become a single stream.
@@ -98,7 +115,7 @@ def convert(
 
 def import_original_weights(
     source: Path, out: Path, config: Path, vocabulary: Path | None, answers: Path | None, allow_missing: bool
-) -> dict[str, float]:
+) -> ViLBERTConversion:
     """Writes a model folder from published weights."""
     state, values = rename_to_multi_task(read_tensors(source)), read_json_object(config, CheckpointError)
     if is_volta_config(values):
@@ -138,12 +155,7 @@ def import_original_weights(
     print_line(f"converted back and compared: {compared:,} tensors, largest difference {difference:.1g}")
     if vocabulary is None:
         print_line(f"{out} has no vocabulary: pass --vocabulary to ask questions or to train it")
-    return {
-        "convert.filled": float(len(report.filled)),
-        "convert.new": float(len(report.new)),
-        "convert.unused": float(len(report.unused)),
-        "convert.difference": difference,
-    }
+    return ViLBERTConversion(len(report.filled), len(report.new), len(report.unused), difference)
 
 
 def complete_original_config(config: ViLBERTConfig, state: dict[str, Tensor], by_flag: bool) -> ViLBERTConfig:
@@ -192,7 +204,7 @@ def build_original_state(model: torch.nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def export_original_files(source: Path, out: Path) -> dict[str, float]:
+def export_original_files(source: Path, out: Path) -> ViLBERTConversion:
     """Writes the original's files from a comodal model folder."""
     model = load_model(source)
     state = build_original_state(model)
@@ -212,4 +224,4 @@ def export_original_files(source: Path, out: Path) -> dict[str, float]:
         if (find_model_folder(source) / name).is_file():
             write_bytes_atomically(out / name, (find_model_folder(source) / name).read_bytes())
     print_line(f"{out}: {len(state):,} tensors under the original's names, and its configuration")
-    return {"convert.filled": float(len(state))}
+    return ViLBERTConversion(len(state))

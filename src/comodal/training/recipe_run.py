@@ -64,13 +64,13 @@ class PretrainingSchedule:
     batch_size: int | None = None
     learning_rate: float | None = None
 
-    def fill(self, usual: VariantDefaults) -> VariantDefaults:
+    def fill(self, defaults: VariantDefaults) -> VariantDefaults:
         """The defaults of a variant, replaced by what is given."""
         return VariantDefaults(
-            usual.steps if self.steps is None else self.steps,
-            usual.batch_size if self.batch_size is None else self.batch_size,
-            usual.learning_rate if self.learning_rate is None else self.learning_rate,
-            usual.validate_every,
+            defaults.steps if self.steps is None else self.steps,
+            defaults.batch_size if self.batch_size is None else self.batch_size,
+            defaults.learning_rate if self.learning_rate is None else self.learning_rate,
+            defaults.validate_every,
         )
 
 
@@ -86,6 +86,9 @@ class Run:
     steps: int
     seed: int
     fingerprint: str  # of the data
+    dataset: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # record of the shards' lists, kept in the model's config.json
     files: Mapping[str, bytes | Path] = field(default_factory=dict)  # files that inference needs besides the weights
     resolved: Mapping[str, Any] = field(default_factory=dict)  # the variant's values of parameters that were None
     validate_every: int = 500  # unless the trainer's option is set

@@ -3,14 +3,13 @@
 The folder: config.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/, best/ (by validation), model/.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,10 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 from comodal import distributed, hardware
 from comodal.data.batch import Batch
 from comodal.data.output_folder import encode_settings_json, lock_output_folder, translate_os_errors
-from comodal.environment import collect_environment
-from comodal.errors import RecipeError, check_number
+from comodal.errors import RecipeError
 from comodal.files import write_bytes_atomically
-from comodal.hardware import MEMORY_FORMATS, Compute, DeviceName, MemoryLayout, Precision
+from comodal.flat_parameters import flatten_parameters
+from comodal.hardware import MEMORY_FORMATS, Compute, ComputeOptions, MemoryLayout
 from comodal.models.checkpoint import load_model, save_model
 from comodal.progress import Progress
 from comodal.text_files import read_log
@@ -33,37 +32,35 @@ from comodal.training.interruption import InterruptHandler
 from comodal.training.memory_limits import check_training_fits
 from comodal.training.recipe_run import Run
 from comodal.training.run_config import (
+    check_run_folder,
     describe_changes,
     find_recipe,
     get_recipe_name,
     read_run_config,
     resolve_parameters,
     to_yaml_values,
-    write_run_config,
+    write_run_settings,
 )
 from comodal.training.run_log import RunLog, format_metrics_note
+from comodal.training.thread_choice import MIN_STEPS, choose_thread_count, describe_thread_choice, make_step_timer
 from comodal.training.throughput import Throughput, format_rough_count, format_rough_duration
 from comodal.training.training_loop import NotFiniteError, train_steps, validate_objective
+from comodal.training.training_options import TrainingOptions, choose_first_threads, resolve_options
 
-ENVIRONMENT_FILE = "environment.json"  # hardware and versions of the last start
-MAX_THREADS = 1024
 EXIT_DONE, EXIT_BY_SIGNAL = 0, 128  # exit statuses; a shell adds 128 to a signal's number
 
 
+DEFAULT_OPTIONS, AUTOMATIC = TrainingOptions(), ComputeOptions()
+
+
+@flatten_parameters
 def train(
     recipe: str | Callable[..., Run],
     parameters: Mapping[str, Any],
     out: Path | str,
     resume: bool = False,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
-    accumulate: int = 1,
-    compile: Literal["auto", "on", "off"] = "auto",
-    memory_layout: Literal["auto", "contiguous", "channels_last"] = "auto",
-    log_every: int = 10,
-    validate_every: int | None = None,
-    checkpoint_minutes: float = 10.0,
-    threads: int | None = None,
+    compute: ComputeOptions = AUTOMATIC,
+    options: TrainingOptions = DEFAULT_OPTIONS,
 ) -> int:
     """Trains a recipe, and returns the exit status: 0 when done, 130 or 143 when stopped by a signal.
 
@@ -74,15 +71,9 @@ def train(
         parameters: Arguments of the recipe.
         out: Run folder.
         resume: Resume the run in this folder; start a new one if there is none.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
         precision: fp32, bf16 (autocast, fp32 weights), or auto: bf16 where it is native; a resumed run keeps its own.
-        accumulate: Gradient accumulation: split each process's part of a batch into so many.
-        compile: Use torch.compile; auto uses it on CUDA only, since it is slower on a CPU.
-        memory_layout: Memory format of convolution weights; auto takes the fastest, and a resumed run keeps its own.
-        log_every: Steps between two lines of the log, which hold means; a GPU is only synchronized then.
-        validate_every: Steps between two validations; by default the variant's, 500 or, for small ones, 250.
-        checkpoint_minutes: Minutes between two checkpoints; a last one is always written at the end.
-        threads: Compute threads of this process; by default the cores that no other process uses.
+        compute: Device and precision.
+        options: How it is trained.
 
     Raises:
         RecipeError: The folder holds a run and `resume` is not set, or settings changed that must stay the same.
@@ -90,93 +81,56 @@ def train(
         DataError: A sample cannot be read.
         FloatingPointError: The loss is not finite; not_finite.json in the run's folder holds the samples' keys.
     """
-    check_number("checkpoint_minutes", checkpoint_minutes, 0, math.inf)
-    check_number("threads", 1 if threads is None else threads, 1, MAX_THREADS)
-    counts = {"accumulate": accumulate, "log_every": log_every, "validate_every": validate_every}
-    for name, count in counts.items():
-        check_number(name, 1 if count is None else count, 1, math.inf)
+    options.check()
     recipe, out = find_recipe(recipe), Path(out)
     values, started = resolve_parameters(recipe, parameters), read_run_config(out / "config.yaml")
     threads_before = torch.get_num_threads()
-    if precision == "auto" and resume:
-        precision = started.get("precision", "auto")
-    compute = hardware.resolve_compute(str(distributed.init_distributed(device)), precision)
-    if compute.device.type == "cpu":
-        torch.set_num_threads(hardware.resolve_threads(threads))
+    precision = started.get("precision", "auto") if resume and compute.precision == "auto" else compute.precision
+    resolved = hardware.resolve_compute(str(distributed.init_distributed(compute.device)), precision)
+    threads, chooses_threads = choose_first_threads(options.threads, started if resume else {})
+    if resolved.device.type == "cpu":
+        torch.set_num_threads(threads)
         keep_freed_memory()
-    options: dict[str, Any] = {"device": device, "precision": compute.precision}
-    options |= {"accumulate": accumulate, "compile": compile, "log_every": log_every}
-    options |= {"checkpoint_minutes": checkpoint_minutes}
     try:
         lock = lock_output_folder(out) if distributed.is_main_process() else nullcontext()
-        devices = [compute.device] if compute.device.type == "cuda" else []
+        devices = [resolved.device] if resolved.device.type == "cuda" else []
         with translate_os_errors(out), lock, torch.random.fork_rng(devices):
             check_run_folder(out, resume)
             run = recipe(**values)
-            check_training_fits(run.objective, compute.device)
+            check_training_fits(run.objective, resolved.device)
             values |= run.resolved
-            validate_every = run.validate_every if validate_every is None else validate_every
-            options["validate_every"] = validate_every
-            if memory_layout == "auto":
-                default_layout = hardware.choose_training_layout(compute, run.objective)
-                memory_layout = started.get("memory_layout", "channels_last") if resume and started else default_layout
-            options["memory_layout"] = memory_layout
-            changed = describe_changes(out / "config.yaml", values, options)
+            options = resolve_options(replace(options, threads=threads), run, resolved, started if resume else {})
+            settings = {"device": compute.device, "precision": resolved.precision} | options.list_settings()
+            changed = describe_changes(out / "config.yaml", values, settings)
             distributed.wait_for_processes()
             about = {
                 "recipe": get_recipe_name(recipe),
                 "parameters": to_yaml_values(values),
                 "fingerprint": run.fingerprint,
-            }
-            intervals = Intervals(accumulate, log_every, validate_every, 60 * checkpoint_minutes)
-            trainer = Trainer(run, out, compute, intervals, memory_layout, about)
-            write_run_settings(out, recipe, values | options)
-            return trainer.train(changed, compile == "on" or (compile == "auto" and compute.device.type == "cuda"))
+            } | ({"dataset": dict(run.dataset)} if run.dataset else {})
+            trainer = Trainer(run, out, resolved, options, about)
+            write_run_settings(out, recipe, values | settings)
+            if chooses_threads and resolved.device.type == "cpu" and distributed.count_processes() == 1:
+                trainer.record_threads = lambda count: write_run_settings(
+                    out, recipe, values | settings | {"threads": count}
+                )
+            return trainer.train(changed)
     finally:
         torch.set_num_threads(threads_before)
         distributed.shut_down_distributed()
 
 
-def check_run_folder(out: Path, resume: bool) -> None:
-    """Checks whether a run can be started or resumed in the folder."""
-    if out.exists() and not out.is_dir():
-        raise RecipeError(f"{out} is a file, not a folder")
-    is_begun = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())  # else killed before
-    if is_begun and not resume:
-        raise RecipeError(f"{out} already exists: continue with --resume, or choose another --out")
-    if is_begun and resume and not (out / "config.yaml").exists():
-        raise RecipeError(f"{out} is not the folder of a run: it has no config.yaml")
-
-
-def write_run_settings(out: Path, recipe: Callable, values: Mapping[str, Any]) -> None:
-    if distributed.is_main_process():
-        out.mkdir(parents=True, exist_ok=True)
-        write_run_config(out / "config.yaml", recipe, values)
-        write_bytes_atomically(out / ENVIRONMENT_FILE, encode_settings_json(collect_environment()))
-    distributed.wait_for_processes()
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """Intervals of logging, validation and checkpoints, and of gradient accumulation."""
-
-    parts: int  # batches in a step
-    log_steps: int
-    validate_steps: int
-    checkpoint_seconds: float
-
-
 class Trainer:
     """Trains a run to its end, or until a signal."""
 
-    def __init__(
-        self, run: Run, out: Path, compute: Compute, intervals: Intervals, layout: MemoryLayout, about: dict[str, Any]
-    ) -> None:
+    def __init__(self, run: Run, out: Path, compute: Compute, options: TrainingOptions, about: dict[str, Any]) -> None:
+        assert options.memory_layout != "auto" and options.validate_every is not None, "resolved options"
         self.run = run
         self.out = out
         self.compute = compute
-        self.intervals = intervals
-        self.layout: MemoryLayout = layout
+        self.options = options
+        self.layout: MemoryLayout = options.memory_layout
+        self.validate_every = options.validate_every
         self.about = about
         self.checkpoints = Checkpoints(out / "checkpoints")
         self.step = 0
@@ -184,10 +138,11 @@ class Trainer:
         self.sums: dict[str, float] = {}
         self.first: Batch | None = None
         self.throughput: Throughput | None = None
+        self.record_threads: Callable[[int], None] | None = None  # if their number is to be chosen
         self.saved_at = time.monotonic()
         self.best = BestWeights(out / "best", run.selection_metric)
 
-    def train(self, changed: list[str], compile: bool) -> int:
+    def train(self, changed: list[str]) -> int:
         """Trains to the end; returns the exit status."""
         run = self.run
         torch.manual_seed(run.seed + distributed.get_process_rank())
@@ -203,7 +158,7 @@ class Trainer:
                 )
             log = RunLog(self.out, self.step) if is_main else None
             try:
-                signal = self.run_steps(compile, stop, progress, log)
+                signal = self.run_steps(stop, progress, log)
             except NotFiniteError as error:
                 raise self.make_not_finite_error(error) from error
             finally:
@@ -265,21 +220,32 @@ class Trainer:
     def iterate_batches(self) -> Iterator[Batch]:
         """The remaining batches; the first is kept to count its operations."""
         done = self.step * self.run.batches.batch_size
-        remaining = self.run.batches.iterate_batches(done, self.intervals.parts, self.compute.device)
+        remaining = self.run.batches.iterate_batches(done, self.options.accumulate, self.compute.device)
         self.first = next(remaining, None) if self.step < self.run.steps else None
         return remaining if self.first is None else chain([self.first], remaining)
+
+    def choose_threads(self, progress: Progress) -> None:
+        """Chooses the number of compute threads, and records it in the run's config."""
+        most = torch.get_num_threads()
+        if self.record_threads is None or self.first is None or most == 1 or self.run.steps - self.step < MIN_STEPS:
+            return
+        threads, medians = choose_thread_count(make_step_timer(self.run.objective, self.first, self.compute), most)
+        torch.set_num_threads(threads)
+        self.record_threads(threads)
+        if medians:
+            progress.print_message(f"{self.out}: {describe_thread_choice(threads, medians)}")
 
     def measure_throughput(self) -> None:
         """Counts the operations of a sample of the first batch, before anything is computed or compiled."""
         if distributed.is_main_process() and self.first is not None:
-            batch_samples = self.run.batches.batch_size // (distributed.count_processes() * self.intervals.parts)
+            batch_samples = self.run.batches.batch_size // (distributed.count_processes() * self.options.accumulate)
             self.throughput = Throughput.measure(self.run.objective, self.first, batch_samples, self.compute)
         self.first = None
 
-    def wrap_objective(self, compile: bool) -> nn.Module:
+    def wrap_objective(self) -> nn.Module:
         """The objective, compiled and wrapped in DDP where requested."""
         objective = self.run.objective
-        if compile:
+        if self.options.compile == "on" or (self.options.compile == "auto" and self.compute.device.type == "cuda"):
             objective.compile()
         if distributed.count_processes() == 1:
             return objective
@@ -287,18 +253,19 @@ class Trainer:
 
     def reads_metrics(self, step: int) -> bool:
         """Whether metrics are read after this step."""
-        validates = self.run.validation is not None and step % self.intervals.validate_steps == 0
-        return step == self.run.steps or step % self.intervals.log_steps == 0 or validates
+        validates = self.run.validation is not None and step % self.validate_every == 0
+        return step == self.run.steps or step % self.options.log_every == 0 or validates
 
-    def run_steps(self, compile: bool, stop: InterruptHandler, progress: Progress, log: RunLog | None) -> int:
+    def run_steps(self, stop: InterruptHandler, progress: Progress, log: RunLog | None) -> int:
         """Runs the remaining steps; returns the signal that stopped them, or 0."""
-        run, intervals, remaining = self.run, self.intervals, range(self.step, self.run.steps)
+        run, options, remaining = self.run, self.options, range(self.step, self.run.steps)
         batches = self.iterate_batches()
+        self.choose_threads(progress)
         self.measure_throughput()
         if remaining:
             progress.print_message(self.estimate_time())
-        objective = self.wrap_objective(compile)
-        computing = (run.optimizer, run.learning_rate, remaining, self.compute, intervals.parts)
+        objective = self.wrap_objective()
+        computing = (run.optimizer, run.learning_rate, remaining, self.compute, options.accumulate)
         began = time.monotonic()
         for read in train_steps(objective, batches, *computing, reads_metrics=self.reads_metrics):
             for values in read:
@@ -306,12 +273,12 @@ class Trainer:
             self.step += len(read)
             progress.show(self.step)
             last = self.step == run.steps
-            if last or self.step % intervals.log_steps == 0:
+            if last or self.step % options.log_every == 0:
                 self.log_metrics(progress, log)
-            if run.validation and (last or self.step % intervals.validate_steps == 0):
+            if run.validation and (last or self.step % self.validate_every == 0):
                 self.validate(log)
             signal = stop.get_agreed_signal(self.compute.device)
-            if last or signal or time.monotonic() - self.saved_at > self.intervals.checkpoint_seconds:
+            if last or signal or time.monotonic() - self.saved_at > 60 * options.checkpoint_minutes:
                 self.save_checkpoint()
             if signal and not last:
                 return signal

@@ -7,11 +7,15 @@ from typing import Any, cast
 
 import yaml
 
+from comodal import distributed
+from comodal.data.output_folder import encode_settings_json
+from comodal.environment import collect_environment
 from comodal.errors import RecipeError
 from comodal.files import write_bytes_atomically
 from comodal.registry import RECIPES, import_object
 from comodal.text_files import read_yaml
 
+ENVIRONMENT_FILE = "environment.json"  # hardware and versions of the last start
 CHANGEABLE_PARAMETERS = {
     "data",
     "workers",
@@ -72,6 +76,26 @@ def read_run_config(path: Path) -> dict[str, Any]:
         RecipeError: The file is damaged.
     """
     return read_yaml(path, RecipeError) if path.exists() else {}
+
+
+def check_run_folder(out: Path, resume: bool) -> None:
+    """Checks whether a run can be started or resumed in the folder."""
+    if out.exists() and not out.is_dir():
+        raise RecipeError(f"{out} is a file, not a folder")
+    is_begun = out.exists() and any(not path.name.startswith(".") for path in out.iterdir())  # else killed before
+    if is_begun and not resume:
+        raise RecipeError(f"{out} already exists: continue with --resume, or choose another --out")
+    if is_begun and resume and not (out / "config.yaml").exists():
+        raise RecipeError(f"{out} is not the folder of a run: it has no config.yaml")
+
+
+def write_run_settings(out: Path, recipe: Callable, values: Mapping[str, Any]) -> None:
+    """Writes config.yaml and environment.json, in the main process."""
+    if distributed.is_main_process():
+        out.mkdir(parents=True, exist_ok=True)
+        write_run_config(out / "config.yaml", recipe, values)
+        write_bytes_atomically(out / ENVIRONMENT_FILE, encode_settings_json(collect_environment()))
+    distributed.wait_for_processes()
 
 
 def describe_changes(path: Path, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:

@@ -63,7 +63,6 @@ def train_steps(
     steps: range,
     compute: Compute,
     parts: int = 1,
-    clip_norm: float = float("inf"),
     reads_metrics: Callable[[int], bool] = is_always_read,
 ) -> Iterator[list[dict[str, float]]]:
     """Trains, and yields the metrics of the steps since the last yield.
@@ -80,7 +79,6 @@ def train_steps(
         steps: Indices of the steps to run.
         compute: Device and precision.
         parts: Batches in a step (gradient accumulation).
-        clip_norm: Maximum norm of the gradient; larger gradients are scaled down.
         reads_metrics: Whether metrics are read after a step; the last step should be selected.
 
     Raises:
@@ -100,7 +98,7 @@ def train_steps(
             losses.append({name: value.detach().float() for name, value in metrics.items()})
             keys += batch.keys
         means = {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}
-        means["gradient_norm"] = clip_gradients(objective, clip_norm)
+        means["gradient_norm"] = compute_gradient_norm(objective)
         pending.add(step, means, keys)
         read = pending.read() if compute.device.type == "cpu" else []
         optimizer.step()
@@ -111,12 +109,9 @@ def train_steps(
             yield read
 
 
-def clip_gradients(objective: nn.Module, max_norm: float) -> Float[Tensor, ""]:
-    """Returns the norm of the gradient; gradients with a norm above `max_norm` are scaled down to it."""
-    norm = nn.utils.get_total_norm([p.grad for p in objective.parameters() if p.grad is not None])
-    if max_norm < math.inf:  # avoids reading and writing all gradients once more
-        nn.utils.clip_grads_with_norm_(objective.parameters(), max_norm, norm)
-    return norm
+def compute_gradient_norm(objective: nn.Module) -> Float[Tensor, ""]:
+    """The norm of the gradient of all parameters."""
+    return nn.utils.get_total_norm([p.grad for p in objective.parameters() if p.grad is not None])
 
 
 def copy_to_device(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:

@@ -84,7 +84,7 @@ def test_a_sample_is_its_caption_and_the_regions_of_its_image(store, images):
         assert batch.region_mask[sample].tolist() == [True] * (count + 1) + [False] * (36 - count)
         whole = expected.astype(np.float32).sum(axis=0) / max(count, 1)
         assert np.allclose(batch.region_features[sample, 0], whole, atol=1e-6)
-    assert not batch.token_types.any() and not batch.is_mismatch.any()
+    assert not batch.token_types.any() and batch.is_match.all()
     for nothing in (
         batch.masked_token_indices,
         batch.token_targets,
@@ -112,7 +112,7 @@ def test_locations_are_fractions_of_the_image_and_row_0_is_all_of_it(store, imag
 )
 def test_what_is_hidden_is_kept_and_the_rest_is_as_it_was(store, images, hiding):
     plain, batch = samples(store, PLAIN).batch(PLACES), samples(store, hiding).batch(PLACES)
-    assert plain.keys == batch.keys and torch.equal(plain.is_mismatch, batch.is_mismatch)
+    assert plain.keys == batch.keys and torch.equal(plain.is_match, batch.is_match)
     assert torch.equal(plain.token_ids.flatten()[batch.masked_token_indices], batch.token_targets)
     assert torch.equal(plain.region_features.flatten(0, 1)[batch.masked_region_indices], batch.feature_targets)
     assert len(batch.masked_token_indices) and len(batch.masked_region_indices)
@@ -196,7 +196,7 @@ def alike(one: CaptionBatch, sample: int, other: CaptionBatch, at: int) -> bool:
         )
         targets.append([
             batch.masked_token_indices[of_words] % batch.token_ids.shape[1], batch.token_targets[of_words],
-            batch.is_mismatch[row],
+            batch.is_match[row],
             batch.masked_region_indices[of_regions] % batch.region_features.shape[1], batch.feature_targets[of_regions],
             batch.class_targets[of_regions], batch.visual_token_targets[of_regions],
         ])  # fmt: skip
@@ -224,9 +224,9 @@ def test_a_mismatch_is_of_another_image(store, seed, epoch, replaced):
     batch = samples(store, mismatches=NegativeSampling(0.7, replaced), seed=seed).batch(
         [(epoch, index) for index in range(24)]
     )
-    for key, mismatched in zip(batch.keys, batch.is_mismatch.tolist(), strict=True):
+    for key, is_match in zip(batch.keys, batch.is_match.tolist(), strict=True):
         row, number = row_and_number(key)
-        assert mismatched == (every[number][1] != row)
+        assert is_match == (every[number][1] == row)
 
 
 def test_seeds_and_epochs_hide_other_things(store):
@@ -254,13 +254,13 @@ def test_in_mismatched_pairs_nothing_is_asked_for_but_as_much_is_hidden(store):
         samples(store, MaskingConfig(0.5, 0.5)).batch(PLACES),
         samples(store, MaskingConfig(0.5, 0.5, mask_loss_on_mismatched=False)).batch(PLACES),
     )
-    for name in ("token_ids", "region_features", "visual_tokens", "is_mismatch"):
+    for name in ("token_ids", "region_features", "visual_tokens", "is_match"):
         assert torch.equal(getattr(asked, name), getattr(spared, name))
     for place, targets, rows in (
         ("masked_token_indices", "token_targets", "token_ids"),
         ("masked_region_indices", "feature_targets", "region_features"),
     ):
-        belongs = ~asked.is_mismatch[getattr(asked, place) // getattr(asked, rows).shape[1]]
+        belongs = asked.is_match[getattr(asked, place) // getattr(asked, rows).shape[1]]
         assert torch.equal(getattr(asked, place)[belongs], getattr(spared, place))
         assert torch.equal(getattr(asked, targets)[belongs], getattr(spared, targets))
 

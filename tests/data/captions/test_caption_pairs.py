@@ -42,7 +42,7 @@ def test_a_mismatch_is_of_another_image_and_anything_else_is_of_its_own(rows, se
     assume(len(set(rows)) > 1)
     pairs = pairs_of(rows, batch_size, seed, NegativeSampling(0.5, replaced)).get_epoch(epoch)
     images_of_shown = np.array(rows)[pairs.captions]
-    assert np.array_equal(images_of_shown != pairs.rows, pairs.is_mismatch)
+    assert np.array_equal(images_of_shown == pairs.rows, pairs.is_match)
     if replaced == "image":
         assert sorted(pairs.captions) == list(range(len(rows)))
     if replaced == "caption":
@@ -53,7 +53,7 @@ def test_a_mismatch_is_of_another_image_and_anything_else_is_of_its_own(rows, se
 def test_an_epoch_shows_every_caption_once(rows, seed, epoch, batch_size):
     pairs = pairs_of(rows, batch_size, seed).get_epoch(epoch)
     assert sorted(pairs.captions) == list(range(len(rows)))
-    assert np.array_equal(np.array(rows)[pairs.captions], pairs.rows) and not pairs.is_mismatch.any()
+    assert np.array_equal(np.array(rows)[pairs.captions], pairs.rows) and pairs.is_match.all()
 
 
 @given(images_of_captions, numbers, st.lists(st.integers(0, 20), min_size=1, max_size=6))
@@ -73,7 +73,7 @@ def test_seeds_and_epochs_give_other_orders():
 def test_half_are_mismatched_by_either_and_every_other_image_is_as_likely():
     rows = [0, 0, 0, 1, 2] * 4000
     either = pairs_of(rows, 50, 3, NegativeSampling()).get_epoch(0)
-    assert either.is_mismatch.mean() == pytest.approx(0.5, abs=4 * 0.5 / 20_000**0.5)
+    assert either.is_match.mean() == pytest.approx(0.5, abs=4 * 0.5 / 20_000**0.5)
     replaced = pairs_of(rows, 50, 4, NegativeSampling(1.0, "image")).get_epoch(0)
     partners = Counter(replaced.rows[np.array(rows)[replaced.captions] == 1].tolist())
     # of the captions of other images three in four are of image 0, one in four of image 2
@@ -84,7 +84,7 @@ def test_the_original_draws_from_all_captions_and_may_meet_the_same_image():
     """With 2 images of as many captions, half of its mismatches are none."""
     rows = [0, 1] * 5000
     pairs = pairs_of(rows, 50, 5, NegativeSampling(1.0, "caption", exclude_same_image=False)).get_epoch(0)
-    assert pairs.is_mismatch.all()
+    assert not pairs.is_match.any()
     agreeing = (np.array(rows)[pairs.captions] == pairs.rows).mean()
     assert agreeing == pytest.approx(0.5, abs=4 * 0.5 / 10_000**0.5)
 

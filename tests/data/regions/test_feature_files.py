@@ -58,7 +58,7 @@ def write_lmdb(folder: Path, values: dict[bytes, bytes]) -> Path:
 def test_every_layout_is_what_the_original_reads(tmp_path: Path, name: str):
     """The original's reader puts the mean of the features before them and locations as fractions beside them."""
     source = source_of(name, tmp_path)
-    assert convert_regions(source, tmp_path / "store", dtype="float32") == {"accepted": 2}
+    assert convert_regions(source, tmp_path / "store", dtype="float32").images == 2
     store = RegionStore(tmp_path / "store")
     with np.load(FEATURES / "reader_expected.npz") as expected:
         for image in ("9", "139"):
@@ -68,7 +68,7 @@ def test_every_layout_is_what_the_original_reads(tmp_path: Path, name: str):
             places = np.vstack([[0, 0, 1, 1, 1], compute_spatials(found.boxes, found.width, found.height)])
             np.testing.assert_allclose(places, expected[f"{image}.loc"], atol=1e-6)
     assert store.classes == (1601 if name in ("beta.lmdb", "butd_7col.tsv", "npy") else 0)
-    assert convert_regions(source, tmp_path / "store", dtype="float32") == {"accepted": 2}
+    assert convert_regions(source, tmp_path / "store", dtype="float32").images == 2
 
 
 def test_lxmerts_table_has_the_height_before_the_width(tmp_path: Path):
@@ -138,7 +138,7 @@ def test_what_could_run_code_is_refused_named_and_reported_and_the_rest_is_taken
         b"keys": pickle.dumps([b"a", Harmful(marker)]),
     }
     found = convert_regions(write_lmdb(tmp_path / "x.lmdb", values), tmp_path / "store")
-    assert found == {"accepted": 1, "refused": 2, "damaged": 3, "does not fit": 1, "id twice": 1}
+    assert found.images == 1 and found.refused == {"refused": 2, "damaged": 3, "does not fit": 1, "id twice": 1}
     assert not marker.exists()
     lines = [json.loads(line) for line in (tmp_path / "store" / "report.jsonl").read_text().splitlines()]
     said = {line["image"]: line["detail"] for line in lines}
@@ -224,7 +224,8 @@ def test_an_npy_file_that_could_run_code_is_named_and_the_others_are_taken(tmp_p
     np.save(folder / "a.npy", record(), allow_pickle=True)
     np.save(folder / "b.npy", np.array({"features": Harmful(marker)}, object), allow_pickle=True)
     np.save(folder / "c.npy", np.eye(3))
-    assert convert_regions(folder, tmp_path / "store") == {"accepted": 1, "refused": 1, "damaged": 1}
+    converted = convert_regions(folder, tmp_path / "store")
+    assert converted.images == 1 and converted.refused == {"refused": 1, "damaged": 1}
     said = (tmp_path / "store" / "report.jsonl").read_text()
     assert "b.npy: refused: it references posix.system" in said and "c_info.npy" in said
     assert not marker.exists()
@@ -233,10 +234,8 @@ def test_an_npy_file_that_could_run_code_is_named_and_the_others_are_taken(tmp_p
 def test_what_most_records_have_is_the_size_of_a_region(tmp_path: Path):
     first = {**record(image="a"), "features": np.zeros((3, 5), np.float32)}
     values = {b"a": pickle.dumps(first)} | {b"b%d" % n: pickle.dumps(record(n, image=f"b{n}")) for n in range(3)}
-    assert convert_regions(write_lmdb(tmp_path / "x.lmdb", values), tmp_path / "s") == {
-        "accepted": 3,
-        "does not fit": 1,
-    }
+    converted = convert_regions(write_lmdb(tmp_path / "x.lmdb", values), tmp_path / "s")
+    assert converted.images == 3 and converted.refused == {"does not fit": 1}
     assert RegionStore(tmp_path / "s").dim == 6
 
 
@@ -269,6 +268,114 @@ def test_hdf5_with_as_many_rows_for_every_image(tmp_path: Path):
     np.testing.assert_array_equal(found[2].features, features[2, :3])
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ('{"10": 0, "20": 1, "30": 1}', "the images 20 and 30 have the same row 1"),
+        ('{"10": 0, "20": 0.5}', "the row of image 20 is 0.5, not one of the 2 rows"),
+        ('{"10": 0, "20": 1.0}', "the row of image 20 is 1.0"),
+        ('{"10": 0, "20": -1}', "the row of image 20 is -1"),
+        ('{"10": 0, "20": NaN}', "the row of image 20 is nan"),
+        ('{"10": 0, "20": 1e999}', "the row of image 20 is inf"),
+        ('{"10": 0, "20": 1, "30": 2}', "the row of image 30 is 2"),
+        ('{"10": 0, "20": true}', "the row of image 20 is True"),
+        ('{"10": 0, "20": "1"}', "the row of image 20 is '1'"),
+        ('{"10": 0, "20": null}', "the row of image 20 is None"),
+        ('{"10": 0, "10": 1}', "'10' is twice"),
+        (pickle.dumps({10: 0, "10": 1}), "an image has two rows"),
+        (pickle.dumps({10: 0, 20: np.float64(1)}), r"the row of image 20 is .*1\.0"),
+    ],
+)
+def test_rows_of_an_hdf5_index_are_checked(tmp_path: Path, rows: str | bytes, said: str):
+    """Two ids of one row would give one image's regions to another; 0.5 and -1 would be rounded, or count from the
+    end."""
+    write_hdf5(tmp_path / "val.hdf5", images=2, regions=2)
+    index = tmp_path / f"val_imgid2idx.{'json' if isinstance(rows, str) else 'pkl'}"
+    index.write_bytes(rows.encode() if isinstance(rows, str) else rows)
+    with pytest.raises(DataError, match=rf"{index.name}[^\n]*{said}[^\n]*\Z"):
+        convert_regions(tmp_path / "val.hdf5", tmp_path / "store")
+
+
+def test_a_table_of_features_may_have_a_byte_order_mark_and_is_not_utf_16(tmp_path: Path):
+    text = (FIXTURES / "butd_6col.tsv").read_bytes()
+    (tmp_path / "a.tsv").write_bytes(b"\xef\xbb\xbf" + text)
+    plain = [one.image for one in read_records(FIXTURES / "butd_6col.tsv", "tsv")]
+    assert [one.image for one in read_records(tmp_path / "a.tsv", "tsv")] == plain
+    (tmp_path / "b.tsv").write_bytes(text.decode().encode("utf-16-le"))
+    with pytest.raises(DataError, match=r"b\.tsv is not text: it is UTF-16"):
+        list(read_records(tmp_path / "b.tsv", "tsv"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"image_bb": np.float32([[[0, 0, 50, 40], [10, 10, 90, 70]]])}, "different numbers of rows: 2 of image_feat"),
+        ({"image_features": np.ones((2, 2, 6), np.int8)}, "features of int8: quantized"),
+        ({"image_features": np.full((2, 2, 6), b"x")}, "features of .S1: quantized"),
+    ],
+)
+def test_columns_of_an_hdf5_file_are_checked(tmp_path: Path, changed: dict, said: str):
+    write_hdf5(tmp_path / "val.hdf5", images=2, regions=2)
+    with h5py.File(tmp_path / "val.hdf5", "r+") as file:
+        for name, values in changed.items():
+            del file[name]
+            file[name] = values
+    (tmp_path / "val_imgid2idx.json").write_text('{"10": 0, "20": 1}')
+    with pytest.raises(DataError, match=rf"val\.hdf5.*{said}"):
+        convert_regions(tmp_path / "val.hdf5", tmp_path / "store")
+
+
+def test_numpy_rows_of_an_hdf5_index_are_read(tmp_path: Path):
+    write_hdf5(tmp_path / "val.hdf5", images=2, regions=2)
+    (tmp_path / "val_imgid2idx.pkl").write_bytes(pickle.dumps({10: np.int64(1), 20: np.int32(0)}))
+    assert [one.image for one in read_records(tmp_path / "val.hdf5", "hdf5")] == ["20", "10"]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [
+        ([[0, 2], [1, 3]], "row 1 is in two blocks"),
+        ([[0, 2], [-2, 3]], "pos_boxes are not blocks of its 3 rows"),
+        ([[0, 2], [3, 2]], "pos_boxes are not blocks of its 3 rows"),
+        ([[0, 2], [2, 4]], "pos_boxes are not blocks of its 3 rows"),
+        ([[0.0, 1.5], [1.5, 3]], "pos_boxes of float64"),
+        ([0, 1], r"pos_boxes of int64 and shape \(2,\)"),
+    ],
+)
+def test_blocks_of_an_hdf5_file_are_checked(tmp_path: Path, blocks: list, said: str):
+    write_hdf5(tmp_path / "fixed.hdf5", images=1, regions=4)
+    with h5py.File(tmp_path / "fixed.hdf5") as fixed, h5py.File(tmp_path / "val.hdf5", "w") as file:
+        for name in ("image_features", "image_bb", "spatial_features"):
+            file[name] = fixed[name][0][:3]
+        file["pos_boxes"] = np.array(blocks)
+    (tmp_path / "val_imgid2idx.json").write_text('{"10": 0, "20": 1}')
+    with pytest.raises(DataError, match=rf"val\.hdf5: {said}"):
+        convert_regions(tmp_path / "val.hdf5", tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"num_boxes": 2.5}, "2.5 is not an integer"),
+        ({"image_w": "100.5"}, "100.5 is not an integer"),
+        ({"image_h": float("nan")}, "nan is not an integer"),
+        ({"image_id": 1.5}, "the id 1.5 is neither text nor an integer"),
+        ({"image_id": True}, "the id True is neither"),
+        ({"image_id": ""}, "the id '' is empty"),
+        ({"image_id": "a\0"}, "has a null character"),
+        ({"num_boxes": -1}, "num_boxes is -1"),
+        ({"features": np.zeros((3, 0), np.float32)}, "a region has no features"),
+        ({"cls_prob": np.full((3, 5), 7, np.float32)}, "class probabilities from 7 to 7"),
+        ({"cls_prob": np.full((3, 5), -1, np.float32)}, "class probabilities from -1 to -1"),
+        ({"image_id": ["a"]}, r"the id \['a'\] is neither"),
+    ],
+)
+def test_numbers_of_a_record_are_not_rounded(tmp_path: Path, changed: dict, said: str):
+    source = write_lmdb(tmp_path / "a.lmdb", {b"a": pickle.dumps(record() | changed)})
+    with pytest.raises(DataError, match=rf"a\.lmdb has no usable record .*{said}"):
+        convert_regions(source, tmp_path / "store")
+
+
 def test_hdf5_without_ids_or_with_harmful_ones_is_told(tmp_path: Path):
     """Numbers of rows would pass for ids of images."""
     write_hdf5(tmp_path / "val.hdf5", images=2, regions=2)
@@ -278,7 +385,7 @@ def test_hdf5_without_ids_or_with_harmful_ones_is_told(tmp_path: Path):
     for value, match in (
         (Harmful(marker), r"val_imgid2idx\.pkl: refused: it references posix\.system"),
         ({7: 0}, "has no id for 1 of 2 rows, such as row 1"),
-        ([1, 2], "not ids with their rows"),
+        ([1, 2], r"val_imgid2idx\.pkl: not a dictionary"),
     ):
         ids.write_bytes(pickle.dumps(value))
         with pytest.raises(DataError, match=match):

@@ -240,7 +240,7 @@ def test_a_decoder_that_crashes_costs_the_file_alone(tmp_path):
     things = [Thing(f"t{n}", {4: "kills", 7: "bad", 8: "kills"}.get(n, "good")) for n in range(12)]
     plan = RunPlan("things", {}, plan_shards({"train": things}, 4), ())
     about = make_shards(plan, read_or_die, tmp_path / "out", WorkerOptions(2))
-    assert about["refused"] == {"crashed the decoder": 2, "silent": 1}
+    assert about.refused == {"crashed the decoder": 2, "silent": 1}
     assert ShardReader(tmp_path / "out" / "train").keys == [f"t{n}" for n in range(12) if n not in (4, 7, 8)]
 
 

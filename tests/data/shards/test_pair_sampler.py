@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comodal.data.shards.pair_sampler import PairSampler, draw_pair_moment
+from comodal.data.shards.pair_sampler import PairSampler, draw_pair_times
 from comodal.errors import DataError
 
 
@@ -43,8 +43,8 @@ def test_what_is_together_overlaps_and_what_is_apart_comes_from_two_sources(clip
     picture, sound = world.read_record(pair.image_clip), world.read_record(pair.audio_clip)
     assert 0 <= pair.start_seconds <= sound["seconds"] - 1
     if pair.is_match:
-        moment = picture["frame_seconds"][pair.frame]
-        assert pair.start_seconds <= moment <= pair.start_seconds + 1 + 1e-9
+        seconds = picture["frame_seconds"][pair.frame]
+        assert pair.start_seconds <= seconds <= pair.start_seconds + 1 + 1e-9
     else:
         assert picture["group"] != sound["group"]
 
@@ -78,7 +78,7 @@ def test_starts_are_uniform_among_those_that_overlap_the_frame_and_lie_in_the_cl
     clip = {"key": "k", "seconds": seconds, "frame_seconds": [frame / 5 for frame in range(round(5 * seconds))]}
     rng, places = np.random.default_rng(0), []
     for _ in range(8000):
-        drawn = draw_pair_moment(clip, 1.0, rng)
+        drawn = draw_pair_times(clip, 1.0, rng)
         shown = clip["frame_seconds"][drawn.frame]
         first, last = max(0.0, shown - 1), min(shown, seconds - 1)
         assert first <= drawn.start_seconds <= last

@@ -40,7 +40,7 @@ def test_pairs_of_a_truncated_recording(tmp_path: Path, capsys: pytest.CaptureFi
             tmp_path / "images", tmp_path / "sounds", tmp_path / out, pairs_per_shard=2, **SMALL, **how
         )
         found = notes(tmp_path / out)
-        assert len(found) == 5 and about["noted"] == 4
+        assert len(found) == 5 and about.noted == 4
         for name, (*said,) in found.items():
             assert len(said) == ("cut.wav" in name)
             assert all("truncated" in note and "2.00 s" in note and "4.00 s" in note for note in said)
@@ -58,7 +58,7 @@ def test_a_video_whose_audio_ends_early(tmp_path: Path):
     found = notes(tmp_path / "out")
     (note,) = found["early.mp4"]
     assert note.startswith("its audio ends at 3.0") and "5.00 s" in note
-    assert found["whole.mp4"] == [] and about["noted"] == 1
+    assert found["whole.mp4"] == [] and about.noted == 1
     prepare_videos(tmp_path / "in", tmp_path / "short", **SMALL, seconds=2.0, backend="sequential")
     assert not any(notes(tmp_path / "short").values())  # nothing is missing of what is taken
 

@@ -64,7 +64,7 @@ def test_several_lists_are_one_set(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (tmp_path / f"{split}.csv").write_text(f"label,youtube_id,time_start,time_end,split\n{line}\n")
     monkeypatch.setattr(ingest, "make_shards", lambda plan, *_: {"plan": plan})
     lists = [tmp_path / "validate.csv", tmp_path / "test.csv"]
-    plan = ingest.prepare_videos(tmp_path / "train.csv", tmp_path / "out", files, lists=lists)["plan"]
+    plan = ingest.prepare_videos(tmp_path / "train.csv", tmp_path / "out", files, lists=lists).fingerprint
     assert {shard.split: [item.group for item in shard.items] for shard in plan.shards} == {
         "train": [FIRST], "validation": [SECOND], "test": [THIRD],
     }  # fmt: skip

@@ -135,7 +135,7 @@ def converted(folder: Path, values: dict[str, Any], state: dict[str, torch.Tenso
     save_file(state, folder / "volta.safetensors")
     (folder / "volta.json").write_text(json.dumps(values))
     numbers = convert(folder / "volta.safetensors", folder / "out", folder / "volta.json")
-    assert numbers["convert.difference"] == 0 and numbers["convert.unused"] == 0
+    assert numbers.difference == 0 and numbers.unused == 0
     model = load_model(folder / "out")
     assert isinstance(model, ViLBERT | TaskModel)
     return model

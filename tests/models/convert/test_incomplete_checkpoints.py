@@ -152,7 +152,7 @@ def test_a_part_that_published_weights_lack_is_named(original: Path, tmp_path: P
         convert(file, tmp_path / "out", original / "config.json")
     assert not (tmp_path / "out").exists()
     found = convert(file, tmp_path / "out", original / "config.json", allow_missing=True)
-    assert found["convert.new"] and not found["convert.difference"]
+    assert found.new and not found.difference
 
 
 def test_the_command_takes_a_missing_part_only_if_that_is_allowed(
@@ -187,7 +187,7 @@ def test_heads_poolers_and_co_attention_as_a_whole_may_be_new(original: Path, tm
     file = original / "pytorch_model.safetensors"
     left_out = ("cls.", "bert.t_pooler", "bert.v_pooler", "bert.encoder.c_layer.")
     save_file({name: tensor for name, tensor in load_file(file).items() if not name.startswith(left_out)}, file)
-    assert convert(file, tmp_path / "out", original / "config.json")["convert.new"]
+    assert convert(file, tmp_path / "out", original / "config.json").new
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from comodal.models.l3net import spectrogram as front_ends
+from comodal.models.l3net.l3net import L3NetConfig
 from comodal.models.l3net.mel_filters import hertz_to_mel, make_mel_filter_bank, mel_to_hertz
 from comodal.models.l3net.spectrogram import Spectrogram, SpectrogramConfig
 
@@ -88,6 +89,24 @@ def test_a_spectrogram_has_no_weights_to_save():
 def test_a_window_longer_than_the_transform_is_refused():
     with pytest.raises(ValueError, match="window_samples \\(600\\) must not exceed n_fft \\(512\\)"):
         Spectrogram(SpectrogramConfig(window_samples=600))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sample_rate", 0), ("sample_rate", 10**9), ("hop_samples", 0), ("mel_bands", -1), ("floor", -1.0),
+        ("floor", 0.0), ("floor", float("nan")), ("floor", float("inf")), ("n_fft", 0), ("window_samples", 0),
+        ("zeros_before", -1), ("zeros_after", 1 << 30),
+    ],
+)  # fmt: skip
+def test_a_spectrogram_that_cannot_be_computed_is_refused(name: str, value: float):
+    with pytest.raises(ValueError, match=f"^{name} is a number from .*, got {value}"):
+        SpectrogramConfig(**{name: value})
+
+
+def test_audio_of_less_than_one_window_is_refused():
+    with pytest.raises(ValueError, match=r"audio_seconds \(0\.005\) are 240 samples"):
+        L3NetConfig(audio_seconds=0.005)
 
 
 def test_the_mel_scales_at_points_from_the_literature():

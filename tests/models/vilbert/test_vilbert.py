@@ -15,7 +15,7 @@ from comodal.models.vilbert.heads import TaskHeads
 from comodal.models.vilbert.single_stream import SingleStream, SingleStreamConfig
 from comodal.models.vilbert.streams import OutputIndices
 from comodal.models.vilbert.transformer import record_attention
-from comodal.models.vilbert.vilbert import ViLBERT, load_vilbert
+from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import (
     StreamConfig,
     ViLBERTConfig,
@@ -310,7 +310,7 @@ def test_position_of_the_first_word():
 def test_a_saved_model_is_the_same(tmp_path: Path):
     model = made(replace(TINY, dynamic_attention=True, fusion="sum"))
     save_model(model, tmp_path, {})
-    loaded = load_vilbert(tmp_path)
+    loaded = ViLBERT.from_pretrained(tmp_path)
     assert loaded.config == model.config
     assert torch.equal(loaded(*inputs(TINY)).token_states, model(*inputs(TINY)).token_states)
 
@@ -369,7 +369,7 @@ def test_another_model_is_refused(tmp_path: Path):
     save_model(SingleStream(SINGLE), tmp_path, {})
     assert isinstance(load_model(tmp_path), SingleStream)
     with pytest.raises(CheckpointError, match="a SingleStream; a ViLBERT is required"):
-        load_vilbert(tmp_path)
+        ViLBERT.from_pretrained(tmp_path)
 
 
 SINGLE = SingleStreamConfig(50, 20, 0, 2, StreamConfig(16, 2, 2, 24), 0, 8, 11)

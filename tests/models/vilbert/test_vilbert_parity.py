@@ -157,7 +157,7 @@ def losses_of(folder: Path, model: ViLBERT, inputs: dict[str, torch.Tensor]) -> 
     scores = model.compute_token_logits(output.token_states.flatten(0, 1)[batch.masked_token_indices])
     words = compute_masked_class_loss(scores, batch.token_targets).loss
     aligned = compute_alignment_loss(
-        model.alignment_head(output.pooled_text, output.pooled_vision), batch.is_mismatch
+        model.alignment_head(output.pooled_text, output.pooled_vision), batch.is_match
     ).loss
     losses = {"token_loss": words, "region_loss": regions, "alignment_loss": aligned}
     return losses | {"loss": words + regions + aligned}

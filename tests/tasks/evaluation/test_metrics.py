@@ -12,7 +12,7 @@ from comodal.tasks.evaluation.metrics import (
     compute_bootstrap_interval,
     compute_per_class,
     count_confusions,
-    describe_interval,
+    describe_intervals,
 )
 
 TRUTH = np.array([0, 0, 0, 1, 1, 2])
@@ -112,9 +112,27 @@ def test_what_is_not_finite_is_no_score():
 
 
 def test_an_interval_says_how_it_came_about():
-    assert describe_interval(np.arange(40), "images") == "Wilson, 40 independent items"
-    assert "200 items in 40 images" in describe_interval(np.arange(200) % 40, "images")
-    assert describe_interval(np.arange(200) % 40, "images", is_graded=True) == "bootstrap, 40 images resampled"
+    """The text is compared with intervals that are computed, not with what would be expected of the task."""
+
+    def say(values: np.ndarray, groups: np.ndarray, is_graded: bool = False) -> str | None:
+        low, high = compute_bootstrap_interval(values, np.random.default_rng(0), groups=groups)
+        return describe_intervals(
+            {"a": float(values.mean()), "a.low": low, "a.high": high}, groups, "images", is_graded
+        )
+
+    alone, five = np.arange(40), np.arange(200) % 40
+    rng = np.random.default_rng(0)
+    assert say(rng.random(40) < 0.5, alone) == "Wilson, 40 independent items"
+    assert say(np.zeros(40, bool), alone) == "Wilson, 40 independent items"
+    assert say(rng.random(200) < 0.5, five) == (
+        "Wilson, 200 items in 40 images, which are resampled for the design effect"
+    )
+    assert say(rng.choice([0.3, 1.0], 200), five, is_graded=True) == "bootstrap, 40 images resampled"
+    assert say(rng.choice([0.3, 1.0], 40), alone, is_graded=True) == "bootstrap, 40 images resampled"
+    for value in (0.0, 1.0):
+        assert say(np.full(200, value), five) == "Wilson, 40 images, all with the same score"
+    assert say(np.full(200, 0.3), five, is_graded=True) == "Wilson, 40 images, all with the same score"
+    assert describe_intervals({"a": 0.5}, five, "images") is None
 
 
 def test_nothing_has_no_accuracy():

@@ -20,7 +20,7 @@ from comodal.tasks.evaluation.classification_results import ClassProbabilities
 from comodal.tasks.evaluation.system_comparison import Comparison
 from comodal.tasks.vision_language import nlvr2, snli_ve
 from comodal.tasks.vision_language.grounding.refcoco import GroundingData, evaluate_grounding, score_expressions
-from comodal.tasks.vision_language.question_answering.vqa import evaluate_vqa, score_vqa_answers
+from comodal.tasks.vision_language.question_answering.vqa import compute_vqa_accuracies, evaluate_vqa, score_vqa_answers
 from comodal.tasks.vision_language.question_answering.vqa_files import VQAQuestion
 from comodal.tasks.vision_language.vcr import evaluate_vcr, score_vcr
 from comodal.tasks.vision_language.vcr_files import VCRExample
@@ -38,7 +38,8 @@ NAMES = tuple(f"group{number // COPIES}" for number in range(GROUPS * COPIES))
 
 def score_vqa() -> dict[str, float]:
     questions = [VQAQuestion(n, NAMES[n], "is it?", ("yes",) * 10, "yes", "yes/no", "is") for n in range(len(NAMES))]
-    return score_vqa_answers(questions, {n: "yes" if right else "no" for n, right in enumerate(RIGHT)})
+    predictions = {n: "yes" if right else "no" for n, right in enumerate(RIGHT)}
+    return score_vqa_answers(questions, compute_vqa_accuracies(questions, predictions), predictions)
 
 
 def score_riddles() -> dict[str, float]:
@@ -92,7 +93,7 @@ def test_images_that_are_classified_are_independent_items(tmp_path: Path):
     numbers = told.build_comparison().compute_metrics()
     found = numbers["vision.fine_tuned.low"], numbers["vision.fine_tuned.high"]
     assert_allclose(found, wilson(RIGHT.mean(), len(RIGHT)), rtol=1e-6)
-    assert told.build_comparison().describe_intervals() == "Wilson, 360 independent items"
+    assert told.build_comparison().describe_intervals(numbers) == "Wilson, 360 independent items"
 
 
 @pytest.fixture(scope="module")

@@ -34,7 +34,7 @@ PLAIN = FIXTURES / "pretrain_vt0"
 def test_a_converted_model_gives_the_originals_task_scores(folder: Path, tmp_path: Path):
     save_file(state_of(folder), tmp_path / "multi_task_model.safetensors")
     numbers = convert(tmp_path / "multi_task_model.safetensors", tmp_path / "out", folder / "config.json")
-    assert numbers["convert.difference"] == 0.0 and numbers["convert.new"] == 0
+    assert numbers.difference == 0.0 and numbers.new == 0
     model = load_model(tmp_path / "out")
     assert isinstance(model, TaskModel)
     inputs, expected = tensors(folder, "inputs"), tensors(folder, "outputs")

@@ -15,6 +15,7 @@ from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.regions.extract import read_image_boxes
 from comodal.tasks.vision_language.grounding.refcoco import build_grounding_examples, evaluate_grounding, recipe
 from comodal.tasks.vision_language.grounding.refcoco_files import compute_inclusive_iou, prepare_boxes, read_expressions
+from comodal.tasks.vision_language.vcr_files import BoxCounts
 from comodal.training.run import train
 from tests.support.small_tasks import COLOURS, DIM, SIDE, write_pretrained
 from tests.support.vilbert_fixtures import FIXTURES
@@ -117,7 +118,7 @@ def test_a_target_is_the_overlap_of_every_row_with_the_whole_image_first(tmp_pat
 
 def test_objects_and_detections_become_boxes_that_regions_are_made_of(tmp_path: Path):
     _, instances = write_references(tmp_path / "files", 2)
-    assert prepare_boxes(instances, tmp_path / "boxes.jsonl") == {"boxes.images": 2, "boxes": 8}
+    assert prepare_boxes(instances, tmp_path / "boxes.jsonl") == BoxCounts(2, 8)
     (tmp_path / "images").mkdir()
     first = read_image_boxes(tmp_path / "boxes.jsonl", tmp_path / "images").images[0]
     assert first.image == "COCO_train2014_000000000000.jpg"
@@ -132,7 +133,7 @@ def test_objects_and_detections_become_boxes_that_regions_are_made_of(tmp_path: 
     with pytest.raises(DataError, match=r"pass --instances instances\.json"):
         prepare_boxes(tmp_path / "dets.json", tmp_path / "boxes.jsonl")
     found = prepare_boxes(tmp_path / "dets.json", tmp_path / "boxes.jsonl", instances)
-    assert found == {"boxes.images": 1, "boxes": 1}
+    assert found == BoxCounts(1, 1)
     assert json.loads((tmp_path / "boxes.jsonl").read_text())["boxes"] == [[1.0, 2.0, 4.0, 6.0]]
     assert (
         read_image_boxes(tmp_path / "boxes.jsonl", tmp_path / "images").boxes_from
@@ -182,6 +183,26 @@ def test_references_that_are_none_are_told_and_nothing_of_them_is_run(tmp_path: 
         read_expressions(references, instances)
     instances.write_text('{"annotations": [{"id": "0", "bbox": [0, 0, 1, 1]}]}')
     with pytest.raises(DataError, match=r"instances\.json: annotations\[0\] has id '0', which is not an integer"):
+        read_expressions(references, instances)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"image_id": 77}, r"object 1 is in image 77, and reference 1 of refs\(unc\)\.p in image 0"),
+        ({"id": 0}, "two annotations have the id 0"),
+        ({"bbox": [0, 0, float("nan"), 1]}, "bbox .* is not left, top, width, height"),
+        ({"bbox": [9, 9, -3, 1]}, "bbox .* is not left, top, width, height"),
+        ({"bbox": [9, 9, 3, float("inf")]}, "bbox .* is not left, top, width, height"),
+    ],
+)
+def test_objects_that_contradict_the_references_are_told(tmp_path: Path, changed: dict, sentence: str):
+    references, instances = write_references(tmp_path / "files", 2)
+    content = json.loads(instances.read_text())
+    read_expressions(references, instances)
+    content["annotations"][1] |= changed
+    instances.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"instances\.json: {sentence}"):
         read_expressions(references, instances)
 
 

@@ -127,7 +127,7 @@ def test_the_metadata_becomes_boxes(tmp_path: Path):
     metadata = {"boxes": [[1.0, 2.0, 30.5, 40.0, 0.99], [5.0, 5.0, 5.0, 9.0, 0.5]], "segms": [[], []],
                 "names": ["person", "dog"], "width": 100, "height": 50}  # fmt: skip
     (tmp_path / "vcr1images" / "lsmdc_1" / "a@0.json").write_text(json.dumps(metadata))
-    assert prepare_boxes(tmp_path / "vcr1images", tmp_path / "boxes.jsonl")["boxes.images"] == 1
+    assert prepare_boxes(tmp_path / "vcr1images", tmp_path / "boxes.jsonl").images == 1
     line = json.loads((tmp_path / "boxes.jsonl").read_text())
     assert line["image"] == "lsmdc_1/a@0.jpg" and line["from"] == "vcr1images/, its metadata"
     assert line["boxes"] == [[1.0, 2.0, 30.5, 40.0]]  # the one of no width is left out

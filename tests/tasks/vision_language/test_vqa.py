@@ -12,6 +12,7 @@ from comodal.analysis.pages.report import write_report
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
 from comodal.tasks.vision_language.question_answering.vqa import (
+    compute_vqa_accuracies,
     count_unreachable_questions,
     evaluate_vqa,
     recipe,
@@ -23,7 +24,6 @@ from comodal.tasks.vision_language.question_answering.vqa_files import (
     compute_soft_scores,
     read_answer_vocabulary,
     read_vqa_questions,
-    read_vqa_results,
     write_vqa_results,
 )
 from comodal.tasks.vision_language.question_answering.vqa_metric import (
@@ -64,7 +64,7 @@ def test_accuracies_are_the_official_ones():
     for question in questions:
         share = compute_vqa_accuracy(given[question.question_id], question.answers)
         assert round(100 * share, 2) == expected["evalQA"][str(question.question_id)]
-    numbers = score_vqa_answers(questions, given)
+    numbers = score_vqa_answers(questions, compute_vqa_accuracies(questions, given), given)
     assert round(100 * numbers["vqa.accuracy"], 2) == expected["accuracy"]["overall"]
     for ours, theirs in (("answer_type", "perAnswerType"), ("question_type", "perQuestionType")):
         for name, value in expected["accuracy"][theirs].items():
@@ -162,7 +162,7 @@ def test_it_answers_by_looking(store: RegionStore, tmp_path: Path, capsys: pytes
     model = tuned(tmp_path, store)
     assert "1 excluded: image is not in the store" in capsys.readouterr().err.replace("\n", " ")
     assert json.loads((model / "model" / "answers.json").read_text()) == build_answer_vocabulary(
-        read_vqa_questions(*write_files(tmp_path / "files", list(range(36)))), 3
+        read_vqa_questions(*write_files(tmp_path / "files", list(range(36))))[0], 3
     )
     questions, annotations = write_files(tmp_path / "val", list(range(36, 40)), "val2014")
     out = tmp_path / "out"
@@ -250,29 +250,16 @@ def test_a_vocabulary_that_is_none_is_told_and_nothing_of_it_is_run(tmp_path: Pa
             read_answer_vocabulary(tmp_path / "bad.json")
 
 
-def test_results_must_answer_every_question_once(tmp_path: Path):
-    questions = read_vqa_questions(*write_files(tmp_path, [1, 2]))
-    path = tmp_path / "results.json"
-    write_vqa_results(path, {2000: "no", 1000: "yes"})
-    assert read_vqa_results(path, questions) == {1000: "yes", 2000: "no"}
-    for content, sentence in (
-        ('[{"question_id": 1000, "answer": "yes"}]', "1 questions have no answer, the first is 2000"),
-        (
-            '[{"question_id": 1000, "answer": "yes"}, {"question_id": 1000, "answer": "no"}]',
-            "question 1000 has two answers",
-        ),
-        ('[{"question_id": 1000, "answer": 3}]', "entry 0: not like"),
-        ('[{"question_id": 1000, "answ', "not JSON .*; the file may be truncated"),
-    ):
-        path.write_text(content)
-        with pytest.raises(DataError, match=sentence):
-            read_vqa_results(path, questions)
+def test_the_submission_lists_each_question_with_its_answer(tmp_path: Path):
+    write_vqa_results(tmp_path / "results.json", {2000: "no", 1000: "yes"})
+    rows = [{"question_id": 1000, "answer": "yes"}, {"question_id": 2000, "answer": "no"}]  # as the server takes it
+    assert json.loads((tmp_path / "results.json").read_text()) == rows
 
 
 def test_files_that_do_not_fit_are_told(tmp_path: Path):
     questions, annotations = write_files(tmp_path / "a", [1, 2])
-    others = write_files(tmp_path / "b", [1, 3])[1]
-    with pytest.raises(DataError, match="no annotation of question 2000"):
+    others = write_files(tmp_path / "b", [3, 4])[1]
+    with pytest.raises(DataError, match=r"no annotation of question 1000 .* nor of any other; are both of the same"):
         read_vqa_questions(questions, others)
     with pytest.raises(DataError, match="has a list of 'questions'; this one has info"):
         read_vqa_questions(annotations, None)
@@ -290,6 +277,74 @@ def test_files_that_do_not_fit_are_told(tmp_path: Path):
         read_vqa_questions(questions, annotations)
 
 
+def test_a_question_and_its_annotation_are_about_one_image(tmp_path: Path):
+    """Otherwise the answers of one image would be scored on another."""
+    questions, annotations = write_files(tmp_path / "a", [1, 2])
+    content = json.loads(annotations.read_text())
+    content["annotations"][1]["image_id"] = 7
+    annotations.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"annotations\.json: question 2000 is about image 7, and in .* about image 2"):
+        read_vqa_questions(questions, annotations)
+
+
+def test_entries_that_one_of_two_files_lacks_are_counted(
+    store: RegionStore, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    more, fewer = (
+        write_files(tmp_path / "a", [36, 37, 38, 39], "val2014"),
+        write_files(tmp_path / "b", [36, 37], "val2014"),
+    )
+    assert read_vqa_questions(more[0], fewer[1])[1] == {"question without annotation": 2}
+    assert read_vqa_questions(fewer[0], more[1])[1] == {"annotation without question": 2}
+    other = write_files(tmp_path / "c", [37, 38, 1, 2], "val2014")
+    read, excluded = read_vqa_questions(more[0], other[1])
+    assert [one.question_id for one in read] == [37_000, 38_000]
+    assert excluded == {"question without annotation": 2, "annotation without question": 2}
+    model = tuned(tmp_path, store, epochs=0.3)
+    capsys.readouterr()
+    evaluate_vqa(model, more[0], store.folder, other[1], out=tmp_path / "out")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "2 questions; 2 excluded: question without annotation; 2 excluded: annotation without question" in told
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    counts = {"items": 2, "predicted": 2, "question without annotation": 2, "annotation without question": 2}
+    assert card["counts"] == counts
+    write_report(model, tmp_path / "report.html", results=[tmp_path / "out"])
+    page = check_page((tmp_path / "report.html").read_text())
+    assert "question without annotation 2, annotation without question 2" in page.text
+    assert train(
+        recipe,
+        {
+            "model": tmp_path / "run", "questions": [more[0]], "annotations": [other[1]], "regions": store.folder,
+            "min_answer_count": 1, "batch_size": 2, "epochs": 1.0, "workers": 0,
+        },
+        tmp_path / "other",
+        device="cpu",
+    ) == 0  # fmt: skip
+    assert "2 excluded: question without annotation" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_card_says_how_its_interval_was_computed(store: RegionStore, tmp_path: Path):
+    """All right is Wilson's interval of the images; all ten people agree or none, so values are 0 or 1; else they are
+    graded."""
+    model = tuned(tmp_path, store)
+
+    def interval(images: list[int], said: str) -> str | None:
+        questions, annotations = write_files(tmp_path / "val", images, "val2014")
+        content = json.loads(annotations.read_text())
+        content["annotations"][0]["answers"] = [{"answer": word} for word in said.split()]
+        annotations.write_text(json.dumps(content))
+        evaluate_vqa(model, questions, store.folder, annotations, out=tmp_path / "out")
+        return json.loads((tmp_path / "out" / "card.json").read_text())["settings"].get("95 % interval")
+
+    answer = COLOURS[colour_of(36)]
+    assert interval([36, 37, 38], " ".join([answer] * 10)) == "Wilson, 3 independent items"
+    assert interval([36, 37, 38], " ".join(["purple"] * 10)) == "Wilson, 3 independent items"
+    assert interval([36, 37, 38], f"{answer} " + "purple " * 9) == "bootstrap, 3 images resampled"
+    questions, _ = write_files(tmp_path / "test", [3, 4], "test2015")
+    evaluate_vqa(model, questions, store.folder, out=tmp_path / "unlabeled")
+    assert "95 % interval" not in json.loads((tmp_path / "unlabeled" / "card.json").read_text())["settings"]
+
+
 def test_soft_scores_by_how_many_people_agree():
     scores = compute_soft_scores(["a"] * 1 + ["b"] * 2 + ["c"] * 3 + ["d"] * 4, {"a": 0, "b": 1, "c": 2, "d": 3})
     assert np.allclose([scores[i] for i in range(4)], [0.3, 0.6, 0.9, 1.0])
@@ -300,4 +355,4 @@ def test_annotations_that_do_not_say_the_most_common_answer_are_counted(tmp_path
     content = json.loads(annotations.read_text())
     del content["annotations"][0]["multiple_choice_answer"]
     annotations.write_text(json.dumps(content))
-    assert read_vqa_questions(questions, annotations)[0].most_common == COLOURS[colour_of(0)]
+    assert read_vqa_questions(questions, annotations)[0][0].most_common == COLOURS[colour_of(0)]

@@ -3,6 +3,7 @@
 Jinja2 escapes every value (`autoescape`), and a name that a template misses is an error (`StrictUndefined`).
 """
 
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -33,3 +34,10 @@ def render_page(title: str, sections: Sequence[PageSection]) -> str:
 def write_page(out: Path, title: str, sections: Sequence[PageSection]) -> None:
     """Writes one HTML file of some sections. Bytes of file names that are no text are shown as numbers."""
     write_bytes_atomically(out, render_page(title, sections).encode(errors="backslashreplace"))
+
+
+def write_page_numbers(out: Path, sections: Sequence[PageSection]) -> None:
+    """Writes the numbers of the sections next to a page, by section: page.html has page.json. Without any, no file."""
+    numbers = {section.title: dict(section.numbers) for section in sections if section.numbers}
+    if numbers:
+        write_bytes_atomically(out.with_suffix(".json"), (json.dumps(numbers, indent=1) + "\n").encode())

@@ -15,7 +15,7 @@ from comodal.analysis.pages.score_tables import (
 from comodal.analysis.pages.unit_report import build_unit_parts
 from comodal.analysis.pair_predictions import draw_pair_predictions, draw_probability_histogram, predict_pairs
 from comodal.analysis.pointing_game import read_pointing_scenes
-from comodal.analysis.unit_activations import read_clip_moments
+from comodal.analysis.unit_activations import read_clip_examples
 from comodal.errors import DataError
 from comodal.hardware import Compute
 from comodal.models.l3net.l3net import L3Net
@@ -50,8 +50,10 @@ def build_l3net_parts(run: Path, model: L3Net | None, inputs: ReportInputs, comp
 
 def build_data_parts(model: L3Net, split: Path, inputs: ReportInputs) -> list[PageSection]:
     """Predictions on held-out pairs, units and localization, all on clips of one split."""
-    studied = read_clip_moments(split, model, inputs.moments)
-    scenes = read_pointing_scenes(split, inputs.truth, model, inputs.moments) if inputs.truth is not None else []
+    studied = read_clip_examples(split, model, inputs.max_clips)
+    scenes = []
+    if inputs.ground_truth is not None:
+        scenes = read_pointing_scenes(split, inputs.ground_truth, model, inputs.max_clips)
     return [
         build_predictions_part(model, split, inputs.pairs, inputs.seed),
         *build_unit_parts(model, studied, inputs.seed),
@@ -82,4 +84,5 @@ def build_predictions_part(model: L3Net, split: Path, pairs: int, seed: int) -> 
     )
     drawn = embed_figure(draw_pair_predictions(model, predictions), "pairs of image and audio with their predictions")
     histogram = embed_figure(draw_probability_histogram(predictions), "histogram of the probability of correspondence")
-    return PageSection("Correspondence of held-out pairs", text, [drawn, histogram])
+    numbers = {"pairs": len(predictions.probabilities), "accuracy": float(predictions.accuracy)}
+    return PageSection("Correspondence of held-out pairs", text, [drawn, histogram], numbers)

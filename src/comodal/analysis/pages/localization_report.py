@@ -13,7 +13,7 @@ from comodal.analysis.heatmaps import normalize_map, resize_maps, shade_by_heat
 from comodal.analysis.localization import LocalizationResult, find_map_peak, predict_by_position
 from comodal.analysis.pages.page_parts import PageColumn, PageRow, PageSection, PageTable, embed_figure
 from comodal.analysis.pointing_game import PointingScene, pair_scenes, run_pointing_game
-from comodal.analysis.unit_activations import ClipMoments
+from comodal.analysis.unit_activations import ClipExamples
 from comodal.models.l3net.l3net import L3Net
 
 NUM_SHOWN_SCENES = 12
@@ -26,7 +26,7 @@ POINTER_TITLES = {
 
 
 def build_localization_parts(
-    model: L3Net, moments: ClipMoments, scenes: Sequence[PointingScene], seed: int = 0
+    model: L3Net, examples: ClipExamples, scenes: Sequence[PointingScene], seed: int = 0
 ) -> list[PageSection]:
     """Maps over held-out images; with scenes of known boxes, also the score of the pointing game."""
     text = (
@@ -34,10 +34,10 @@ def build_localization_parts(
         "scaled from the lowest to the highest of the image. A cross marks the highest. Above each image is the "
         "probability of correspondence of the whole image with the audio."
     )
-    indices = np.unique(np.linspace(0, len(moments.names) - 1, NUM_SHOWN_SCENES).round().astype(int)).tolist()
-    images = [np.ascontiguousarray(moments.image[index].permute(1, 2, 0).numpy()) for index in indices]
+    indices = np.unique(np.linspace(0, len(examples.names) - 1, NUM_SHOWN_SCENES).round().astype(int)).tolist()
+    images = [np.ascontiguousarray(examples.image[index].permute(1, 2, 0).numpy()) for index in indices]
     example_scenes = [
-        PointingScene("", image, moments.audio[index].numpy(), (), frozenset())
+        PointingScene("", image, examples.audio[index].numpy(), (), frozenset())
         for index, image in zip(indices, images, strict=True)
     ]
     drawn = embed_figure(
@@ -64,7 +64,9 @@ def build_pointing_game_part(model: L3Net, scenes: Sequence[PointingScene], seed
     ]
     pairs = pair_scenes(scenes, seed)[:NUM_SHOWN_SCENES]
     figure_html = embed_figure(draw_scenes(model, pairs), "two images side by side with the audio of one")
-    return PageSection("Pointing game", text, [PageTable("Accuracy of the pointing game", columns, rows), figure_html])
+    table = PageTable("Accuracy of the pointing game", columns, rows)
+    numbers = {name: dict(hits) for name, hits in accuracies.items()}
+    return PageSection("Pointing game", text, [table, figure_html], {"scenes": len(scenes), **numbers})
 
 
 def draw_scenes(model: L3Net, scenes: Sequence[PointingScene], columns: int = 6) -> Figure:

@@ -29,7 +29,7 @@ from comodal.media.image import decode_jpeg
 FRAME_COLUMNS, MAX_SHOWN_FRAMES = 6, 18
 
 
-class MatchMoment(NamedTuple):
+class MatchWindow(NamedTuple):
     """The prediction for a frame and the second of audio around it; only the frame where the audio is silent."""
 
     seconds: float
@@ -39,29 +39,33 @@ class MatchMoment(NamedTuple):
     position_margins: Float[np.ndarray, "rows columns"] | None
     jpeg: bytes
 
+    def __repr__(self) -> str:
+        """One line, without the map and the frame."""
+        return f"MatchMoment(seconds={self.seconds}, probability={self.probability}, x={self.x}, y={self.y})"
 
-def draw_match_moments(title: str, moments: Sequence[MatchMoment]) -> Figure:
+
+def draw_match_windows(title: str, windows: Sequence[MatchWindow]) -> Figure:
     """The curve over time above at most 18 equally spaced frames."""
     indices = np.unique(
-        np.linspace(0, len(moments) - 1, min(MAX_SHOWN_FRAMES, len(moments))).round().astype(int)
+        np.linspace(0, len(windows) - 1, min(MAX_SHOWN_FRAMES, len(windows))).round().astype(int)
     ).tolist()
-    height, width, _ = decode_jpeg(moments[0].jpeg).shape
+    height, width, _ = decode_jpeg(windows[0].jpeg).shape
     rows = -(-len(indices) // FRAME_COLUMNS)
     row = 10.0 / FRAME_COLUMNS * min(height / width, 2.5) + 0.35
     figure = Figure(figsize=(10.0, 2.4 + rows * row), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(rows + 1, FRAME_COLUMNS, height_ratios=[2.2, *[row] * rows])
-    draw_match_curve(figure.add_subplot(grid[0, :]), moments)
+    draw_match_curve(figure.add_subplot(grid[0, :]), windows)
     figure.suptitle(escape_plot_text(title), fontsize=11)
     for cell, index in enumerate(indices):
-        draw_match_frame(figure.add_subplot(grid[1 + cell // FRAME_COLUMNS, cell % FRAME_COLUMNS]), moments[index])
+        draw_match_frame(figure.add_subplot(grid[1 + cell // FRAME_COLUMNS, cell % FRAME_COLUMNS]), windows[index])
     return figure
 
 
-def draw_match_curve(axes: Axes, moments: Sequence[MatchMoment]) -> None:
+def draw_match_curve(axes: Axes, windows: Sequence[MatchWindow]) -> None:
     """The probability of correspondence by second, with a gap where the audio is silent."""
-    values = [np.nan if moment.probability is None else moment.probability for moment in moments]
-    axes.plot([moment.seconds for moment in moments], values, color="#3b6ea5", marker="o", markersize=4)
+    values = [np.nan if window.probability is None else window.probability for window in windows]
+    axes.plot([window.seconds for window in windows], values, color="#3b6ea5", marker="o", markersize=4)
     axes.axhline(0.5, color="#999999", linestyle=":", linewidth=1.0)
     axes.set_ylim(-0.03, 1.03)
     axes.set_ylabel("probability of\ncorrespondence")
@@ -69,41 +73,41 @@ def draw_match_curve(axes: Axes, moments: Sequence[MatchMoment]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw_match_frame(axes: Axes, moment: MatchMoment) -> None:
+def draw_match_frame(axes: Axes, window: MatchWindow) -> None:
     """A frame, shaded by the match of each position with the audio, with a cross at the maximum."""
-    frame = decode_jpeg(moment.jpeg)
+    frame = decode_jpeg(window.jpeg)
     axes.set_axis_off()
-    if moment.probability is None or moment.position_margins is None or moment.x is None or moment.y is None:
+    if window.probability is None or window.position_margins is None or window.x is None or window.y is None:
         axes.imshow(frame)
-        axes.set_title(f"{moment.seconds:.1f} s: silent", fontsize=8)
+        axes.set_title(f"{window.seconds:.1f} s: silent", fontsize=8)
         return
     height, width, _ = frame.shape
-    heat = normalize_map(resize_maps(torch.from_numpy(moment.position_margins)[None], (height, width))[0].numpy())
+    heat = normalize_map(resize_maps(torch.from_numpy(window.position_margins)[None], (height, width))[0].numpy())
     axes.imshow(shade_by_heat(frame, heat))
-    axes.plot(moment.x * width - 0.5, moment.y * height - 0.5, "+", color="#35d0ba", markersize=9, markeredgewidth=2)
-    axes.set_title(f"{moment.seconds:.1f} s: {moment.probability:.2f}", fontsize=8)
+    axes.plot(window.x * width - 0.5, window.y * height - 0.5, "+", color="#35d0ba", markersize=9, markeredgewidth=2)
+    axes.set_title(f"{window.seconds:.1f} s: {window.probability:.2f}", fontsize=8)
 
 
-def write_match_page(out: Path, title: str, probability: float, moments: Sequence[MatchMoment]) -> None:
-    """Writes a page with the figure and a table of all moments."""
+def write_match_page(out: Path, title: str, probability: float, windows: Sequence[MatchWindow]) -> None:
+    """Writes a page with the figure and a table of all windows."""
     text = (
         "The probability of correspondence of each frame with the audio around it. Brightness is the margin of match "
         "over mismatch of each position alone, scaled from the lowest to the highest of the frame. A cross marks the "
-        "highest. A silent moment has no prediction."
+        "highest. A silent window has no prediction."
     )
     columns = [PageColumn("second"), PageColumn("probability of correspondence", "number")]
     columns += [PageColumn("x", "number"), PageColumn("y", "number")]
-    table = PageTable("Moments; x and y are fractions of the frame", columns, list(map(build_moment_row, moments)))
+    table = PageTable("Windows; x and y are fractions of the frame", columns, list(map(build_window_row, windows)))
     figure_html = embed_figure(
-        draw_match_moments(title, moments), "probability of correspondence over time, and frames"
+        draw_match_windows(title, windows), "probability of correspondence over time, and frames"
     )
     mean = PageFacts([PageFact(f"{probability:.3f}", "probability of correspondence, mean")])
-    table_html = PageDetails(f"All {len(moments)} moments", [table])
+    table_html = PageDetails(f"All {len(windows)} windows", [table])
     write_page(out, title, [PageSection("Correspondence over time", text, [mean, figure_html, table_html])])
 
 
-def build_moment_row(moment: MatchMoment) -> PageRow:
-    """One moment as a row of a table."""
-    if moment.probability is None:
-        return PageRow((f"{moment.seconds:.2f}", "silent", "", ""))
-    return PageRow((f"{moment.seconds:.2f}", f"{moment.probability:.3f}", f"{moment.x:.2f}", f"{moment.y:.2f}"))
+def build_window_row(window: MatchWindow) -> PageRow:
+    """One window as a row of a table."""
+    if window.probability is None:
+        return PageRow((f"{window.seconds:.2f}", "silent", "", ""))
+    return PageRow((f"{window.seconds:.2f}", f"{window.probability:.3f}", f"{window.x:.2f}", f"{window.y:.2f}"))

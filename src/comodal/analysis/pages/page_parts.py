@@ -2,9 +2,9 @@
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import soundfile
@@ -140,11 +140,19 @@ PageBlock = PagePlot | PageImageRow | PageTable | PageFacts | PageMark | PageCol
 
 @dataclass(frozen=True)
 class PageSection:
-    """A titled section of a page."""
+    """A titled section of a page.
+
+    Args:
+        title: The heading.
+        text: The text below it.
+        blocks: Figures, tables and images.
+        numbers: The numbers that the section shows, as JSON values.
+    """
 
     title: str
     text: str = ""
     blocks: Sequence[PageBlock] = ()
+    numbers: Mapping[str, Any] = field(default_factory=dict)
 
 
 def embed_figure(figure: Figure, alt: str) -> PagePlot:

@@ -3,64 +3,48 @@
 from pathlib import Path
 
 from comodal.analysis.pages.caption_report import build_caption_parts
-from comodal.analysis.pages.html_page import write_page
+from comodal.analysis.pages.html_page import write_page, write_page_numbers
 from comodal.analysis.pages.l3net_report import build_l3net_parts
 from comodal.analysis.pages.page_parts import PageSection
 from comodal.analysis.pages.run_sections import ReportInputs, build_run_settings
 from comodal.analysis.pages.score_tables import build_card_table, list_measured_folders
 from comodal.analysis.pages.task_report import build_task_parts
 from comodal.errors import DataError
-from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
+from comodal.flat_parameters import flatten_parameters
+from comodal.hardware import Compute, ComputeOptions
 from comodal.models.checkpoint import load_model, refuse_packed_run
 from comodal.models.l3net.l3net import L3Net
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.tasks.evaluation.results_card import CARD_FILE, read_card
 
+RUN_ALONE, AUTOMATIC = ReportInputs(), ComputeOptions()
 
-def write_report(
-    run: Path,
-    out: Path,
-    data: Path | None = None,
-    results: list[Path] | None = None,
-    captions: Path | None = None,
-    images: Path | None = None,
-    pairs: int = 64,
-    seed: int = 1,
-    truth: Path | None = None,
-    moments: int = 400,
-    device: DeviceName = "auto",
-    precision: Precision = "auto",
-) -> None:
+
+@flatten_parameters
+def write_report(run: Path, out: Path, inputs: ReportInputs = RUN_ALONE, compute: ComputeOptions = AUTOMATIC) -> None:
     """Writes one HTML page about a run: curves, scores, predictions for held-out pairs, units and sound source
     localization. Units are shown with the inputs that activate them (audio is playable) and with their class
-    selectivity.
+    selectivity, and by t-SNE.
 
     Args:
         run: the run's folder.
-        out: the page to write.
-        data: training or other data: shards, for predictions on pairs and activations of units; or a region store.
-        results: folders that `evaluate ... --out` wrote, with or without results cards.
-        captions: of a ViLBERT's region store, for its attention between tokens and regions.
-        images: the folder of the images of the region store or of the task's run, for examples.
-        pairs: number of held-out pairs with predictions.
-        seed: of the pairs, and of the untrained network that serves as the baseline.
-        truth: `worlds.jsonl` of synthetic data, with the boxes of the objects that sound; localization is scored by it.
-        moments: maximum number of clips that units and positions are studied on.
-        device: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
-        precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16.
+        out: the page to write; its numbers are written next to it as JSON (page.html, page.json).
+        inputs: what the report is made from besides the run.
+        compute: device and precision.
 
     Raises:
         DataError: the run, its data or the results are missing or do not match.
 
     Examples:
         comodal report RUN report.html --data shards/ --results results/esc10 results/images
-        comodal report RUN report.html --data shards/ --truth world/worlds.jsonl
+        comodal report RUN report.html --data shards/ --ground-truth world/worlds.jsonl
         comodal report RUN report.html --data regions/ --captions captions.jsonl --images images/
         comodal report runs/vqa report.html --images images/
     """
-    inputs = ReportInputs(data, tuple(results or ()), captions, images, truth, pairs, seed, moments)
-    write_page(out, f"Report: {run.name}", build_run_parts(run, inputs, resolve_compute(device, precision)))
+    sections = build_run_parts(run, inputs, compute.resolve())
+    write_page(out, f"Report: {run.name}", sections)
+    write_page_numbers(out, sections)
 
 
 def build_run_parts(run: Path, inputs: ReportInputs, compute: Compute) -> list[PageSection]:
@@ -76,7 +60,7 @@ def build_run_parts(run: Path, inputs: ReportInputs, compute: Compute) -> list[P
     if isinstance(model, ViLBERT):
         sections = build_vilbert_parts(run, model, inputs, compute)
     elif isinstance(model, TaskModel):
-        if inputs.data or inputs.captions or inputs.truth:
+        if inputs.data or inputs.captions or inputs.ground_truth:
             raise DataError(
                 f"{run} was fine-tuned for a task: `comodal ask --explain` and similar draw its attention, and "
                 "--images FOLDER shows validation examples"

@@ -20,16 +20,28 @@ from comodal.text_files import read_yaml
 
 @dataclass(frozen=True)
 class ReportInputs:
-    """What a report is made from besides the run; the fields are described in `write_report`."""
+    """What a report is made from besides the run.
+
+    Args:
+        data: training or other data: shards, for predictions on pairs and activations of units; or a region store.
+        results: folders that `evaluate ... --out` wrote, with or without results cards.
+        captions: of a ViLBERT's region store, for its attention between tokens and regions.
+        images: the folder of the images of the region store or of the task's run, for examples.
+        ground_truth: `worlds.jsonl` of synthetic data, with the boxes of the objects that sound; localization is scored
+            by it.
+        pairs: number of held-out pairs with predictions.
+        seed: of the pairs, and of the untrained network that serves as the baseline.
+        max_clips: maximum number of clips that units and positions are studied on.
+    """
 
     data: Path | None = None
     results: Sequence[Path] = ()
     captions: Path | None = None
     images: Path | None = None
-    truth: Path | None = None
+    ground_truth: Path | None = None
     pairs: int = 64
     seed: int = 1
-    moments: int = 400
+    max_clips: int = 400
 
 
 def build_run_header(run: Path, title: str, sentence: str, metric: str, meaning: str) -> PageSection:

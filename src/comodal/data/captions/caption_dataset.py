@@ -135,13 +135,13 @@ class CaptionDataset:
 
     def batch(self, positions: Sequence[tuple[int, int]]) -> CaptionBatch:
         """The samples of these (epoch, index), in this order."""
-        captions, rows, is_mismatch = self._get_pairs(positions)
+        captions, rows, is_match = self._get_pairs(positions)
         token_ids, token_mask = self._pad_tokens(captions)
         image_regions = self._read_regions(rows)
         draws = self._draw_uniform(positions, token_mask, image_regions.mask)
         masked_tokens = self._mask_tokens(token_ids, token_mask, draws)
         masked_regions = self._mask_regions(image_regions, draws.regions)
-        has_masked_loss = (~is_mismatch | self.masking.mask_loss_on_mismatched)[:, None]
+        has_masked_loss = (is_match | self.masking.mask_loss_on_mismatched)[:, None]
         masked_token_indices = np.flatnonzero(masked_tokens.is_chosen.reshape(token_ids.shape) & has_masked_loss)
         images, regions = np.nonzero(masked_regions.is_chosen & has_masked_loss)
         features = image_regions.features[images, regions + 1]
@@ -156,7 +156,7 @@ class CaptionDataset:
             spatials=torch.from_numpy(image_regions.spatials),
             region_mask=torch.from_numpy(region_mask),
             image_rows=torch.from_numpy(rows),
-            is_mismatch=torch.from_numpy(is_mismatch),
+            is_match=torch.from_numpy(is_match),
             masked_token_indices=torch.from_numpy(masked_token_indices),
             token_targets=torch.from_numpy(token_ids.ravel()[masked_token_indices]),
             masked_region_indices=torch.from_numpy(images * image_regions.features.shape[1] + regions + 1),
@@ -179,12 +179,12 @@ class CaptionDataset:
         return f"image {self.store.ids[row]}, caption {self.keys[caption].decode()}"
 
     def _get_pairs(self, positions: Sequence[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Captions, rows of images, and whether they are mismatched."""
+        """Captions, rows of images, and whether they match."""
         epoch_pairs = [(self.pairs.get_epoch(epoch), index) for epoch, index in positions]
         return (
             np.array([epoch.captions[index] for epoch, index in epoch_pairs], np.int64),
             np.array([epoch.rows[index] for epoch, index in epoch_pairs], np.int64),
-            np.array([epoch.is_mismatch[index] for epoch, index in epoch_pairs], bool),
+            np.array([epoch.is_match[index] for epoch, index in epoch_pairs], bool),
         )
 
     def _pad_tokens(

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from comodal.data.captions.caption_json import is_caption_entry, parse_caption_object
 from comodal.data.sources.archive_examples import (
     get_example_captions,
     get_example_split,
@@ -213,7 +214,7 @@ def _parse_caption_text(path: Path, text: str) -> CaptionFile:
     start = text.lstrip()[:1]
     try:
         if start == "[":
-            return _parse_caption_entries(parse_json(text, path, hook=_collect_duplicate_keys), "JSON array")
+            return _parse_caption_entries(parse_json(text, path), "JSON array")
         if start == "{":
             return _parse_json_captions(path, text)
         if columns := detect_caption_columns(text):
@@ -230,14 +231,11 @@ def _parse_caption_text(path: Path, text: str) -> CaptionFile:
 def _parse_json_captions(path: Path, text: str) -> CaptionFile:
     """A JSON object is the whole file, or the first of JSON Lines."""
     if is_json_lines(text):
-        return _parse_caption_entries(
-            (entry for _, entry in parse_json_lines(text, path, hook=_collect_duplicate_keys)), "JSON Lines"
-        )
-    first = parse_json(text, path, hook=_collect_duplicate_keys)
+        return _parse_caption_entries((entry for _, entry in parse_json_lines(text, path)), "JSON Lines")
+    first = parse_caption_object(path, text)
     if isinstance(first.get("images"), list):
         return _parse_coco(first) if "annotations" in first else _parse_karpathy(first)
-    is_entry = {*IMAGE_COLUMNS} & first.keys() and {*CAPTION_COLUMNS} & first.keys()
-    if is_entry or {"image", "img_path"} & first.keys():
+    if is_caption_entry(first):
         return _parse_caption_entries([first], "JSON Lines")
     read = CaptionFile("JSON of {image id: caption}")
     for index, (image, captions) in enumerate(first.items()):
@@ -254,6 +252,9 @@ def _parse_caption_entries(entries: Iterable[Any], layout: str) -> CaptionFile:
         if not isinstance(entry, dict):
             raise ValueError(f"entry {index} is not an object: {str(entry)[:40]!r}")
         image_value = get_first_field(entry, IMAGE_COLUMNS)
+        if not isinstance(image_value, str | int | None) or isinstance(image_value, bool):
+            read.refused["image is not text"] += 1
+            continue
         image = "" if image_value is None else str(image_value)
         captions: Any = next((entry[name] for name in CAPTION_COLUMNS if name in entry), [])
         image_id = entry.get("id")
@@ -279,6 +280,8 @@ def _parse_karpathy(content: dict[str, Any]) -> CaptionFile:
 def _parse_coco(content: dict[str, Any]) -> CaptionFile:
     read = CaptionFile("COCO's JSON")
     files = {image["id"]: str(image.get("file_name", "")) for image in content["images"]}
+    if len(files) < len(content["images"]):
+        raise ValueError("two images have the same id")
     for annotation in content["annotations"]:
         image = annotation["image_id"]
         image_names = list_image_names(files[image], image) if image in files else ("",)
@@ -387,13 +390,3 @@ def _normalize_split_name(name: Any) -> str | None:
     if name is not None and (not isinstance(name, str) or name.lower() not in SPLITS):
         raise ValueError(f"a split is one of {', '.join(SPLITS)}, not {name!r}")
     return None if name is None else SPLITS[name.lower()]
-
-
-def _collect_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; both values of a duplicated key, which JSON permits, are kept as a list."""
-    if len(unique := dict(pairs)) == len(pairs):
-        return unique
-    merged: dict[str, list[Any]] = {}
-    for name, value in pairs:
-        merged.setdefault(name, []).extend(value if isinstance(value, list) else [value])
-    return unique | {name: values for name, values in merged.items() if len(values) > 1}

@@ -43,11 +43,11 @@ class NegativeSampling:
 
 
 class EpochPairs(NamedTuple):
-    """The pairs of an epoch in order: caption indices, rows of images in the store, and whether they are mismatched."""
+    """The pairs of an epoch in order: caption indices, rows of images in the store, and whether they match."""
 
     captions: Int32[np.ndarray, "pairs"]
     rows: Int32[np.ndarray, "pairs"]
-    is_mismatch: Bool[np.ndarray, "pairs"]
+    is_match: Bool[np.ndarray, "pairs"]
 
 
 class CaptionPairs:
@@ -104,21 +104,21 @@ class CaptionPairs:
 
     def _build_epoch(self, epoch: int) -> EpochPairs:
         rng = np.random.default_rng((self.seed, epoch, 0, PAIR_ORDER_SEED))
-        captions, rows, is_mismatch = self._draw_pairs(rng)
+        captions, rows, is_match = self._draw_pairs(rng)
         head = min(-epoch * len(self) % self.batch_size, len(self))  # missing in the previous epoch's last batch
         order = order_by_length(self.lengths[captions], self.regions[rows], head, self.batch_size, rng)
-        return EpochPairs(captions[order].astype(np.int32), rows[order].astype(np.int32), is_mismatch[order])
+        return EpochPairs(captions[order].astype(np.int32), rows[order].astype(np.int32), is_match[order])
 
     def _draw_pairs(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For every caption the caption and the image of its pair, and whether they are mismatched."""
+        """For every caption the caption and the image of its pair, and whether they match."""
         count, negatives = len(self), self.mismatches.negatives
         own = np.arange(count)
-        is_mismatch = rng.random(count) < self.mismatches.fraction
+        is_negative = rng.random(count) < self.mismatches.fraction
         negative_captions = self._draw_negatives(rng)
         replaces_image = rng.random(count) < {"caption": 0.0, "image": 1.0, "either": 0.5}[negatives]
-        captions = np.where(is_mismatch & ~replaces_image, negative_captions, own)
-        rows = np.where(is_mismatch & replaces_image, self.rows[negative_captions], self.rows)
-        return captions, rows, is_mismatch
+        captions = np.where(is_negative & ~replaces_image, negative_captions, own)
+        rows = np.where(is_negative & replaces_image, self.rows[negative_captions], self.rows)
+        return captions, rows, ~is_negative
 
     def _draw_negatives(self, rng: np.random.Generator) -> np.ndarray:
         """For every caption one of another image, uniformly: an offset from the end of its own image's captions."""

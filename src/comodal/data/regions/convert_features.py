@@ -9,24 +9,28 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from comodal.console import Table
 from comodal.data.output_folder import lock_output_folder, translate_os_errors
-from comodal.data.regions.box_units import check_source_units
+from comodal.data.regions.box_units import SizedBoxes, check_source_units, sample_evenly
 from comodal.data.regions.feature_files import FeatureLayout, detect_feature_layout, read_records
 from comodal.data.regions.feature_records import FeatureRecord, SkippedRecordError
-from comodal.data.regions.region_store import JOURNAL_FILE, FeatureType, RegionStore, RegionWriter
+from comodal.data.regions.region_store import BOXES_FILE, JOURNAL_FILE, FeatureType, RegionStore, RegionWriter
+from comodal.data.regions.store_summary import EXTRACTION_REPORT_FILE, RegionStoreSummary, summarize_store
 from comodal.errors import DataError
 from comodal.files import fingerprint_files, write_bytes_atomically
 from comodal.progress import Progress
-from comodal.text_files import parse_json, read_json_lines
+from comodal.text_files import parse_json
 
 SAMPLED_RECORDS = 25  # records used to infer the number of features
+BOX_BYTES = 16
 PARTIAL_REPORT_SUFFIX = ".report.part"  # records skipped so far
 
 
 def convert_regions(
     source: Path, out: Path, layout: FeatureLayout | None = None, dtype: FeatureType = "float16"
-) -> dict[str, int]:
+) -> RegionStoreSummary:
     """Makes a region store from features extracted by other software.
 
     The command can be interrupted and resumed. OUT/report.jsonl lists the skipped records and why. A record that could
@@ -39,7 +43,7 @@ def convert_regions(
         dtype: The type of stored features.
 
     Returns:
-        How many records were converted, and how many were skipped, by reason.
+        The number of converted records, and of skipped ones by reason.
 
     Raises:
         DataError: The source cannot be read, no record can be used, OUT holds something else, or the disk is full.
@@ -62,12 +66,12 @@ def convert_regions(
         store = RegionStore(out)
         if store.about["provenance"] != about:
             raise DataError(f"{out} was created from {store.about['provenance']}; use another folder")
-        counts = Counter(line["reason"] for _, line in read_json_lines(out / "report.jsonl"))
+        summary = summarize_store(store)
     table = Table(f"{source.name} ({layout})", "records", right=[1])
-    for name, count in {"accepted": len(store), **counts}.items():
+    for name, count in {"accepted": summary.images, **summary.refused}.items():
         table.add_row(name, f"{count:,}")
     table.show()
-    return {"accepted": len(store), **counts}
+    return summary
 
 
 def count_source_bytes(source: Path) -> int:
@@ -84,7 +88,7 @@ def list_source_files(source: Path) -> list[Path]:
 def write_region_store(
     source: Path, out: Path, layout: FeatureLayout, dtype: FeatureType, about: dict[str, Any]
 ) -> None:
-    """Write all records that are complete and of the usual size."""
+    """Write all records that are complete and have the store's numbers of features and classes."""
     dim, classes = infer_feature_sizes(source, layout)
     with RegionWriter(out, dim, classes, dtype, about) as writer, SkippedLog(out / PARTIAL_REPORT_SUFFIX) as log:
         start = len(writer.images) + len(log.lines)
@@ -97,8 +101,21 @@ def write_region_store(
                     log.add(skipped)
                 read_progress.records += 1
         reasons = Counter(parse_json(line.decode(), log.path)["reason"] for line in log.lines)
-        check_source_units(source, reasons, len(writer.images))
-        write_bytes_atomically(out / "report.jsonl", b"".join(log.lines))
+        check_source_units(source, reasons, sample_written_boxes(writer), len(writer.images))
+        write_bytes_atomically(out / EXTRACTION_REPORT_FILE, b"".join(log.lines))
+
+
+def sample_written_boxes(writer: RegionWriter) -> list[SizedBoxes]:
+    """The boxes of an even sample of the images that are written, also by an interrupted writer."""
+    ends = np.cumsum([image.regions for image in writer.images])
+    sample = []
+    with (writer.folder / f".{BOXES_FILE}.part").open("rb") as file:
+        for index in sample_evenly(len(writer.images)):
+            _, regions, width, height = writer.images[index]
+            file.seek(BOX_BYTES * int(ends[index] - regions))
+            boxes = np.frombuffer(file.read(BOX_BYTES * regions), "<f4").reshape(-1, 4)
+            sample.append(SizedBoxes(boxes, width, height))
+    return sample
 
 
 def infer_feature_sizes(source: Path, layout: FeatureLayout) -> tuple[int, int]:
@@ -107,17 +124,19 @@ def infer_feature_sizes(source: Path, layout: FeatureLayout) -> tuple[int, int]:
     Raises:
         DataError: No record can be used.
     """
-    sizes, reasons, units = Counter[tuple[int, int]](), [], Counter[str]()
+    sizes, reasons, faults = Counter[tuple[int, int]](), [], Counter[str]()
+    valid: list[SizedBoxes] = []
     with closing(read_records(source, layout)) as records:
         for count, record in enumerate(records, 1):
             if isinstance(record, FeatureRecord):
                 sizes[record.features.shape[1], 0 if record.classes is None else record.classes.shape[1]] += 1
+                valid.append(SizedBoxes(record.boxes, record.width, record.height))
             else:
                 reasons.append(f"{record.image}: {record.detail}")
-                units[record.reason] += 1
-            if count >= SAMPLED_RECORDS and (sizes or units):
+                faults[record.reason] += 1
+            if count >= SAMPLED_RECORDS and (sizes or faults):
                 break
-    check_source_units(source, units, sum(sizes.values()))
+    check_source_units(source, faults, valid, len(valid))
     if not sizes:
         raise DataError(f"{source} has no usable record ({'; '.join(reasons[:3]) or 'it is empty'})")
     return sizes.most_common(1)[0][0]

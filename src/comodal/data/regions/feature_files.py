@@ -12,6 +12,7 @@ A folder of several LMDB or TSV files is read as one, in the order of their name
 region: the original's readers add it, as comodal does (data/captions/caption_dataset.py).
 """
 
+import codecs
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from comodal.data.hdf5_files import check_hdf5_bytes, open_hdf5
+from comodal.data.regions.box_units import BOXES_ARE_FRACTIONS, BoxUnitsError, has_normalized_boxes
 from comodal.data.regions.feature_records import (
     FeatureRecord,
     SkippedRecordError,
@@ -28,7 +30,7 @@ from comodal.data.regions.feature_records import (
 )
 from comodal.data.regions.safe_unpickler import RefusedPickleError, load_npy, load_pickle
 from comodal.errors import DataError
-from comodal.text_files import read_json
+from comodal.text_files import decode_text, read_json
 
 FeatureLayout = Literal["lmdb", "tensorpack", "npy", "tsv", "hdf5"]
 TSV_COLUMNS = {
@@ -37,6 +39,7 @@ TSV_COLUMNS = {
     10: ("image_id", "image_h", "image_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes",
          "boxes", "features"),
 }  # fmt: skip
+TSV_PROBE_BYTES = 1 << 10  # of the first line: enough to see UTF-16
 HDF5_COLUMNS = ("image_features", "image_bb", "spatial_features")
 TSV_HEADER_NAMES = ("image_id", "img_id")
 MISSING_LEGACY_EXTRA = 'needs the extra: pip install "comodal[legacy]"'
@@ -218,6 +221,9 @@ def iterate_tsv(source: Path, report_progress: ReportProgress) -> FeatureEntries
     with source.open("rb") as file:
         for line_number, line in enumerate(file, 1):
             done += len(line)
+            if line_number == 1:
+                decode_text(line[:TSV_PROBE_BYTES].rstrip(b"\r\n"), source)
+                line = line.removeprefix(codecs.BOM_UTF8)
             report_progress(done / size)
             cells = line.rstrip(b"\r\n").split(b"\t")
             name = cells[0].decode("utf-8", "replace")
@@ -238,15 +244,38 @@ def iterate_hdf5(source: Path, report_progress: ReportProgress) -> FeatureEntrie
         missing = [name for name in HDF5_COLUMNS if name not in file]
         if missing:
             raise DataError(f"{source} has no {', '.join(missing)}; it has {', '.join(file)}")
-        fixed = file["image_features"].ndim == 3
-        if not fixed:
-            check_hdf5_bytes(file["pos_boxes"], len(file["pos_boxes"]), "pos_boxes")
-        ends = file["pos_boxes"][:].tolist() if not fixed else []
-        blocks: Sequence[int | slice] = [slice(*pair) for pair in ends] or range(len(file["image_features"]))
+        lengths = {name: len(file[name]) for name in HDF5_COLUMNS}
+        if len(set(lengths.values())) > 1:
+            described = ", ".join(f"{length:,} of {name}" for name, length in lengths.items())
+            raise DataError(f"{source}: its columns have different numbers of rows: {described}")
+        blocks = read_hdf5_blocks(source, file)
         names = read_image_ids(source, len(blocks))
         for index, (name, block) in enumerate(zip(names, blocks, strict=True)):
             report_progress(index / len(blocks))
             yield name, partial(read_hdf5_record, file, block, name)
+
+
+def read_hdf5_blocks(source: Path, file: Any) -> Sequence[int | slice]:
+    """The row of each image, or its block of rows: `pos_boxes` holds the first and the end of each block.
+
+    Raises:
+        DataError: The blocks overlap, or are not rows of the file.
+    """
+    features = file["image_features"]
+    if features.ndim == 3:
+        return range(len(features))
+    check_hdf5_bytes(file["pos_boxes"], len(file["pos_boxes"]), "pos_boxes")
+    ends = np.asarray(file["pos_boxes"][:])
+    if ends.dtype.kind not in "iu" or ends.ndim != 2 or ends.shape[1] != 2:
+        raise DataError(f"{source}: pos_boxes of {ends.dtype} and shape {ends.shape}, not the two ends of each block")
+    firsts = ends[ends[:, 1] > ends[:, 0]]
+    firsts = firsts[np.argsort(firsts[:, 0])].astype(np.int64)
+    if (ends[:, 1] < ends[:, 0]).any() or (ends < 0).any() or (ends > len(features)).any():
+        raise DataError(f"{source}: pos_boxes are not blocks of its {len(features):,} rows")
+    if (firsts[1:, 0] < firsts[:-1, 1]).any():
+        row = int(firsts[1:][firsts[1:, 0] < firsts[:-1, 1]][0, 0])
+        raise DataError(f"{source}: row {row} is in two blocks of pos_boxes")
+    return [slice(*pair) for pair in ends.tolist()]
 
 
 def read_hdf5_record(file: Any, block: int | slice, name: str) -> FeatureRecord:
@@ -258,6 +287,8 @@ def read_hdf5_record(file: Any, block: int | slice, name: str) -> FeatureRecord:
         features, boxes, box_fractions = (np.asarray(file[column][block]) for column in HDF5_COLUMNS)
     except OSError as error:  # h5py's own, for a damaged part of a file
         raise ValueError(str(error)) from error
+    if features.dtype.kind != "f":
+        raise ValueError(f"features of {features.dtype}: quantized features are not read")
     is_real = boxes[:, 2] > boxes[:, 0]
     if not is_real.any():
         raise ValueError("no box has a width")
@@ -268,6 +299,8 @@ def read_hdf5_record(file: Any, block: int | slice, name: str) -> FeatureRecord:
     )
     if not (np.isfinite(width) and np.isfinite(height)):
         raise ValueError("the image size cannot be inferred from the boxes")
+    if has_normalized_boxes(boxes[is_real]):
+        raise BoxUnitsError(BOXES_ARE_FRACTIONS, "no value of image_bb is above 1; it holds boxes in pixels")
     return FeatureRecord(name, features[is_real], boxes[is_real], round(width), round(height), None)
 
 
@@ -283,11 +316,29 @@ def read_image_ids(source: Path, count: int) -> list[str]:
         raise DataError(f"{source} has no image ids: put {names[0]} ({{image id: row}}) next to it")
     try:
         rows_by_id = read_json(path) if path.suffix == ".json" else load_pickle(path.read_bytes())
-        ids = {int(row): str(image) for image, row in rows_by_id.items()}
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
     except DataError as error:
-        raise type(error)(f"{path}: {error}") from error
-    except (ValueError, TypeError, AttributeError) as error:
-        raise DataError(f"{path}: not ids with their rows ({error})") from error
+        raise error if path.suffix == ".json" else type(error)(f"{path}: {error}") from error
+    if not isinstance(rows_by_id, dict):
+        raise DataError(f"{path}: not a dictionary {{image id: row}}")
+    return invert_row_index(path, rows_by_id, count)
+
+
+def invert_row_index(path: Path, rows_by_id: dict[Any, Any], count: int) -> list[str]:
+    """The id of each row.
+
+    Raises:
+        DataError: A value is not a row of the file, a row has no id or two, or an id has two rows.
+    """
+    ids: dict[int, str] = {}
+    for image, row in rows_by_id.items():
+        if not isinstance(row, int | np.integer) or isinstance(row, bool) or not 0 <= row < count:
+            raise DataError(f"{path}: the row of image {image} is {row!r:.40}, not one of the {count:,} rows from 0")
+        if ids.setdefault(int(row), str(image)) != str(image):
+            raise DataError(f"{path}: the images {ids[int(row)]} and {image} have the same row {row}")
     if missing := [row for row in range(count) if row not in ids]:
         raise DataError(f"{path} has no id for {len(missing):,} of {count:,} rows, such as row {missing[0]}")
+    if len(set(ids.values())) < count:
+        raise DataError(f"{path}: an image has two rows: ids as numbers and as text are the same")
     return [ids[row] for row in range(count)]

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from comodal.data.regions.box_units import BoxUnitsError, check_box_units
+from comodal.data.regions.box_units import BoxFault, BoxUnitsError, check_box_units, check_boxes_within_image
 from comodal.data.regions.safe_unpickler import RefusedPickleError
 from comodal.errors import DataError, MediaError, wrap_item_errors
 
@@ -20,8 +20,8 @@ FIELD_NAMES = {
     "image": ("image_id",),
 }
 MIN_SPREAD_VALUES = 16  # needed to measure the spread of features
+MAX_ROUNDING = 0.01  # of a probability
 MAX_OCTAVES = 30  # between the small and the large features of an image; those of networks span about 10
-MAX_OUTSIDE_FRACTION = 0.01  # a box may leave its image by this part of a side, and two pixels: detectors round
 
 
 class FeatureRecord(NamedTuple):
@@ -39,7 +39,7 @@ class SkippedRecordError(NamedTuple):
     """A record that is skipped."""
 
     image: str
-    reason: Literal["refused", "damaged", "does not fit", "id twice", "boxes are fractions", "boxes are not corners"]
+    reason: Literal["refused", "damaged", "does not fit", "id twice"] | BoxFault
     detail: str
 
 
@@ -67,33 +67,33 @@ def build_or_refuse_record(image: str, make: Callable[[], FeatureRecord]) -> Fea
 
 
 def check_record(record: FeatureRecord) -> None:
-    """Raise a ValueError unless all arrays are consistent."""
+    """Check that all arrays are consistent, and that boxes are corners in pixels, within the image.
+
+    Raises:
+        BoxUnitsError: The boxes are not.
+        ValueError: The arrays are not.
+    """
     rows = len(record.features)
     classes = rows if record.classes is None else len(record.classes)
     if record.features.ndim != 2 or record.boxes.shape != (rows, 4) or classes != rows:
         raise ValueError(f"features {record.features.shape}, boxes {record.boxes.shape} and {classes} classes")
+    if record.features.shape[1] < 1:
+        raise ValueError("a region has no features")
+    if record.classes is not None and record.classes.size and not is_probability(record.classes):
+        raise ValueError(f"class probabilities from {record.classes.min():g} to {record.classes.max():g}")
     if record.width < 1 or record.height < 1:
         raise ValueError(f"an image of {record.width} x {record.height} pixels")
     for name, values in (("features", record.features), ("boxes", record.boxes), ("classes", record.classes)):
         if values is not None and not np.isfinite(values).all():
             raise ValueError(f"{name} are not finite")
-    check_record_boxes(record)
+    check_box_units(record.boxes, record.width, record.height)
+    check_boxes_within_image(record.boxes, record.width, record.height)
     check_feature_spread(record.features)
 
 
-def check_record_boxes(record: FeatureRecord) -> None:
-    """Check that boxes are corners in pixels, within the image.
-
-    Raises:
-        BoxUnitsError: They are normalized, or end before they begin.
-        ValueError: They leave the image.
-    """
-    check_box_units(record.boxes, record.width, record.height)
-    sides = np.array([record.width, record.height])
-    slack = 2 + MAX_OUTSIDE_FRACTION * sides
-    corners = record.boxes.reshape(-1, 2)
-    if (corners < -slack).any() or (corners > sides + slack).any():
-        raise ValueError(f"boxes leave the image of {record.width} x {record.height} pixels")
+def is_probability(values: Float[np.ndarray, "regions classes"]) -> bool:
+    """Whether values are from 0 to 1, up to rounding. NaN is judged by itself."""
+    return not ((values < -MAX_ROUNDING) | (values > 1 + MAX_ROUNDING)).any()
 
 
 def check_feature_spread(features: Float[np.ndarray, "regions dim"]) -> None:
@@ -128,20 +128,34 @@ def parse_feature_record(values: dict[str, Any], image: str) -> FeatureRecord:
     is_text = isinstance(fields["boxes"], str | bytes)
     boxes = parse_float_matrix(fields["boxes"], parse_integer_field(values["num_boxes"]) if is_text else None, 4)
     rows = len(boxes)
-    if parse_integer_field(values.get("num_boxes", rows)) > rows:
+    if not 0 <= parse_integer_field(values.get("num_boxes", rows)) <= rows:
         raise ValueError(f"num_boxes is {values['num_boxes']}, and there are {rows} boxes")
     features = parse_float_matrix(fields["features"], rows, None)
     if not isinstance(fields["features"], str | bytes) and np.asarray(fields["features"]).dtype.kind != "f":
         raise ValueError(f"features of {np.asarray(fields['features']).dtype}: quantized features are not read")
     classes = None if fields["classes"] is None else parse_float_matrix(fields["classes"], rows, None)
-    name = fields["image"].decode() if isinstance(fields["image"], bytes) else fields["image"]
+    name = image if fields["image"] is None else parse_image_id(fields["image"])
     width, height = parse_integer_field(fields["width"]), parse_integer_field(fields["height"])
-    return FeatureRecord(image if name is None else str(name), features, boxes, width, height, classes)
+    return FeatureRecord(name, features, boxes, width, height, classes)
+
+
+def parse_image_id(value: Any) -> str:
+    """An image's id: text, bytes or an integer, also as a NumPy value."""
+    plain = value.item() if isinstance(value, np.generic | np.ndarray) and value.size == 1 else value
+    if isinstance(plain, bool) or not isinstance(plain, str | bytes | int):
+        raise ValueError(f"the id {plain!r:.40} is neither text nor an integer")
+    name = plain.decode() if isinstance(plain, bytes) else str(plain)
+    if not name or "\0" in name:
+        raise ValueError(f"the id {name!r:.40} is empty or has a null character")
+    return name
 
 
 def parse_integer_field(value: Any) -> int:
-    """A number that may be text."""
-    return int(float(value))
+    """An integer that may be text, or a float without a fraction."""
+    number = float(value)
+    if not number.is_integer():
+        raise ValueError(f"{number:g} is not an integer")
+    return int(number)
 
 
 def parse_float_matrix(value: Any, rows: int | None, columns: int | None) -> Float[np.ndarray, "rows columns"]:

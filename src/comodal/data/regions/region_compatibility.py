@@ -60,12 +60,12 @@ def check_same_regions(model: Path, store: RegionStore) -> None:
             f"{store.folder} has those of {describe_regions(store_provenance)}: "
             "whether they are of the same kind is unknown"
         )
-    elif training_fingerprint != store_fingerprint and training_fingerprint not in store.about.get("also_for", []):
+    elif training_fingerprint not in (store_fingerprint, *store.about.get("compatible_with", [])):
         raise DataError(
             f"{store.folder} has features of {describe_regions(store_provenance)} "
             f"and {model} was trained on {describe_regions(training_provenance)}: "
             f"`comodal extract IMAGES STORE --like {model}` extracts the required kind; if these are suitable as well, "
-            f"extract them with --also-for {model}"
+            f"extract them with --compatible-with {model}"
         )
     elif training_fingerprint == store_fingerprint and any(
         training_provenance.get(name) != store_provenance.get(name) for name in BOX_SETTING_KEYS
@@ -86,7 +86,7 @@ def allow_incompatible_regions(store: Path, model: Path) -> None:
     if fingerprint is None:
         raise DataError(f"{model} does not record the regions it was trained on, so it accepts any of the right size")
     about = read_store_about(store)
-    write_store_about(store, about | {"also_for": sorted({*about.get("also_for", []), fingerprint})})
+    write_store_about(store, about | {"compatible_with": sorted({*about.get("compatible_with", []), fingerprint})})
 
 
 def describe_regions(provenance: dict[str, Any]) -> str:

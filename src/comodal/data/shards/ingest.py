@@ -18,15 +18,21 @@ import numpy as np
 import simplejpeg
 
 from comodal.console import print_line
+from comodal.data.shards.shard_report import ShardSummary
 from comodal.data.shards.shard_runner import (
     RunPlan,
     ShardSample,
-    WorkerOptions,
     format_refusal,
     make_shards,
     plan_shards,
 )
 from comodal.data.sources.kinetics_sounds import KINETICS_SOUNDS
+from comodal.data.sources.official_sets import (
+    OFFICIAL_SETS,
+    OfficialSetName,
+    assign_official_splits,
+    describe_lists,
+)
 from comodal.data.sources.split_names import SPLITS
 from comodal.data.sources.splits import HashSplit, assign_group_splits, hash_to_fraction, split_by_hash
 from comodal.data.sources.video_sources import (
@@ -41,7 +47,8 @@ from comodal.errors import DataError, MediaError
 from comodal.files import encode_for_hash, fingerprint_files
 from comodal.flat_parameters import flatten_parameters
 from comodal.media.audio import encode_flac
-from comodal.media.storage.open_media import remember_locations
+from comodal.media.storage.open_media import is_container, remember_locations
+from comodal.media.storage.path_patterns import is_path_pattern
 from comodal.media.storage.refused_formats import RefusalReason
 from comodal.media.video import (
     DEFAULT_CLIP,
@@ -52,6 +59,7 @@ from comodal.media.video import (
     read_clip_with_audio,
     read_video_info,
 )
+from comodal.workers import WorkerOptions
 
 CUT_MARGIN_SECONDS = 1.0  # clips in files are cut at key frames
 MAX_KEY_LENGTH = 120  # so that a member's name stays below the 255 bytes of a file system
@@ -63,6 +71,9 @@ class VideoSelection(HashSplit):
 
     Args:
         classes: Labels to keep; kinetics-sounds selects the 34 classes of the paper.
+        preset: A data set of the paper from its official lists: flickr-soundnet (400,000 training, 50,000 validation
+            and 50,000 test videos) or kinetics-sounds (34 classes, 15,000, 1,900 and 1,900 clips). A hash of the
+            video's id selects them; the paper's own selection is not published.
         limit: Use only this many videos, chosen by the hash of their keys.
         split: own keeps the splits of the list or of folders named train, validation and test, and splits the rest by a
             hash; hash splits everything by a hash. Clips of one source video are never in two splits.
@@ -71,6 +82,7 @@ class VideoSelection(HashSplit):
     """
 
     classes: Sequence[str] | None = None
+    preset: OfficialSetName | None = None
     limit: int | None = None
     split: Literal["own", "hash"] = "own"
 
@@ -79,6 +91,8 @@ class VideoSelection(HashSplit):
         super().check()
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be at least 1, got {self.limit}")
+        if self.preset is not None and (self.classes or self.split != "own"):
+            raise ValueError(f"--preset {self.preset} sets the classes and the splits: leave out --classes and --split")
 
 
 @dataclass(frozen=True)
@@ -110,7 +124,7 @@ def prepare_videos(
     selection: VideoSelection = ALL_VIDEOS,
     media: ClipParameters = DEFAULT_CLIP,
     shards: VideoShards = DEFAULT_SHARDS,
-) -> dict[str, Any]:
+) -> ShardSummary:
     """Make shards of clips from a folder or a list of videos.
 
     The command can be interrupted and resumed; when all is done it does nothing. The result does not depend on the
@@ -130,7 +144,7 @@ def prepare_videos(
         shards: The size of the shards, and the processes that make them.
 
     Returns:
-        The content of about.json: options, clips and seconds by split, refused files by reason.
+        The number of clips and their seconds by split, and of refused files by reason.
 
     Raises:
         DataError: The source cannot be read, OUT holds something else, or the disk is full.
@@ -141,6 +155,8 @@ def prepare_videos(
         comodal prepare videos "webvid/{00000..00099}.tar" shards/
         comodal prepare videos train.csv shards/ --lists validate.csv test.csv --files kinetics/
         comodal prepare videos kinetics_train.csv shards/ --files kinetics/ --classes kinetics-sounds
+        comodal prepare videos train.csv shards/ --lists validate.csv test.csv --files k400/ --preset kinetics-sounds
+        comodal prepare videos urls_public.txt shards/ --files flickr/ --preset flickr-soundnet
     """
     selection.check()
     shards.check()
@@ -152,9 +168,13 @@ def prepare_videos(
         sources += read_sources(Path(other_list), find_media_root(source, files), list_format)
     if not sources:
         raise DataError(f"{source} names no files")
-    sources = select_classes(sources, list(selection.classes or ()))
-    classes = selection.classes and list(selection.classes)
-    choice = {"classes": classes, "limit": selection.limit, "split": selection.split}
+    preset = OFFICIAL_SETS[selection.preset] if selection.preset else None
+    classes = preset.classes if preset else selection.classes
+    sources = select_classes(sources, list(classes or ()))
+    if selection.preset:
+        sources = assign_official_splits(sources, selection.preset)
+    choice = {"classes": classes and list(classes), "limit": selection.limit, "split": selection.split}
+    choice |= {"preset": selection.preset} if selection.preset else {}
     sizes = {
         "validation_fraction": selection.validation_fraction,
         "test_fraction": selection.test_fraction,
@@ -163,7 +183,25 @@ def prepare_videos(
     plan, root = plan_videos(sources, asdict(media) | choice | sizes), find_media_root(source, files)
     paths = sorted({item.file for shard in plan.shards for item in shard.items})
     plan = replace(plan, contents=fingerprint_files(root / path for path in paths))
+    if is_list(source):
+        listed = count_listed_clips(sources, selection)
+        record = describe_lists(selection.preset or source.name, [source, *map(Path, lists or ())], listed)
+        plan = replace(plan, dataset=record)
     return make_shards(plan, partial(read_video_sample, root=root, media=media), out, shards)
+
+
+def is_list(source: Path) -> bool:
+    """Whether the source is a list rather than a folder, a pattern or a container."""
+    return not source.is_dir() and not is_path_pattern(source) and not is_container(source.name)
+
+
+def count_listed_clips(sources: list[VideoSource], selection: VideoSelection) -> Counter[str]:
+    """The number of listed clips of each split, whether their files exist or not, and without the limit."""
+    fractions = (selection.validation_fraction, selection.test_fraction)
+    if selection.split == "hash":
+        return Counter(split_by_hash(source.group, *fractions) for source in sources)
+    splits = assign_group_splits(sources, *fractions)
+    return Counter(splits[source.group] for source in sources)
 
 
 def select_classes(sources: list[VideoSource], classes: list[str]) -> list[VideoSource]:

@@ -45,7 +45,7 @@ class ClipPair(NamedTuple):
     is_match: bool
 
 
-class PairMoment(NamedTuple):
+class PairTimes(NamedTuple):
     """A frame of a clip and the start of a second of audio that overlaps it."""
 
     frame: int
@@ -71,11 +71,11 @@ class PairSampler:
     def __call__(self, epoch: int, index: int) -> ClipPair:
         rng = np.random.default_rng((self.seed, epoch, index))
         first, second = self.draw_two_clips(rng)
-        image_moment = draw_pair_moment(self.records.read_record(first), self.audio_seconds, rng)
+        image_times = draw_pair_times(self.records.read_record(first), self.audio_seconds, rng)
         if (epoch * len(self.records) + index) % 2 == 0:
-            return ClipPair(first, image_moment.frame, first, image_moment.start_seconds, is_match=True)
-        audio_moment = draw_pair_moment(self.records.read_record(second), self.audio_seconds, rng)
-        return ClipPair(first, image_moment.frame, second, audio_moment.start_seconds, is_match=False)
+            return ClipPair(first, image_times.frame, first, image_times.start_seconds, is_match=True)
+        audio_times = draw_pair_times(self.records.read_record(second), self.audio_seconds, rng)
+        return ClipPair(first, image_times.frame, second, audio_times.start_seconds, is_match=False)
 
     def draw_two_clips(self, rng: np.random.Generator) -> tuple[int, int]:
         """Two clips of different groups; every such ordered pair is equally likely."""
@@ -91,11 +91,11 @@ class MatchedPairSampler(PairSampler):
     def __call__(self, epoch: int, index: int) -> ClipPair:
         rng = np.random.default_rng((self.seed, epoch, index))
         clip, _ = self.draw_two_clips(rng)
-        frame, start_seconds = draw_pair_moment(self.records.read_record(clip), self.audio_seconds, rng)
+        frame, start_seconds = draw_pair_times(self.records.read_record(clip), self.audio_seconds, rng)
         return ClipPair(clip, frame, clip, start_seconds, is_match=True)
 
 
-def draw_pair_moment(record: dict, audio_seconds: float, rng: np.random.Generator) -> PairMoment:
+def draw_pair_times(record: dict, audio_seconds: float, rng: np.random.Generator) -> PairTimes:
     """A random frame, and audio that begins up to a second before it and ends within the clip.
 
     All possible starts are equally likely, also near the ends of the clip.
@@ -110,4 +110,4 @@ def draw_pair_moment(record: dict, audio_seconds: float, rng: np.random.Generato
     frame = int(rng.integers(len(frame_seconds)))
     first = min(max(frame_seconds[frame] - audio_seconds, 0.0), latest)  # the record's times are rounded
     last = min(max(frame_seconds[frame], first), latest)
-    return PairMoment(frame, float(rng.uniform(first, last)))
+    return PairTimes(frame, float(rng.uniform(first, last)))

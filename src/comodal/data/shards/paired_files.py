@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from comodal.data.shards.shard_runner import RunPlan, ShardSample, WorkerOptions, make_shards, plan_shards
+from comodal.data.shards.shard_report import ShardSummary
+from comodal.data.shards.shard_runner import RunPlan, ShardSample, make_shards, plan_shards
 from comodal.data.sources.archive_examples import (
     ArchiveExample,
     get_example_group,
@@ -34,6 +35,7 @@ from comodal.media.image import encode_jpeg, read_image, resize_short_side
 from comodal.media.storage.archive_samples import Kind, SampleFault
 from comodal.media.storage.open_media import find_container, is_container
 from comodal.media.storage.path_patterns import is_path_pattern
+from comodal.workers import WorkerOptions
 
 MIN_AUDIO_SECONDS = 1.0  # the audio input of the network (L3-Net, section 3)
 MAX_CACHED_AUDIO = 1024  # of 10 to 70 kB each
@@ -96,7 +98,7 @@ def prepare_pairs(
     split: HashSplit = DEFAULT_SPLIT,
     media: PairedMediaParameters = DEFAULT_MEDIA,
     shards: PairShards = DEFAULT_PAIR_SHARDS,
-) -> dict[str, Any]:
+) -> ShardSummary:
     """Make shards of pairs from images in class folders and audio in class folders.
 
     Folders are `class/file`, or `train/class/file`, `validation/class/file` and `test/class/file`; files outside such
@@ -115,7 +117,7 @@ def prepare_pairs(
         shards: The size of the shards, and the processes that make them.
 
     Returns:
-        The content of about.json: options, pairs and seconds by split, refused files by reason.
+        The number of pairs and their seconds by split, and of refused files by reason.
 
     Raises:
         DataError: A folder cannot be read or no class has both, OUT holds something else, or the disk is full.

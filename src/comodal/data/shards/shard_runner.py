@@ -10,9 +10,9 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import Field, asdict, dataclass
+from dataclasses import Field, asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -27,13 +27,13 @@ from comodal.data.output_folder import (
     translate_os_errors,
 )
 from comodal.data.shards.shard_reader import ShardWriter
-from comodal.data.shards.shard_report import print_shard_report
+from comodal.data.shards.shard_report import ShardSummary, print_shard_report, read_shard_summary
 from comodal.data.sources.split_names import SPLITS
 from comodal.errors import DataError, MediaError, collect_media_warnings, wrap_item_errors
 from comodal.files import encode_json_line, write_atomically, write_bytes_atomically
 from comodal.progress import Progress
-from comodal.text_files import read_json, read_json_lines, read_json_object, read_lines
-from comodal.workers import CRASH_REASON, MAX_CRASHES, Backend, run_one_by_one, select_backend
+from comodal.text_files import read_json, read_json_lines, read_lines
+from comodal.workers import CRASH_REASON, MAX_CRASHES, WorkerOptions, run_one_by_one, select_backend
 
 
 @runtime_checkable
@@ -78,6 +78,7 @@ class RunPlan(Generic[ItemType]):
     shards: tuple[ShardPlan[ItemType], ...]
     refused: tuple[dict[str, Any], ...]  # report lines about items that are refused without being opened
     contents: str = ""  # a stamp of the files, which changes when one is replaced
+    dataset: Mapping[str, Any] = field(default_factory=dict)  # `describe_lists`; empty without a list
 
     def compute_fingerprint(self) -> str:
         items = [[shard.split, shard.index, [asdict(item) for item in shard.items]] for shard in self.shards]
@@ -101,22 +102,9 @@ def format_refusal(item: ShardItem, split: str, reason: str, detail: str) -> dic
     }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class WorkerOptions:
-    """How many processes make shards, and where.
-
-    Args:
-        workers: Worker processes; -1 is one per core.
-        backend: Where they run: loky (this machine), ray or dask (many machines; extras), sequential (this process).
-    """
-
-    workers: int = -1
-    backend: Backend = "loky"
-
-
 def make_shards(
     plan: RunPlan[ItemType], read_sample: Callable[[ItemType], ShardSample], out: Path, pool: WorkerOptions
-) -> dict[str, Any]:
+) -> ShardSummary:
     """Make the missing shards, merge the report, print its summary and return it.
 
     Args:
@@ -128,11 +116,11 @@ def make_shards(
     Raises:
         DataError: `out` holds something else, another command writes there, or the disk is full.
     """
-    if pool.workers != -1 and pool.workers < 1:
-        raise ValueError(f"workers is a number of processes, or -1 for one per core; got {pool.workers}")
+    pool.check()
     with select_backend(pool.backend), translate_os_errors(out), lock_output_folder(out):
         about = out / "about.json"
         new_settings = {"kind": plan.kind, "format": 1, "options": plan.options, "plan": plan.compute_fingerprint()}
+        new_settings |= {"dataset": dict(plan.dataset)} if plan.dataset else {}
         finished_before = check_same_options(out, new_settings)
         todo = [shard for shard in plan.shards if not is_shard_finished(shard, out)]
         if todo or not finished_before:
@@ -143,8 +131,8 @@ def make_shards(
             write_bytes_atomically(about, encode_settings_json(new_settings | {"finished": True} | report))
         else:
             print_line(f"{out} is already finished; nothing to do")
-        summary = read_json_object(about)
-    print_shard_report(summary, out)
+        summary = read_shard_summary(out)
+    print_shard_report(summary)
     return summary
 
 

@@ -46,13 +46,19 @@ def get_first_field(entry: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 
 def detect_caption_columns(text: str) -> CaptionColumns | None:
-    """The columns that the first line of a text names, or None if it is not a header."""
+    """The columns that the first line of a text names, or None if it is not a header.
+
+    Raises:
+        ValueError: Two columns have the name of the image's or the caption's column.
+    """
     first = next((line for line in split_lines(text[: 1 << 16]) if line.strip()), "")
     for delimiter in TABLE_DELIMITERS:
         names = [cell.strip().strip('"').lower() for cell in first.split(delimiter)]
         image, caption = (next((name for name in column_names if name in names), None)
                           for column_names in (IMAGE_COLUMNS, CAPTION_COLUMNS))  # fmt: skip
         if image is not None and caption is not None:
+            if twice := next((name for name in (image, caption) if names.count(name) > 1), None):
+                raise ValueError(f"two columns named {twice!r}")
             split = names.index(SPLIT_COLUMN) if SPLIT_COLUMN in names else None
             return CaptionColumns(delimiter, names.index(image), names.index(caption), split, len(names))
     return None

@@ -11,6 +11,7 @@ import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -49,11 +50,12 @@ class FileOutcome(NamedTuple):
 
 
 class FileJobs(NamedTuple):
-    """The jobs, and the suffixes of the files in the folders that are of another kind."""
+    """The jobs; the suffixes of files of another kind in the folders; and what cannot be opened there, with the reason."""
 
     jobs: list[FileJob]
     other_suffixes: Counter[str]
     damaged: tuple[FileOutcome, ...] = ()  # of containers
+    skipped: tuple[tuple[Path, str], ...] = ()
 
 
 def plan_file_jobs(files: list[Path], suffixes: Set[str], out: Path | None, endings: tuple[str, ...]) -> FileJobs:
@@ -67,9 +69,12 @@ def plan_file_jobs(files: list[Path], suffixes: Set[str], out: Path | None, endi
         DataError: there is nothing to do, or two files would have the same result.
     """
     targets: dict[tuple[Path, Path], None] = {}  # a file may be given twice, directly and by its folder
-    other_suffixes, damaged = Counter[str](), list[FileOutcome]()
+    other_suffixes, damaged, skipped = Counter[str](), list[FileOutcome](), list[tuple[Path, str]]()
     for path in files:
-        all_files = [file for file in path.rglob("*") if file.is_file() and file.suffix != ".npz"]
+        entries = sorted(path.rglob("*"))
+        all_files = [file for file in entries if file.is_file() and file.suffix != ".npz"]
+        reasons = [(entry, describe_special_entry(entry)) for entry in entries]
+        skipped += [(entry, reason) for entry, reason in reasons if reason is not None]
         containers = [Path(name) for name in select_containers(map(str, all_files if path.is_dir() else [path]))]
         for container in containers:
             folder = container.parent
@@ -85,8 +90,22 @@ def plan_file_jobs(files: list[Path], suffixes: Set[str], out: Path | None, endi
             folder = file.parent if out is None else out / (file.parent.relative_to(path) if path.is_dir() else "")
             targets[file, folder] = None
     if not targets and not damaged:
-        raise DataError(f"no {', '.join(sorted(suffixes))} file in {', '.join(map(str, files)) or 'an empty list'}")
-    return FileJobs(assign_result_paths(list(targets), endings), other_suffixes, tuple(damaged))
+        more = f"; {skipped[0][0]} is {skipped[0][1]}" if skipped else ""
+        raise DataError(
+            f"no {', '.join(sorted(suffixes))} file in {', '.join(map(str, files)) or 'an empty list'}{more}"
+        )
+    return FileJobs(assign_result_paths(list(targets), endings), other_suffixes, tuple(damaged), tuple(skipped))
+
+
+def describe_special_entry(entry: Path) -> str | None:
+    """What an entry of a folder is if it is neither a file nor a folder that can be searched; else None."""
+    if entry.is_file():
+        return None
+    if entry.is_dir():
+        if entry.is_symlink():
+            return "a link to a folder"
+        return None if os.access(entry, os.R_OK | os.X_OK) else "a folder without permission to read it"
+    return "not a regular file" if entry.exists() else "a link to nothing"
 
 
 def list_container_members(
@@ -161,13 +180,34 @@ class BatchedWork(NamedTuple):
     size: int
 
 
+@dataclass(frozen=True)
+class EmbeddingSummary:
+    """What a command that embeds files has written.
+
+    Args:
+        written: Number of files that were embedded.
+        skipped: Number of files whose results existed already.
+        windows: Number of embeddings that were computed.
+        noted: Number of embedded files with a note, for example truncated ones.
+        other_files: Number of files in the folders with suffixes of another kind.
+        special_files: Number of pipes, links to nothing and the like in the folders.
+    """
+
+    written: int
+    skipped: int
+    windows: int
+    noted: int
+    other_files: int
+    special_files: int
+
+
 def run_file_jobs(
     planned: FileJobs,
     work: Callable[[FileJob], int],
     workers: int,
     overwrite: bool,
     batched_work: BatchedWork | None = None,
-) -> dict[str, float]:
+) -> EmbeddingSummary:
     """Run the jobs whose results are missing, and report.
 
     Args:
@@ -179,14 +219,13 @@ def run_file_jobs(
             there is more than one, so that a file that crashes its decoder loses only its own result.
 
     Returns:
-        embed.written, embed.skipped, embed.windows, embed.noted (files with a note, for example truncated ones) and
-        embed.other_files (files in the folders with suffixes of another kind).
+        The numbers of written and skipped files.
 
     Raises:
         DataError: some files could not be read; all the others are written by then.
         ValueError: workers is negative.
     """
-    jobs, other_suffixes, damaged = planned
+    jobs, other_suffixes, damaged, skipped = planned
     if workers < 0:
         raise ValueError(f"workers ({workers}) is a number of processes, or 0 for one per core")
     todo = [job for job in jobs if overwrite or not is_job_done(job)]
@@ -208,18 +247,25 @@ def run_file_jobs(
     report_outcomes(
         refused, noted, sum(not outcome.error_message for outcome in done), len(jobs) - len(todo), other_suffixes
     )
+    if skipped:
+        print_line(f"{len(skipped)} entries of the folders were skipped")
+        table = Table("entry", "reason")
+        for entry, reason in skipped:
+            table.add_row(str(entry), reason)
+        table.show()
     if refused:
         first = f"{refused[0].job.source}: {refused[0].error_message}"
         raise DataError(
             f"{len(refused)} of {len(jobs) + len(damaged)} files could not be embedded (all others are), first {first}"
         )
-    return {
-        "embed.written": float(len(done)),
-        "embed.skipped": float(len(jobs) - len(todo)),
-        "embed.windows": float(sum(outcome.rows for outcome in done)),
-        "embed.noted": float(len(noted)),
-        "embed.other_files": float(other_suffixes.total()),
-    }
+    return EmbeddingSummary(
+        len(done),
+        len(jobs) - len(todo),
+        sum(outcome.rows for outcome in done),
+        len(noted),
+        other_suffixes.total(),
+        len(skipped),
+    )
 
 
 def report_outcomes(

@@ -35,7 +35,7 @@ from comodal.inference.vision_language import VisionLanguagePipeline, load_visio
 from comodal.media.image import read_image, resize_short_side
 from comodal.models.checkpoint import find_model_folder
 from comodal.models.vilbert.task_model import TaskModel
-from comodal.regions.extract import ExtractionPool, load_extractor_of_model
+from comodal.regions.extract import ExtractionPool, ExtractionWorkers, load_extractor_of_model
 from comodal.tasks.retrieval.caption_retrieval import RETRIEVAL_HEAD, select_scoring_head
 from comodal.tasks.retrieval.pair_scores import PairScorer
 
@@ -55,7 +55,7 @@ class SearchResult:
 
     Args:
         text: The query.
-        score_kind: The kind of the scores.
+        score_kind: What the scores are: a score of retrieval, or the probability of alignment.
         best: The best images, in descending order.
         num_images: Number of images in the index.
         num_scored: Number of images that the model scored.
@@ -116,7 +116,7 @@ class Searcher:
         hits = [SearchHit(self.images.folder / self.images.names[indices[i]], float(scores[i])) for i in best.tolist()]
         return SearchResult(
             text=text,
-            score_kind="score" if self.is_fine_tuned else "P(aligned)",
+            score_kind="score" if self.is_fine_tuned else "probability",
             best=hits,
             num_images=len(self.images),
             num_scored=len(indices),
@@ -298,7 +298,7 @@ def create_extraction_pool(
     extractor = load_extractor_of_model(model, detector, kind, device)
     if extractor.source.boxes == "given" and kind != "given":
         raise DataError(f"{model} was trained on given boxes: pass --boxes FILE with the boxes of these images")
-    return ExtractionPool(extractor, folder, device, workers, "loky")
+    return ExtractionPool(extractor, folder, ExtractionWorkers(workers, device=device))
 
 
 def check_pair_scoring(pipeline: VisionLanguagePipeline) -> None:
@@ -368,9 +368,9 @@ def print_search_result(result: SearchResult, as_json: bool) -> None:
         best = [{"image": str(hit.image), "score": hit.score} for hit in result.best]
         print_json(vars(result) | {"best": best})
         return
-    print_line(f"{result.score_kind:>10}  image")
+    print_line(f"{result.score_kind:>11}  image")
     for hit in result.best:
-        print_line(f"{hit.score:10.3f}  {hit.image}")
+        print_line(f"{hit.score:11.3f}  {hit.image}")
 
 
 def write_search_page(out: Path, result: SearchResult) -> None:
@@ -382,6 +382,5 @@ def write_search_page(out: Path, result: SearchResult) -> None:
         images.append(
             PageImage(hit.image.name, encode_photo_uri(thumbnail), f"{rank}. {hit.score:.3f}", hit.image.name)
         )
-    measure = "score" if result.score_kind == "score" else "probability of alignment"
-    text = f"The best {len(result.best):,} of {result.num_images:,} images by {measure}."
+    text = f"The best {len(result.best):,} of {result.num_images:,} images by {result.score_kind}."
     write_page(out, result.text, [PageSection("Search results", text, [PageImageRow(images)])])

@@ -4,6 +4,7 @@ Reading terminates for every file: sizes, rates and the numbers of frames and pa
 known formats are opened. Every FFmpeg error becomes a MediaError.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,19 +13,26 @@ import av
 from av.container import InputContainer
 from av.stream import Disposition
 
-from comodal.errors import MediaError
+from comodal.errors import MediaError, MediaWarning
 from comodal.media.containers.edit_lists import read_edit_ends
-from comodal.media.containers.fragments import FragmentedTrack, read_fragmented_tracks
+from comodal.media.containers.fragments import FragmentedTrack, find_damaged_box, read_fragmented_tracks
+from comodal.media.containers.holes import MIN_GAP_SECONDS, find_holes
 from comodal.media.containers.matroska_segments import has_second_segment
 from comodal.media.containers.presentation_order import PresentationOrder
 from comodal.media.containers.timeline import FORMATS_WITHOUT_ZERO, Timeline
-from comodal.media.containers.track import MP4_FORMAT, SHARED_DURATION_FORMATS, Track, ticks_to_seconds
+from comodal.media.containers.track import (
+    MP4_FORMAT,
+    SHARED_DURATION_FORMATS,
+    Track,
+    ticks_to_seconds,
+)
 from comodal.media.storage.open_media import open_media
 from comodal.media.storage.refused_formats import RefusalReason, describe_non_media, read_first_bytes
 
 av.logging.set_level(av.logging.PANIC)  # errors are raised; FFmpeg's own log lines would break the progress bar
 
 MAX_FRAME_PIXELS = 8192 * 4320  # 8K; FFmpeg holds up to 17 frames of a stream at once
+MAX_LISTED_HOLES = 3
 MAX_IDLE_PACKETS = 2_000  # of a stream that is complete, while reading waits for the other one
 MATROSKA_FORMAT = "matroska,webm"
 FORMATS_WITH_LENGTH = {MP4_FORMAT, "mxf"} | SHARED_DURATION_FORMATS  # formats whose header has a length
@@ -244,6 +252,27 @@ def decode_frames(
     if timeline.has_doubtful_pause():  # which the end of the file explains, or not
         for _ in packets:
             pass
+    _check_holes(timeline, tracks, [*by_index.values()])
+
+
+def _check_holes(timeline: Timeline, tracks: Sequence[Track], decoded_tracks: Sequence[Track]) -> None:
+    """Warn of what is missing in the middle of the part that was decoded."""
+    until = max(track.end for track in decoded_tracks)
+    zeros = {track.kind: track.zero for track in tracks}
+    holes = find_holes([course.gaps for course in timeline.courses.values()])
+    parts: dict[str, list[str]] = {}
+    for hole in holes:
+        start, end = hole.start - zeros[hole.kind], hole.end - zeros[hole.kind]
+        if start >= until or end <= 0 or all(track.kind != hole.kind for track in decoded_tracks):
+            continue
+        place, restart = f"for {end - start:.2f} s from {start:.2f} s on", hole.restart - zeros[hole.kind]
+        if restart > end + MIN_GAP_SECONDS:
+            place += f" (what follows is damaged until {restart:.2f} s)"
+        parts.setdefault(hole.kind, []).append(place)
+    for kind, places in parts.items():
+        more = f" and at {len(places) - MAX_LISTED_HOLES} more places" if len(places) > MAX_LISTED_HOLES else ""
+        detail = f"damaged: the file has no {kind} {', '.join(places[:MAX_LISTED_HOLES])}{more}"
+        warnings.warn(MediaWarning(tracks[0].path, detail), stacklevel=3)
 
 
 def read_shared_end(container: InputContainer, track: Track) -> float | None:
@@ -301,6 +330,7 @@ def _demux_packets(container: InputContainer, tracks: Sequence[Track]) -> Iterat
         for packet in container.demux([track.stream for track in tracks]):
             if packet.size == 0 and packet.dts is None:
                 _check_fully_read(container, tracks, read)
+                _mark_damaged_boxes(container, tracks)
             read = max(read, (packet.pos or 0) + packet.size)
             yield packet
     except IndexError:  # PyAV's
@@ -327,6 +357,15 @@ def _check_fully_read(container: InputContainer, tracks: Sequence[Track], read: 
     if is_concatenated:
         detail = f"the last {unread:,} of its {container.size:,} bytes cannot be read, as in concatenated files"
         raise MediaError(tracks[0].path, RefusalReason.UNREADABLE, detail)
+
+
+def _mark_damaged_boxes(container: InputContainer, tracks: Sequence[Track]) -> None:
+    """Mark the tracks as cut where a fragmented mp4 file continues behind damaged boxes."""
+    place = find_damaged_box(tracks[0].path) if container.format.name == MP4_FORMAT else None
+    if place is not None:
+        for track in tracks:
+            track.failure = f"its fragments are damaged at byte {place:,} of {container.size:,}"
+            track.is_cut = True
 
 
 def _decode_packet(track: Track, packet: av.Packet) -> list[av.VideoFrame] | list[av.AudioFrame]:

@@ -20,6 +20,7 @@ from comodal.media.containers.container import (
     make_tracks,
     open_container,
 )
+from comodal.media.containers.ogg_pages import check_ogg_pages
 from comodal.media.containers.track import MAX_LOST_SECONDS, Track
 from comodal.media.storage.open_media import open_media
 from comodal.media.storage.refused_formats import RefusalReason
@@ -27,6 +28,11 @@ from comodal.media.storage.refused_formats import RefusalReason
 TIMESTAMPED_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "nut"}
 # Formats whose header has the duration of the audio. Elsewhere FFmpeg estimates it from the bit rate.
 SAMPLE_EXACT_FORMATS, MAX_ROUNDING_SECONDS = {"flac", "wav"}, 0.01  # whose headers count the samples
+MAX_FRAME_SECONDS = 0.13  # of the codecs of the other formats: 1,024 samples at 8 kHz
+MAX_SHORTER_SECONDS = {
+    "asf": MAX_LOST_SECONDS,
+    "avi": MAX_LOST_SECONDS,
+}  # whose headers have one length for all streams
 FORMATS_WITH_DURATION = TIMESTAMPED_FORMATS - {"mpegts"} | {
     "w64",
     "flac",
@@ -81,7 +87,7 @@ def warn_of_missing_audio(container: InputContainer, audio_track: Track, decoded
     if container.format.name == "wav":  # FFmpeg reports the actual length for these
         declared_end = _read_wav_seconds(audio_track.path)
     is_exact = container.format.name in SAMPLE_EXACT_FORMATS
-    tolerance = MAX_ROUNDING_SECONDS if is_exact else MAX_LOST_SECONDS
+    tolerance = MAX_ROUNDING_SECONDS if is_exact else MAX_SHORTER_SECONDS.get(container.format.name, MAX_FRAME_SECONDS)
     if declared_end is not None and audio_track.end < declared_end - tolerance:
         detail = f"truncated: its audio ends at {audio_track.end:.2f} s, its header declares {declared_end:.2f} s"
         warnings.warn(MediaWarning(audio_track.path, detail), stacklevel=2)
@@ -92,9 +98,22 @@ def warn_of_missing_audio(container: InputContainer, audio_track: Track, decoded
         lost_seconds = declared_end - decoded_seconds
         detail = f"damaged: {lost_seconds:.2f} s of its audio are lost, and what follows is early by that"
         warnings.warn(MediaWarning(audio_track.path, detail), stacklevel=2)
+    if container.format.name == "ogg":
+        _warn_of_missing_pages(audio_track, decoded_seconds)
     if audio_track.losses:
-        detail = f"damaged: {audio_track.losses} audio packets cannot be decoded ({audio_track.failure})"
-        warnings.warn(MediaWarning(audio_track.path, detail), stacklevel=2)
+        warnings.warn(MediaWarning(audio_track.path, audio_track.describe_losses()), stacklevel=2)
+
+
+def _warn_of_missing_pages(audio_track: Track, decoded_seconds: float) -> None:
+    pages = check_ogg_pages(audio_track.path)
+    if pages.lost:
+        lost_seconds = audio_track.end - decoded_seconds
+        extent = f" ({lost_seconds:.2f} s)" if lost_seconds > MAX_ROUNDING_SECONDS else ""
+        detail = f"damaged: {pages.lost} pages of its audio are lost{extent}, and what follows is early by that"
+        warnings.warn(MediaWarning(audio_track.path, detail), stacklevel=3)
+    if pages.is_cut:
+        detail = f"truncated: its audio ends at {audio_track.end:.2f} s, without the mark of its end"
+        warnings.warn(MediaWarning(audio_track.path, detail), stacklevel=3)
 
 
 def _has_exact_duration(container: InputContainer, path: Path) -> bool:

@@ -16,6 +16,7 @@ from comodal.media.containers.edit_lists import MP4_CONTAINER_BOXES, iterate_box
 from comodal.media.storage.open_media import open_media
 
 FRAGMENT_BOXES = MP4_CONTAINER_BOXES | {b"mdia", b"moof", b"traf"}
+MAX_FRAGMENT_BOXES = 1_000_000
 HAS_DATA_OFFSET, HAS_FIRST_FLAGS, HAS_OFFSETS = 0x1, 0x4, 0x800  # flags of a `trun` box
 SAMPLE_FIELDS = (0x100, 0x200, 0x400, 0x800)  # duration, size, flags, composition offset
 
@@ -74,6 +75,31 @@ def read_fragmented_tracks(path: Path) -> dict[int, FragmentedTrack]:
     except (struct.error, OSError, ValueError, ZeroDivisionError):
         return {}
     return {number: track for number, track in tracks.items() if track.ticks_per_second and track.delays}
+
+
+def find_damaged_box(path: Path) -> int | None:
+    """Where the boxes of a fragmented file stop being boxes, in bytes; FFmpeg reads nothing behind that.
+
+    None for a file without fragments, which has an index of its samples.
+    """
+    has_fragments, start = False, 0
+    with open_media(path) as file:
+        end = file.seek(0, os.SEEK_END)
+        for _ in range(MAX_FRAGMENT_BOXES):
+            file.seek(start)
+            head = file.read(16)
+            if start + 8 > end:
+                return None
+            size, kind = struct.unpack_from(">I4s", head)
+            has_fragments |= kind == b"moof"
+            if size == 1 and len(head) == 16:
+                size = struct.unpack_from(">Q", head, 8)[0]
+            if not all(32 <= byte < 127 for byte in kind) or 0 < size < 8:
+                return start if has_fragments else None
+            if size == 0:
+                return None
+            start += size
+    return None
 
 
 def _read_edits(track: FragmentedTrack, body: bytes, wide: bool, movie_ticks: int) -> None:

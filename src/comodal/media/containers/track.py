@@ -24,7 +24,8 @@ class Track:
     `last` is where the presentation ends, on the clock of the file; `media_start` is where the samples of a fragmented
     file begin on it, which an edit may cut off. `start` is None until a frame was decoded; `end` is where the last
     decoded frame ends. `lost_since` is the time of the first packet that could not be decoded, until a later one is
-    decoded (decoders return earlier frames late). `losses` counts such packets; without `strict` any number is allowed.
+    decoded (decoders return earlier frames late). `losses` counts such packets, from `first_loss` to `last_loss`;
+    without `strict` any number is allowed.
     `is_cut` means that the container cannot be read further. `latest` is when the last frame begins, and `disordered`
     counts the frames that are not later than the one before. The caller sets `done` when nothing more is needed.
     """
@@ -42,6 +43,8 @@ class Track:
     done: bool = False
     strict: bool = True
     losses: int = 0
+    first_loss: float = 0.0
+    last_loss: float = 0.0
     is_cut: bool = False
     latest: float = float("-inf")
     disordered: int = 0
@@ -57,6 +60,8 @@ class Track:
         stream = self.stream
         format_name = stream.container.format.name
         if format_name in FORMATS_WITHOUT_ZERO:  # no header; FFmpeg's estimate ignores that timestamps restart
+            return None
+        if self.is_cut and self.media_start is not None:  # FFmpeg counts the fragments that it has read
             return None
         in_avi = format_name == "avi" and isinstance(stream, av.VideoStream)
         if in_avi and stream.frames and stream.average_rate:
@@ -119,9 +124,18 @@ class Track:
         """Record that a packet could not be decoded. Before the first frame that is a late start, not a loss."""
         self.failure = failure
         if self.start is not None:
-            self.losses += 1
             start_seconds = self.end if packet.pts is None else ticks_to_seconds(self.stream, packet.pts) - self.zero
+            self.first_loss = min(self.first_loss, start_seconds) if self.losses else start_seconds
+            self.last_loss = max(self.last_loss, start_seconds) if self.losses else start_seconds
+            self.losses += 1
             self.lost_since = start_seconds if self.lost_since is None else min(start_seconds, self.lost_since)
+
+    def describe_losses(self) -> str:
+        """A note on the packets that could not be decoded."""
+        place = f"at {self.first_loss:.2f} s"
+        if self.last_loss > self.first_loss:
+            place = f"from {self.first_loss:.2f} s to {self.last_loss:.2f} s"
+        return f"damaged: {self.losses} {self.kind} packets cannot be decoded {place} ({self.failure})"
 
     def check_complete(self, seconds: float) -> None:
         """Raise a MediaError unless the stream was decoded to its promised end, or to `seconds` if that is earlier."""

@@ -21,7 +21,7 @@ from comodal.media.storage.archive_samples import (
 )
 from comodal.media.storage.file_window import open_file_window
 from comodal.media.storage.tar_headers import TarDamage, TarHeader, TarReader, open_tar
-from comodal.text_files import parse_json
+from comodal.text_files import decode_text, parse_json
 
 TEXT_ENDINGS = ("txt", "cls")
 
@@ -98,13 +98,13 @@ def find_member_fault(member: TarHeader, ending: str) -> SampleFault | None:
 def add_sample_text(tar: TarReader, example: ArchiveSample, ending: str, member: TarHeader) -> SampleFault | None:
     """Read a text or JSON member into an example, or return the reason why it cannot be read."""
     try:
-        text = tar.read(member.start, member.size).decode("utf-8-sig")
+        text = decode_text(tar.read(member.start, member.size), member.name)
         if ending != "json":
             example.texts[ending] = text
             return None
         value = parse_json(text, member.name)
-    except (UnicodeDecodeError, DataError) as error:
-        return SampleFault("damaged", f"{member.name}: {error}")
+    except DataError as error:
+        return SampleFault("damaged", str(error))
     if not isinstance(value, dict):
         return SampleFault("damaged", f"{member.name} is not a JSON object")
     example.metadata = value

@@ -15,11 +15,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from comodal.errors import CheckpointError
+from comodal.errors import CheckpointError, check_number
 from comodal.models.checkpoint import load_model
 from comodal.models.pretrained import PretrainedModel
 
 MAX_ROWS_AT_ONCE = 1024  # batch size of regions: their children's centers take 42 MB at branching 40 and 256 dimensions
+
+MAX_SIZE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class CodebookConfig:
     roots: int
     branching: int = 0
     depth: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "projection", "tokens", "nodes", "roots", "depth"):
+            check_number(name, getattr(self, name), 1, MAX_SIZE)
+        check_number("branching", self.branching, 0, MAX_SIZE)
 
 
 class Codebook(PretrainedModel, nn.Module):

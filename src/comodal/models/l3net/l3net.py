@@ -63,6 +63,12 @@ class L3NetConfig:
             )
         check_number("image_size", self.image_size, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE)
         check_number("audio_seconds", self.audio_seconds, MIN_SECONDS, MAX_SECONDS)
+        samples = round(self.audio_seconds * self.sample_rate)
+        if samples + self.spectrogram.zeros_before + self.spectrogram.zeros_after < self.spectrogram.window_samples:
+            raise ValueError(
+                f"audio_seconds ({self.audio_seconds}) are {samples} samples, fewer than one window of the spectrogram "
+                f"({self.spectrogram.window_samples})"
+            )
         check_number("width", self.width, 1, MAX_WIDTH)
         check_number("fusion", self.fusion, 1, MAX_FUSION)
         check_number("norm_eps", self.norm_eps, 0, 1)
@@ -138,8 +144,7 @@ class L3Net(PretrainedModel, nn.Module):
         self, image: UInt8[Tensor, "batch 3 height width"], audio: Float[Tensor, "batch samples"]
     ) -> L3NetOutput:
         image_features, audio_features = self.compute_image_features(image), self.compute_audio_features(audio)
-        hidden = F.relu(self.fc1(torch.cat([image_features, audio_features], 1)))
-        return L3NetOutput(self.fc2(hidden), image_features, audio_features)
+        return L3NetOutput(self.fuse_pairs(image_features, audio_features), image_features, audio_features)
 
     def compute_image_features(self, image: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch features"]:
         """The features of an image that the fusion network takes."""
@@ -148,6 +153,12 @@ class L3Net(PretrainedModel, nn.Module):
     def compute_audio_features(self, audio: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
         """The features of a second of audio that the fusion network takes."""
         return self.audio_tower(self.spectrogram(self.check_audio(audio))).amax((2, 3))
+
+    def fuse_pairs(
+        self, image: Float[Tensor, "pairs features"], audio: Float[Tensor, "pairs features"]
+    ) -> Float[Tensor, "pairs 2"]:
+        """The logits (mismatch, match) of the features of pairs."""
+        return self.fc2(F.relu(self.fc1(torch.cat([image, audio], 1))))
 
     def fuse_all_pairs(
         self, image: Float[Tensor, "images features"], audio: Float[Tensor, "clips features"]

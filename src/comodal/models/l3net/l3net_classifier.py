@@ -12,12 +12,14 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from comodal.errors import CheckpointError
+from comodal.errors import CheckpointError, check_number
 from comodal.models.checkpoint import load_model
 from comodal.models.l3net import l3net
+from comodal.models.l3net.clip_classifier import ClipClassifier
 from comodal.models.l3net.l3net import L3Net
 from comodal.models.pretrained import PretrainedModel
 
+MAX_FEATURES, MAX_CLASSES = 1 << 20, 1 << 20
 Modality = Literal["image", "audio"]
 
 
@@ -38,6 +40,11 @@ class L3ClassifierConfig:
     features: int
     classes: int
     dropout: float
+
+    def __post_init__(self) -> None:
+        check_number("features", self.features, 1, MAX_FEATURES)
+        check_number("classes", self.classes, 1, MAX_CLASSES)
+        check_number("dropout", self.dropout, 0, 1)
 
 
 class L3Classifier(PretrainedModel, nn.Module):
@@ -84,13 +91,13 @@ def count_pooled_features(model: L3Net, modality: Modality) -> int:
 
 
 def load_any_l3net(path: Path) -> L3Net:
-    """Loads an L3-Net, or the backbone of a fine-tuned classifier, in evaluation mode.
+    """Loads an L3-Net, or the backbone of a classifier, in evaluation mode.
 
     Raises:
         CheckpointError: There is no model, it is damaged, or it is another kind of model.
     """
     model = load_model(path)
-    backbone = model.l3net if isinstance(model, L3Classifier) else model
+    backbone = model.l3net if isinstance(model, L3Classifier | ClipClassifier) else model
     if not isinstance(backbone, L3Net):
         raise CheckpointError(f"{path}: a {type(model).__name__}; this needs an L3Net")
     return backbone

@@ -12,12 +12,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from comodal.errors import check_number
 from comodal.models.l3net.mel_filters import MelScale, make_mel_filter_bank
 
 Representation = Literal["linear", "mel128", "mel256"]
 Frontend = Literal["kapre014", "kapre03", "librosa"]
 
 MIN_DECIBELS = -80.0  # kapre 0.1.4, backend_keras.py, amplitude_to_decibel: dynamic_range
+MAX_SAMPLE_RATE = 768_000
+MIN_FLOOR = 1e-30  # of the logarithm, far above the smallest float32
 MAX_FFT = 1 << 14  # a third of a second at 48 kHz
 MIN_MAGNITUDE = 1e-10  # the same, amin
 
@@ -43,6 +46,18 @@ class SpectrogramConfig:
     mel_of: Literal["power", "magnitude"] = "power"
     scale: Literal["log", "clamped_log", "decibels"] = "log"
     floor: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check_number("sample_rate", self.sample_rate, 1, MAX_SAMPLE_RATE)
+        check_number("n_fft", self.n_fft, 1, MAX_FFT)
+        check_number("mel_bands", self.mel_bands, 0, MAX_FFT)
+        for name in ("zeros_before", "zeros_after"):
+            check_number(name, getattr(self, name), 0, MAX_FFT)
+        check_number("hop_samples", self.hop_samples, 1, MAX_SAMPLE_RATE)
+        check_number("floor", self.floor, MIN_FLOOR, 1)
+        check_number("window_samples", self.window_samples, 1, MAX_FFT)
+        if self.window_samples > self.n_fft:
+            raise ValueError(f"window_samples ({self.window_samples}) must not exceed n_fft ({self.n_fft})")
 
 
 PAPER_SPECTROGRAM_CONFIG = SpectrogramConfig()
@@ -100,10 +115,6 @@ class Spectrogram(nn.Module):
 
     def __init__(self, config: SpectrogramConfig) -> None:
         super().__init__()
-        if config.window_samples > config.n_fft:
-            raise ValueError(f"window_samples ({config.window_samples}) must not exceed n_fft ({config.n_fft})")
-        if not (0 < config.n_fft <= MAX_FFT and 0 <= config.mel_bands <= MAX_FFT and config.hop_samples > 0):
-            raise ValueError(f"n_fft and mel_bands are at most {MAX_FFT:,} and hop_samples is at least 1, got {config}")
         self.config = config
         # On the meta device this would import `torch._dynamo`, which takes a second.
         self.register_buffer("window", torch.hann_window(config.window_samples, device="cpu"), persistent=False)

@@ -13,7 +13,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from comodal.models.vilbert.transformer import ACTIVATIONS, MASKED_LOGIT, Activation, init_weights
+from comodal.errors import check_number
+from comodal.models.vilbert.transformer import ACTIVATIONS, MASK_BIAS, Activation, init_weights
 
 Fusion = Literal["mul", "sum"]
 PooledFusion = Literal["mul", "sum", "single"]  # single: one stream, both pooled outputs are the same
@@ -114,6 +115,7 @@ def compute_mean_encoding(
     return (hidden_states * present).sum(1) / present.sum(1).clamp(min=1)
 
 
+MAX_HEAD_SIZE = 1 << 20
 HeadKind = Literal["answers", "linear", "pairs", "regions", "tokens"]
 
 
@@ -136,6 +138,10 @@ class Head:
     outputs: int
     hidden: int = 0
     activation: Literal["gelu", "relu"] = "gelu"
+
+    def __post_init__(self) -> None:
+        check_number("outputs", self.outputs, 1, MAX_HEAD_SIZE)
+        check_number("hidden", self.hidden, 0, MAX_HEAD_SIZE)
 
 
 def make_twelve_in_one_heads(joint_dim: int) -> tuple[Head, ...]:
@@ -187,7 +193,7 @@ class TaskHeads(nn.ModuleDict):
         kind, head = self.kinds[name], self[name]
         if kind == "regions":
             scores = head(self.apply_dropout(region_states)).squeeze(2)
-            padding = 0.0 if region_mask is None else (~region_mask).to(region_states.dtype) * MASKED_LOGIT
+            padding = 0.0 if region_mask is None else (~region_mask).to(region_states.dtype) * MASK_BIAS
             return scores + padding
         if kind == "tokens":
             return head(self.apply_dropout(token_states)).squeeze(2)

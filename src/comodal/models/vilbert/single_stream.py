@@ -10,20 +10,17 @@ The embedding that `basebert.py` adds to every region to tell regions from text 
 
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from comodal.errors import CheckpointError, check_number
-from comodal.models.checkpoint import load_model
+from comodal.errors import check_number
 from comodal.models.pretrained import PretrainedModel
 from comodal.models.vilbert.embeddings import RegionEmbeddings, TextEmbeddings
 from comodal.models.vilbert.heads import AlignmentHead, PooledFusion, RegionHead, TokenHead
 from comodal.models.vilbert.streams import OutputIndices, UnimodalEncoding, ViLBERTOutput, prepend_first_index
 from comodal.models.vilbert.transformer import Index, Mask, TransformerLayer, init_weights, to_bool_mask
-from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import (
     MAX_FEATURES,
     StreamConfig,
@@ -241,15 +238,3 @@ def merge_stream_indices(
             for stream, index in zip(stream_positions, (token_index, region_index), strict=True)
         ]
     )
-
-
-def load_pretrained(path: Path) -> ViLBERT | SingleStream:
-    """Loads a ViLBERT or a single-stream model from a run folder or model folder, in evaluation mode.
-
-    Raises:
-        CheckpointError: There is no model, it is damaged, or it is another kind of model.
-    """
-    model = load_model(path)
-    if not isinstance(model, ViLBERT | SingleStream):
-        raise CheckpointError(f"{path}: a {type(model).__name__}; a ViLBERT is required")
-    return model

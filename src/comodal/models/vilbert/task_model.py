@@ -33,13 +33,6 @@ class TaskModelConfig:
         if not names or len(set(names)) < len(names):
             raise ValueError(f"heads {names}: one or more distinct names are required")
 
-    def get_head(self, name: str) -> Head:
-        """Returns the head of this name."""
-        matches = [head for head in self.heads if head.name == name]
-        if not matches:
-            raise ValueError(f"the model has no head {name!r}; it has {', '.join(head.name for head in self.heads)}")
-        return matches[0]
-
 
 class TaskModel(PretrainedModel, nn.Module):
     """A backbone with task heads; each image is encoded once, however many texts it is paired with."""

@@ -18,7 +18,7 @@ Activation = Literal["gelu", "relu", "swish"]
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "swish": nn.SiLU}
 Mask: TypeAlias = Bool[Tensor, "_batch _tokens"] | Integer[Tensor, "_batch _tokens"] | None  # None: no padding
 Index: TypeAlias = Int64[Tensor, "_chosen"] | None  # row x length + column, each once; None: all tokens
-MASKED_LOGIT = -10_000.0  # the logit of a padding region
+MASK_BIAS = -10_000.0  # added to the logits of padding, as in the original
 
 
 class AttentionGates(NamedTuple):
@@ -50,7 +50,7 @@ class Attention(nn.Module):
         gates: AttentionGates | None = None,
         index: Index = None,
         context_index: Index = None,
-    ) -> Float[Tensor, "batch queries dim"] | Float[Tensor, "select_tokens dim"]:
+    ) -> Float[Tensor, "batch queries dim"] | Float[Tensor, "selected dim"]:
         """`context_mask` is None without padding; only then a GPU can use its fastest kernel.
 
         With an index, only those tokens of `x` (or of `context`) are projected, and only those queries are returned.
@@ -101,13 +101,13 @@ class Attention(nn.Module):
 
 def select_tokens(
     x: Float[Tensor, "batch tokens dim"], index: Index
-) -> Float[Tensor, "select_tokens dim"] | Float[Tensor, "batch tokens dim"]:
+) -> Float[Tensor, "selected dim"] | Float[Tensor, "batch tokens dim"]:
     """Selects the tokens of an index as one flat sequence; all tokens without an index."""
     return x if index is None else x.flatten(0, 1).index_select(0, index)
 
 
 def scatter_tokens(
-    x: Float[Tensor, "select_tokens dim"] | Float[Tensor, "batch tokens dim"],
+    x: Float[Tensor, "selected dim"] | Float[Tensor, "batch tokens dim"],
     index: Index,
     batch: int | torch.SymInt,
     tokens: int | torch.SymInt,

@@ -5,14 +5,11 @@ The function equals that of facebookresearch/vilbert-multi-task, verified with i
 """
 
 from functools import partial
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from comodal.errors import CheckpointError
-from comodal.models.checkpoint import load_model
 from comodal.models.pretrained import PretrainedModel
 from comodal.models.vilbert.embeddings import RegionEmbeddings, TextEmbeddings
 from comodal.models.vilbert.heads import AlignmentHead, ContrastiveHead, RegionHead, TokenHead
@@ -39,8 +36,8 @@ class CoAttention(nn.Module):
     def __init__(self, config: ViLBERTConfig) -> None:
         super().__init__()
         text, vision, joint = config.text, config.vision, (config.joint_dim, config.joint_heads)
-        self.text = make_co_attention_layer(text, vision, *joint)
-        self.vision = make_co_attention_layer(vision, text, *joint)
+        self.text = make_transformer_layer(text, vision, *joint)
+        self.vision = make_transformer_layer(vision, text, *joint)
 
     def forward(self, text: UnimodalEncoding, vision: UnimodalEncoding) -> tuple[Tensor, Tensor]:
         """Returns the updated text and vision streams."""
@@ -52,10 +49,8 @@ class CoAttention(nn.Module):
         )
 
 
-def make_co_attention_layer(
-    stream: StreamConfig, context: StreamConfig, inner_dim: int, heads: int
-) -> TransformerLayer:
-    """A layer that updates one stream by attention to another."""
+def make_transformer_layer(stream: StreamConfig, context: StreamConfig, inner_dim: int, heads: int) -> TransformerLayer:
+    """A layer that updates one stream by attention to another, or to itself."""
     return TransformerLayer(
         stream.dim,
         context.dim,
@@ -99,10 +94,10 @@ class ViLBERT(PretrainedModel, nn.Module):
             vision.dim, config.region_feature_dim, config.num_visual_tokens, dropout, vision.norm_eps
         )
         self.text_layers = nn.ModuleList(
-            make_co_attention_layer(text, text, text.dim, text.heads) for _ in range(text.layers)
+            make_transformer_layer(text, text, text.dim, text.heads) for _ in range(text.layers)
         )
         self.vision_layers = nn.ModuleList(
-            make_co_attention_layer(vision, vision, vision.dim, vision.heads) for _ in range(vision.layers)
+            make_transformer_layer(vision, vision, vision.dim, vision.heads) for _ in range(vision.layers)
         )
         gated = vision.layers if config.dynamic_attention else 0
         self.vision_gates = nn.ModuleList(TextGates(text.dim, vision.dim) for _ in range(gated))
@@ -114,7 +109,8 @@ class ViLBERT(PretrainedModel, nn.Module):
         self.alignment_head = AlignmentHead(config.joint_dim, config.fusion, text.dropout)
         self.apply(partial(init_weights, std=config.initializer_range))
         dims = text.dim, vision.dim, config.contrastive_dim
-        self.contrastive_head = ContrastiveHead(*dims) if config.contrastive_dim else None  # drawn last
+        # initialized last, so that all other initial weights are the same with and without it
+        self.contrastive_head = ContrastiveHead(*dims) if config.contrastive_dim else None
         self.freeze()
 
     def freeze(self) -> None:
@@ -307,15 +303,3 @@ class ViLBERT(PretrainedModel, nn.Module):
     def compute_token_logits(self, x: Float[Tensor, "positions dim"]) -> Float[Tensor, "positions vocabulary"]:
         """Logits over the vocabulary at some positions of the text stream."""
         return self.token_head(x, self.text_embeddings.tokens.weight)
-
-
-def load_vilbert(path: Path) -> ViLBERT:
-    """Loads a ViLBERT from a run folder or model folder, in evaluation mode.
-
-    Raises:
-        CheckpointError: There is no model, it is damaged, or it is another kind of model.
-    """
-    model = load_model(path)
-    if not isinstance(model, ViLBERT):
-        raise CheckpointError(f"{path}: a {type(model).__name__}; a ViLBERT is required")
-    return model

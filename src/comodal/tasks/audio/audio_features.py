@@ -155,7 +155,7 @@ def extract_audio_features(
     workers: int,
     compute: Compute,
 ) -> AudioFeatures:
-    """Computes the features of every system in one pass over the files.
+    """Computes the features of all compared systems in one pass over the files.
 
     Args:
         model: Run or model folder.
@@ -193,19 +193,20 @@ def extract_audio_features(
             continue
         batch = np.concatenate([cut_windows(waveform, windows, length) for waveform in pending.values()])
         features = embed_windows(torch.from_numpy(batch).to(compute.device), networks, trained, len(pending))
-        features["log_mel"] = torch.stack(
-            [
-                compute_spectrogram_statistics(torch.from_numpy(waveform), baseline_spectrogram)
-                for waveform in pending.values()
-            ]
-        )
+        statistics = partial(compute_spectrogram_statistics, spectrogram=baseline_spectrogram)
+        features["log_mel"] = torch.stack([statistics(torch.from_numpy(waveform)) for waveform in pending.values()])
         for name, values in features.items():  # filled in place: a second copy would take as much memory again
-            for pending_index, rows in zip(pending, values, strict=True):
-                check_finite_scores(rows.numpy(), f"{audio_files[pending_index].path}, features of the {name} system")
+            check_clip_features(name, values, [audio_files[clip].path for clip in pending])
             systems.setdefault(name, values.new_empty(len(audio_files), *values.shape[1:]))[list(pending)] = values
         pending = {}
     control = f"batch norms calibrated on {num_calibrated} audio files of the training part, without labels"
     return AudioFeatures(systems, seconds, trained.config.audio_seconds, windows or 0, control, problems)
+
+
+def check_clip_features(system: str, features: Tensor, paths: Sequence[object]) -> None:
+    """Checks that the features of each clip are finite; the error names its file."""
+    for path, rows in zip(paths, features, strict=True):
+        check_finite_scores(rows.numpy(), f"{path}, features of the {system} system")
 
 
 def embed_windows(

@@ -231,7 +231,7 @@ def run_audio_probe(data: AudioDataset, model: Path, options: AudioProbeOptions)
         counts = count_items(num_test, len(predictions.items), f"{REASON_UNREADABLE}, to test")
         write_card(
             build_audio_card(
-                data, model, options, features, predictions, metrics, counts, comparison.describe_intervals()
+                data, model, options, features, predictions, metrics, counts, comparison.describe_intervals(metrics)
             ),
             out,
         )
@@ -255,15 +255,12 @@ def write_dcase_submission(out: Path, data: AudioDataset, predictions: ProbePred
     write_bytes_atomically(out / SUBMISSION_FILE, text.getvalue().encode())
 
 
-def build_audio_card(
-    data: AudioDataset, model: Path, options: AudioProbeOptions, features: AudioFeatures,
-    predictions: ProbePredictions, metrics: Mapping[str, float],
-    counts: Mapping[str, int], interval: str,
-) -> ResultsCard:  # fmt: skip
-    """The results card; it has the papers' scores where clips, splits and protocol are the papers'."""
-    paper_scores = data.paper_result.get_scores(options, features) if data.paper_result is not None else {}
+def build_audio_scores(
+    systems: Sequence[str], metrics: Mapping[str, float], paper_scores: Mapping[str, float], folds: Sequence[object]
+) -> dict[str, ScoreEntry]:
+    """The scores of each system with their intervals, those of each fold, and the chance level."""
     scores: dict[str, ScoreEntry] = {}
-    for system in predictions.predictions:
+    for system in systems:
         key, label = f"audio.{system}", "accuracy" if system == "trained" else f"accuracy {system}"
         if key not in metrics:
             continue
@@ -273,9 +270,21 @@ def build_audio_card(
         if f"{key}.std" in metrics:
             scores[label.replace("accuracy", "std")] = ScoreEntry(metrics[f"{key}.std"])
     if "audio.trained" in metrics:
-        folds = [split.fold for split in data.splits if f"audio.trained.fold{split.fold}" in metrics]
-        scores |= {f"fold {fold}": ScoreEntry(metrics[f"audio.trained.fold{fold}"]) for fold in folds}
+        keys = {f"fold {fold}": f"audio.trained.fold{fold}" for fold in folds}
+        scores |= {label: ScoreEntry(metrics[key]) for label, key in keys.items() if key in metrics}
         scores["largest class"] = ScoreEntry(metrics["audio.chance_level"])
+    return scores
+
+
+def build_audio_card(
+    data: AudioDataset, model: Path, options: AudioProbeOptions, features: AudioFeatures,
+    predictions: ProbePredictions, metrics: Mapping[str, float],
+    counts: Mapping[str, int], interval: str | None,
+) -> ResultsCard:  # fmt: skip
+    """The results card; it has the papers' scores where clips, splits and protocol are the papers'."""
+    paper_scores = data.paper_result.get_scores(options, features) if data.paper_result is not None else {}
+    folds = [split.fold for split in data.splits]
+    scores = build_audio_scores(tuple(predictions.predictions), metrics, paper_scores, folds)
     num_short = int((features.seconds < features.window_seconds).sum())
     counts = {**counts, **data.excluded} | ({REASON_PADDED: num_short} if num_short else {})
     c_settings = {
@@ -295,7 +304,7 @@ def build_audio_card(
             "classifier": options.classifier,
             "windows": features.windows,
             "untrained network": features.control,
-            INTERVAL_NAME: interval,
+            **({} if interval is None else {INTERVAL_NAME: interval}),
             **c_settings,
         },
     )

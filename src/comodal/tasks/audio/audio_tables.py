@@ -3,6 +3,7 @@
 Errors name the file and the line.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -113,11 +114,11 @@ def check_class_names(path: Path, clips: Sequence[tuple[str, int, str]]) -> None
 
 
 def check_audio_files(source: Path, paths: Sequence[Path]) -> None:
-    """Checks that every audio file exists.
+    """Checks that every audio file exists; one that exists and cannot be read costs only itself.
 
     Raises:
         DataError: Files are missing; the message has their count and the first.
     """
-    absent = [path for path in paths if not path.is_file()]
+    absent = [path for path in paths if not os.path.lexists(path)]
     if absent:
         raise DataError(f"{source}: {len(absent)} of {len(paths)} audio files are missing, the first is {absent[0]}")

@@ -99,7 +99,7 @@ class ClassProbabilities:
             files=self.files,
             settings={
                 **self.settings,
-                INTERVAL_NAME: self.build_comparison().describe_intervals(),
+                INTERVAL_NAME: self.build_comparison().describe_intervals(metrics),
                 **read_training_settings(self.model),
                 "items": hash_labeled_files(self.items),
             },

@@ -107,7 +107,7 @@ def predict_splits(
     classifier: AnyClassifier,
     seed: int = 0,
 ) -> ProbePredictions:
-    """Fits a probe for every system in every split, and predicts the test items."""
+    """Fits a probe for each compared system in each split, and predicts the test items."""
     jobs = [(system, split) for system in features for split in splits]
     predictions: dict[str, list[np.ndarray]] = {system: [] for system in features}
     c_values: dict[str, dict[int, float]] = {system: {} for system in features}

@@ -11,6 +11,7 @@ learning rate 0.980 and 0.938), from scratch 0.960 and 0.760.
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 
 from comodal.data.batch import ClassificationBatch
 from comodal.data.loader import Loader
-from comodal.errors import CheckpointError, DataError, MediaError
+from comodal.errors import CheckpointError, DataError, MediaError, MediaWarning
 from comodal.files import encode_for_hash
 from comodal.hardware import Compute, ComputeOptions
 from comodal.models.checkpoint import find_model_folder, make_untrained_copy
@@ -105,6 +106,7 @@ class LabeledItems:
         class_ids = {name: index for index, name in enumerate(classes)}
         self.target = np.array([class_ids[item.category] for item in items])
         self.orders: dict[int, np.ndarray] = {}
+        self.problems: dict[int, MediaError] = {}
 
     def __len__(self) -> int:
         return len(self.items)
@@ -117,12 +119,28 @@ class LabeledItems:
             self.orders = {epoch: np.random.default_rng((self.seed, epoch, 0, ORDER_STREAM)).permutation(len(self))}
         return self.orders[epoch]
 
-    def read_input(self, item: LabeledFile, rng: np.random.Generator | None) -> np.ndarray:
-        """A file as input of the network; an unreadable file raises an error of the data set."""
-        try:
-            return self.read_item(item, rng)
-        except MediaError as error:
-            raise DataError(f"a file of class {item.category!r} cannot be read: {error}") from error
+    def read_input(self, index: int, rng: np.random.Generator | None) -> tuple[np.ndarray, int]:
+        """An item as input of the network, and its index. A file that cannot be read is replaced by the next file of
+        its class.
+
+        Raises:
+            DataError: No file of the class can be read.
+
+        Warns:
+            MediaWarning: The file cannot be read; once for each file and process.
+        """
+        of_class = np.flatnonzero(self.target == self.target[index])
+        for candidate in map(int, np.roll(of_class, -int(np.searchsorted(of_class, index)))):
+            if candidate in self.problems:
+                continue
+            values = try_read(lambda item: self.read_item(item, rng), self.items[candidate])
+            if not isinstance(values, MediaError):
+                return values, candidate
+            self.problems[candidate] = values
+            detail = f"{values.reason}: {values.detail}; other files of its class are used in its place"
+            warnings.warn(MediaWarning(values.path, detail), stacklevel=2)
+        item = self.items[index]
+        raise DataError(f"no file of class {item.category!r} can be read, the first: {self.problems[index]}")
 
     def batch(self, positions: Sequence[tuple[int, int]]) -> ClassificationBatch:
         """The items of these (epoch, index), in this order."""
@@ -134,8 +152,9 @@ class LabeledItems:
                 if self.seed is None
                 else np.random.default_rng((self.seed, epoch, index, L3NET_AUGMENTATION_STREAM))
             )
-            inputs.append(self.read_input(self.items[item], rng))
-            rows.append(item)
+            values, row = self.read_input(item, rng)
+            inputs.append(values)
+            rows.append(row)
         return ClassificationBatch(
             inputs=convert_to_tensor(np.stack(inputs)),
             target=torch.from_numpy(self.target[rows]),

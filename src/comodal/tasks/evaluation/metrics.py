@@ -1,7 +1,7 @@
 """Classification metrics: accuracy, confusion matrix, per-class scores, and confidence intervals."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -123,13 +123,32 @@ def compute_bootstrap_means(
     return np.concatenate(means)
 
 
-def describe_interval(
-    groups: Sequence[str] | Int[np.ndarray, " items"], group_name: str, is_graded: bool = False
-) -> str:
-    """How `compute_bootstrap_interval` computes an interval, for a card; `group_name` names the groups, as "images"."""
-    count = len(np.unique(groups))
-    if is_graded:
-        return f"bootstrap, {count:,} {group_name} resampled"
-    if count == len(groups):
+def describe_intervals(
+    metrics: Mapping[str, float],
+    groups: Sequence[str] | Int[np.ndarray, " items"],
+    group_name: str,
+    is_graded: bool = False,
+) -> str | None:
+    """How `compute_bootstrap_interval` computed the intervals in `metrics`, for a card; None if there are none.
+
+    Args:
+        metrics: Scores by key, and their intervals by key with `.low` and `.high`.
+        groups: Group of each item.
+        group_name: What the groups are, as "images".
+        is_graded: Whether any value of an item is neither 0 nor 1.
+    """
+    keys = [key.removesuffix(".low") for key in metrics if key.endswith(".low")]
+    items, count = len(groups), len(np.unique(groups))
+    if keys and count == items and not is_graded:
         return f"Wilson, {count:,} independent items"
-    return f"Wilson, {len(groups):,} items in {count:,} {group_name}, which are resampled for the design effect"
+    agreeing = [
+        (metrics[f"{key}.low"], metrics[f"{key}.high"]) == compute_wilson_interval(metrics[key], count) for key in keys
+    ]
+    methods = []
+    if not all(agreeing):
+        in_groups = f"Wilson, {items:,} items in {count:,} {group_name}, which are resampled for the design effect"
+        methods.append(f"bootstrap, {count:,} {group_name} resampled" if is_graded else in_groups)
+    if any(agreeing):
+        where = " where all have the same score" if methods else ", all with the same score"
+        methods.append(f"Wilson, {count:,} {group_name}{where}")
+    return "; ".join(methods) or None

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from comodal.errors import DataError
-from comodal.tasks.evaluation.metrics import compute_bootstrap_interval
+from comodal.tasks.evaluation.metrics import compute_bootstrap_interval, describe_intervals
 from comodal.tasks.evaluation.results_card import ScoreEntry
 
 REASON_MISSING_IMAGE = "image is not in the store"
@@ -62,6 +62,14 @@ def compute_accuracy_metrics(
     low, high = compute_bootstrap_interval(correct, np.random.default_rng(0), groups=groups)
     predicted_accuracy = float(correct[has_prediction].mean())
     return {key: float(correct.mean()), f"{key}.low": low, f"{key}.high": high, f"{key}.predicted": predicted_accuracy}
+
+
+def build_interval_settings(
+    metrics: Mapping[str, float], groups: Sequence[str], group_name: str, is_graded: bool = False
+) -> dict[str, str]:
+    """The entry of a card's settings that says how the intervals in `metrics` were computed; empty without any."""
+    text = describe_intervals(metrics, groups, group_name, is_graded)
+    return {} if text is None else {INTERVAL_NAME: text}
 
 
 def build_score_entries(

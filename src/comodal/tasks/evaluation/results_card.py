@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from comodal.console import Table, print_line
+from comodal.data.shards.dataset_record import format_dataset_record
 from comodal.environment import summarize_environment
 from comodal.errors import DataError
 from comodal.files import encode_for_hash, write_bytes_atomically
-from comodal.models.checkpoint import read_model_about
+from comodal.models.checkpoint import MODEL_CONFIG_FILE, read_model_about
 from comodal.text_files import read_json
 
 CARD_FILE, CARD_PAGE_FILE = "card.json", "card.md"
@@ -89,6 +90,14 @@ def read_training_settings(model: Path) -> dict[str, str | int | float | bool | 
     return {f"training {name}": parameters_by_name[name] for name in TRAINING_SETTINGS if name in parameters_by_name}
 
 
+def read_training_record(model: Path) -> Mapping[str, Any]:
+    """The record of the lists that a model was trained on; empty for other data, and for files of other libraries."""
+    if not any((folder / MODEL_CONFIG_FILE).is_file() for folder in (model, model / "model")):
+        return {}
+    record = read_model_about(model).get("dataset")
+    return record if isinstance(record, dict) else {}
+
+
 def write_card(card: ResultsCard, out: Path) -> None:
     """Writes card.json and card.md into a folder.
 
@@ -120,6 +129,8 @@ def serialize_card(card: ResultsCard) -> dict[str, Any]:
     card_values["files"] = {
         label: {"name": path.name, "sha256": hash_card_file(path)} for label, path in card.files.items()
     }
+    if record := read_training_record(Path(card.model)):
+        card_values["settings"]["training data"] = format_dataset_record(record, "train")
     card_values["versions"] = {library: version(library) for library in CARD_LIBRARIES}
     card_values["hardware"] = summarize_environment()
     return card_values

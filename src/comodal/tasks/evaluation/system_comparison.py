@@ -6,6 +6,7 @@ A score is always reported with its baselines.
 import csv
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from comodal.tasks.evaluation.metrics import (
     compute_bootstrap_interval,
     compute_per_class,
     count_confusions,
-    describe_interval,
+    describe_intervals,
 )
 
 MAX_NAMED_CLASSES = 100  # with more classes, the names are not shown
@@ -55,9 +56,9 @@ class Comparison:
     groups: tuple[str, ...] = ()
     grouped_by: str = "recordings"
 
-    def describe_intervals(self) -> str:
-        """A description of how the intervals are computed."""
-        return describe_interval(self.groups or self.items, self.grouped_by)
+    def describe_intervals(self, metrics: Mapping[str, float]) -> str | None:
+        """A description of how the intervals in `metrics` were computed, if there are any."""
+        return describe_intervals(metrics, self.groups or self.items, self.grouped_by)
 
     def compute_metrics(self) -> dict[str, float]:
         """Flat keys: `task.system`, its folds, the std over the folds, and a 95 % interval over the items."""
@@ -88,7 +89,7 @@ class Comparison:
         chance_level = metrics[f"{self.task}.chance_level"]
         about = (
             f"{len(self.items)} items; largest class (chance level): {chance_level:.3f}; 95 %: "
-            f"{self.describe_intervals()}"
+            f"{self.describe_intervals(metrics)}"
         )
         table = Table("system", "accuracy", "95 %", title=self.title, caption=about)
         if len(folds) > 1:

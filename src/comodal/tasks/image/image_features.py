@@ -1,4 +1,4 @@
-"""Extracts features of any layer, for every system, in one pass over the images, into a cache.
+"""Extracts features of any layer, for all compared systems, in one pass over the images, into a cache.
 
 A system is the trained network, an untrained network of the same shape whose batch norms are calibrated on unlabeled
 training images, or the raw pixels. Each image is read and decoded once for all systems and views.

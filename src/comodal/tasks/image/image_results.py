@@ -27,7 +27,7 @@ PAPER_PROTOCOL = {"layer": "conv4_2", "pooling": "max", "grid": 4, "crops": "cen
 
 @dataclass(frozen=True)
 class ImageResults:
-    """The predictions of every system, with the settings; of the `num_tests` test images, some cannot be read."""
+    """The predictions of all compared systems, with the settings; of the `num_tests` images, some may be unreadable."""
 
     data: Path
     model: str
@@ -125,7 +125,7 @@ class ImageResults:
             seeds={"untrained weights, views, order": self.seed},
             settings={
                 **self.settings,
-                INTERVAL_NAME: self.build_comparison().describe_intervals(),
+                INTERVAL_NAME: self.build_comparison().describe_intervals(metrics),
                 **c_settings,
                 **solvers,
                 "images": hash_labeled_files(self.dataset.items),

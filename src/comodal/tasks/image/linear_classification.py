@@ -10,12 +10,16 @@ layer is fitted by L-BFGS where they fit into memory, else by mini-batches from 
 import hashlib
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Bool, Float16
 
 from comodal.console import print_line
 from comodal.data.shards.clip_dataset import Augmentation
@@ -45,7 +49,7 @@ from comodal.tasks.image.image_features import (
     describe_control,
     resolve_grid,
 )
-from comodal.tasks.image.image_probe import ProbeFit, ProbeSolver, classify_images
+from comodal.tasks.image.image_probe import ImageProbeResult, ProbeFit, ProbeSolver, classify_images
 from comodal.tasks.image.image_results import ImageResults
 from comodal.tasks.image.image_views import CropMode, ImageView, ViewConfig
 from comodal.tasks.image.imagenet_files import LabeledImages, read_labeled_images
@@ -139,9 +143,9 @@ def evaluate_images(
     *,
     systems: Sequence[SystemName] = IMAGE_SYSTEMS,
     features: FeatureOptions = PAPER_LAYER,
-    shown: ViewOptions = CENTER_VIEW,
+    view_options: ViewOptions = CENTER_VIEW,
     probe: ImageProbeOptions = LOGISTIC_PROBE,
-    running: ImageEvaluationOptions = NO_CACHE,
+    options: ImageEvaluationOptions = NO_CACHE,
 ) -> dict[str, float]:
     """Classifies images from frozen features; baselines are an untrained network and raw pixels.
 
@@ -153,9 +157,9 @@ def evaluate_images(
             CLASS/IMAGE; or CLASS/IMAGE alone, of which a fifth is the test by a hash of the file's name.
         systems: the systems to compare.
         features: The layer that is read.
-        shown: The views of the images.
+        view_options: The views of the images.
         probe: The classifier of the features.
-        running: Where features are computed and stored, and where results are written.
+        options: Where features are computed and stored, and where results are written.
 
     Returns:
         Metrics: vision.trained, vision.untrained, vision.pixels, each with its interval and, for more than five
@@ -168,73 +172,104 @@ def evaluate_images(
         comodal evaluate images --model RUN --data images/ --out results/images
         comodal evaluate images --model RUN --data imagenet/ --cache features/ --views 4 --out results/imagenet
     """
-    counts, C = (shown.views, probe.epochs, probe.batch_size, features.grid or 1), probe.C
-    if min(counts) < 1 or not systems or (C is not None and C <= 0):
-        raise ValueError("views, epochs, batch_size and grid must be at least 1, C above 0, and systems not empty")
+    check_probe_options(systems, features, view_options, probe)
     start_seconds = time.perf_counter()
-    config = load_any_l3net(model).config
+    config, compute = load_any_l3net(model).config, options.resolve()
     feature_layer = FeatureLayer(features.layer, features.pooling, resolve_grid(config, features.layer, features.grid))
-    compute, workers = running.resolve(), running.workers
     dataset = read_labeled_images(data)
     train_items, test_items = split_train_test(dataset)
     print_line(
         f"{data}: {len(train_items):,} images to fit, {len(test_items):,} to test{format_exclusions(dataset.excluded)}"
     )
-    view_config = ViewConfig(config.image_size, Augmentation(horizontal_flip=shown.horizontal_flip), running.seed)
+    view_config = ViewConfig(
+        config.image_size, Augmentation(horizontal_flip=view_options.horizontal_flip), options.seed
+    )
     feature_systems = [
-        build_feature_system(name, model, feature_layer, train_items, view_config, running.seed, compute)
+        build_feature_system(name, model, feature_layer, train_items, view_config, options.seed, compute)
         for name in dict.fromkeys(systems)
     ]
-    train_views = [ImageView("center"), *(ImageView("random", view_index) for view_index in range(1, shown.views))]
-    fit = probe.build_fit(compute.device, running.seed)
-    with ExitStack() as stack:
-        cache_folder = running.cache or Path(
-            stack.enter_context(tempfile.TemporaryDirectory(prefix="comodal-features-"))
+    train_views = [ImageView("center"), *(ImageView("random", index) for index in range(1, view_options.views))]
+    compute_features = partial(
+        compute_image_features, systems=feature_systems, view_config=view_config, workers=options.workers
+    )
+    with open_feature_cache(options.cache) as cache:
+        train, test = (
+            ImagePart(items, *compute_features(items, views, cache=cache / name))
+            for name, items, views in (
+                ("train", train_items, train_views),
+                ("test", test_items, [ImageView(view_options.crops)]),
+            )
         )
-        train_features, train_problems = compute_image_features(
-            train_items, train_views, feature_systems, view_config, cache_folder / "train", workers
-        )
-        test_features, test_problems = compute_image_features(
-            test_items, [ImageView(shown.crops)], feature_systems, view_config, cache_folder / "test", workers
-        )
-        check_readable_images(data, (train_items, train_problems), (test_items, test_problems))
-        is_usable, is_scored = (
-            mask_readable(len(train_items), train_problems),
-            mask_readable(len(test_items), test_problems),
-        )
-        probe_results = {
-            name: classify_images(train_features[name], test_features[name][0], train_items, is_usable, fit)
-            for name in train_features
-        }
-    probe_results = {
-        name: result._replace(top_classes=result.top_classes[is_scored]) for name, result in probe_results.items()
-    }
-    settings = {**feature_layer._asdict(), **asdict(shown), "classifier": probe.classifier}
+        check_readable_images(data, train, test)
+        probe_results = classify_test_images(train, test, probe.build_fit(compute.device, options.seed))
+    settings = {**feature_layer._asdict(), **asdict(view_options), "classifier": probe.classifier}
     settings |= {"epochs": probe.epochs, "batch_size": probe.batch_size}
     if "untrained" in systems:
-        settings["untrained network"] = describe_control(train_items, train_problems)
-    problems = [*train_problems.values(), *test_problems.values()]
+        settings["untrained network"] = describe_control(train_items, train.problems)
+    problems = [*train.problems.values(), *test.problems.values()]
     report_unreadable(problems)
-    readable = exclude_unreadable(train_items, train_problems), exclude_unreadable(test_items, test_problems)
     dataset = dataset._replace(
-        items=[*readable[0], *readable[1]], excluded=count_exclusions(dataset.excluded, problems)
+        items=[*train.list_readable(), *test.list_readable()], excluded=count_exclusions(dataset.excluded, problems)
     )
     results = ImageResults(
-        data, str(model), dataset, readable[1], len(test_items), probe_results, settings, running.seed
+        data, str(model), dataset, test.list_readable(), len(test_items), probe_results, settings, options.seed
     )
     metrics = results.compute_metrics() | {"vision.seconds": time.perf_counter() - start_seconds}
-    results.report(metrics, running.out)
+    results.report(metrics, options.out)
     return metrics
 
 
-def check_readable_images(data: Path, *parts: tuple[Sequence[LabeledFile], Mapping[int, MediaError]]) -> None:
+def check_probe_options(
+    systems: Sequence[SystemName], features: FeatureOptions, views: ViewOptions, probe: ImageProbeOptions
+) -> None:
+    """Raises ValueError if a number is out of range, or there is nothing to compare."""
+    counts = (views.views, probe.epochs, probe.batch_size, features.grid or 1)
+    if min(counts) < 1 or not systems or (probe.C is not None and probe.C <= 0):
+        raise ValueError("views, epochs, batch_size and grid must be at least 1, C above 0, and systems not empty")
+
+
+@contextmanager
+def open_feature_cache(folder: Path | None) -> Iterator[Path]:
+    """The folder of the feature cache; by default a temporary one."""
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="comodal-features-") as temporary:
+        yield Path(temporary)
+
+
+class ImagePart(NamedTuple):
+    """The training or the test images, with their features by system and those that cannot be read."""
+
+    items: Sequence[LabeledFile]
+    features: Mapping[SystemName, list[Float16[np.ndarray, "images views features"]]]
+    problems: Mapping[int, MediaError]
+
+    def mask_readable(self) -> Bool[np.ndarray, " images"]:
+        return mask_readable(len(self.items), self.problems)
+
+    def list_readable(self) -> list[LabeledFile]:
+        return exclude_unreadable(self.items, self.problems)
+
+
+def classify_test_images(train: ImagePart, test: ImagePart, fit: ProbeFit) -> dict[SystemName, ImageProbeResult]:
+    """The predictions of each system for the readable test images."""
+    results = {
+        name: classify_images(views, test.features[name][0], train.items, train.mask_readable(), fit)
+        for name, views in train.features.items()
+    }
+    is_scored = test.mask_readable()
+    return {name: one._replace(top_classes=one.top_classes[is_scored]) for name, one in results.items()}
+
+
+def check_readable_images(data: Path, train: ImagePart, test: ImagePart) -> None:
     """Checks that every class has a readable training image, and a readable test image if it is tested.
 
     Raises:
         DataError: A class has none.
     """
-    for part, (items, problems) in zip(("to fit", "to test"), parts, strict=True):
-        check_readable_classes(data, part, [item.category for item in items], problems)
+    for name, part in (("to fit", train), ("to test", test)):
+        check_readable_classes(data, name, [item.category for item in part.items], part.problems)
 
 
 def split_train_test(dataset: LabeledImages) -> tuple[list[LabeledFile], list[LabeledFile]]:

@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 from comodal.console import Table
 from comodal.files import write_bytes_atomically
-from comodal.tasks.evaluation.metrics import describe_interval
+from comodal.tasks.evaluation.metrics import describe_intervals
 from comodal.tasks.evaluation.missing_images import INTERVAL_NAME, build_score_entries, count_items, is_paper_protocol
 from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, read_training_settings
 from comodal.tasks.retrieval.gallery import Gallery, RetrievalData
@@ -180,7 +180,11 @@ def build_retrieval_card(
             )
         scores[f"{direction} median rank"] = ScoreEntry(metrics[f"{RETRIEVAL_TASK}.{direction}.median"])
     groups = dict(zip(DIRECTIONS, list_queries(gallery, retrieval_data.missing_images), strict=True))
-    interval_text = "; ".join(f"{d.replace('_', ' ')}: {describe_interval(of, 'images')}" for d, of in groups.items())
+    intervals = []
+    for direction, images in groups.items():
+        prefix = f"{RETRIEVAL_TASK}.{direction}."
+        shown = {key: value for key, value in metrics.items() if key.startswith(prefix)}
+        intervals.append(f"{direction.replace('_', ' ')}: {describe_intervals(shown, images, 'images')}")
     return ResultsCard(
         task=RETRIEVAL_TASK,
         title=f"Retrieval, {method.title}",
@@ -193,5 +197,5 @@ def build_retrieval_card(
         files={"captions": captions},
         regions=str(gallery.store.about["provenance"]),
         seeds={"untrained": seed},
-        settings={**settings, "ablate": gallery.ablate, INTERVAL_NAME: interval_text, **training},
+        settings={**settings, "ablate": gallery.ablate, INTERVAL_NAME: "; ".join(intervals), **training},
     )

@@ -17,9 +17,8 @@ from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
-from comodal.tasks.evaluation.metrics import describe_interval
 from comodal.tasks.evaluation.missing_images import (
-    INTERVAL_NAME,
+    build_interval_settings,
     build_score_entries,
     check_no_missing_images,
     compute_accuracy_metrics,
@@ -209,13 +208,14 @@ def evaluate_statements(
     else:
         truth = np.array([task.classes.index(str(statement.label)) for statement in sentences])
         metrics = compute_sentence_metrics(task, predicted, truth, [statement.group for statement in sentences])
-    interval = describe_interval([statement.group for statement in sentences], task.groups)
+    settings = {
+        "ablate": evaluation.ablate,
+        **build_interval_settings(metrics, [statement.group for statement in sentences], task.groups),
+    }
     region_source = str(loaded.store.about["provenance"])
     report_results(
         metrics,
-        build_sentence_card(
-            task, metrics, model, data, region_source, {"ablate": evaluation.ablate, INTERVAL_NAME: interval}, counts
-        ),
+        build_sentence_card(task, metrics, model, data, region_source, settings, counts),
         evaluation.out,
     )
     return metrics

@@ -17,10 +17,10 @@ from comodal.errors import DataError
 from comodal.flat_parameters import flatten_parameters
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
-from comodal.tasks.evaluation.metrics import check_finite_scores, describe_interval
+from comodal.tasks.evaluation.metrics import check_finite_scores
 from comodal.tasks.evaluation.missing_images import (
-    INTERVAL_NAME,
     REASON_MISSING_IMAGE,
+    build_interval_settings,
     build_score_entries,
     compute_accuracy_metrics,
     count_items,
@@ -232,7 +232,7 @@ def evaluate_vcr(
         metrics = score_vcr(vcr_examples, scores, missing)
     settings = {
         "ablate": evaluation.ablate,
-        INTERVAL_NAME: describe_interval([vcr_example.image for vcr_example in all_examples], "images"),
+        **build_interval_settings(metrics, [vcr_example.image for vcr_example in all_examples], "images"),
     }
     report_results(
         metrics,

@@ -12,6 +12,7 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,11 +158,24 @@ def write_vcr_submission(path: Path, keys: Sequence[str], scores: Mapping[str, n
     write_bytes_atomically(path, text.getvalue().encode())
 
 
-def write_vcr_boxes(folder: Path, out: Path) -> dict[str, int]:
+@dataclass(frozen=True)
+class BoxCounts:
+    """What a file of boxes holds.
+
+    Args:
+        images: Number of images with boxes.
+        boxes: Number of their boxes.
+    """
+
+    images: int
+    boxes: int
+
+
+def write_vcr_boxes(folder: Path, out: Path) -> BoxCounts:
     """Writes the boxes of vcr1images/ as JSON Lines with image, boxes and their source."""
     image_boxes = [(image, [box for box in boxes if box[2] > box[0] and box[3] > box[1]])
              for image, boxes in read_vcr_boxes(folder)]  # fmt: skip
     source = {"from": f"{folder.name}/, its metadata"}
     lines = [json.dumps({"image": image, "boxes": boxes} | source) for image, boxes in image_boxes if boxes]
     write_bytes_atomically(out, ("\n".join(lines) + "\n").encode())
-    return {"boxes.images": len(lines), "boxes": sum(len(boxes) for _, boxes in image_boxes)}
+    return BoxCounts(len(lines), sum(len(boxes) for _, boxes in image_boxes))

@@ -271,11 +271,8 @@ def build_vilbert_run(
     batches = make_loader(train, fine_tune.seed, None)
     freeze_unused_parameters(objective, batches.samples.batch([(0, 0)]))  # type: ignore[arg-type]
     steps = max(1, round(fine_tune.epochs * len(train) / fine_tune.batch_size))
-    # The original raises the learning rate of names with `vil_`, which excludes the head on regions, `vision_logit`.
-    has_task_learning_rate = head.kind == "regions" and parts.folder is not None and len(parts.pretrained) > 0
-    max_learning_rate = (
-        fine_tune.learning_rate if has_task_learning_rate else max(fine_tune.learning_rate, HEAD_LEARNING_RATE)
-    )
+    is_vilbert = parts.folder is not None and len(parts.pretrained) > 0
+    max_learning_rate = choose_max_learning_rate(fine_tune.learning_rate, head, is_vilbert)
     pretrained = [objective.model.vilbert.get_parameter(name) for name in parts.pretrained]
     length = -(-len(validation) // fine_tune.batch_size) * fine_tune.batch_size if validation is not None else None
     return Run(
@@ -300,6 +297,14 @@ def build_vilbert_run(
         },
         selection_metric="accuracy" if validation is not None else "",
     )
+
+
+def choose_max_learning_rate(learning_rate: float, head: Head, is_vilbert: bool) -> float:
+    """The learning rate of the head, at least the original's unless a pretrained ViLBERT has a head on regions.
+
+    The original raises the learning rate of names with `vil_`, which excludes the head on regions, `vision_logit`.
+    """
+    return learning_rate if head.kind == "regions" and is_vilbert else max(learning_rate, HEAD_LEARNING_RATE)
 
 
 def freeze_unused_parameters(objective: FineTuningObjective, batch: TaskBatch) -> None:

@@ -15,10 +15,9 @@ import numpy as np
 from comodal.console import print_line
 from comodal.files import write_bytes_atomically
 from comodal.flat_parameters import flatten_parameters
-from comodal.tasks.evaluation.metrics import describe_interval
 from comodal.tasks.evaluation.missing_images import (
-    INTERVAL_NAME,
     REASON_MISSING_IMAGE,
+    build_interval_settings,
     build_score_entries,
     count_items,
     format_missing_count,
@@ -160,7 +159,7 @@ def evaluate_phrases(
     if evaluation.out is not None:
         write_bytes_atomically(evaluation.out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
     files = {"images": images, "sentences": sentences} | ({"annotations": annotations} if annotations else {})
-    settings = {"ablate": evaluation.ablate, INTERVAL_NAME: describe_interval(groups, "images")}
+    settings = {"ablate": evaluation.ablate, **build_interval_settings(metrics, groups, "images")}
     report_results(metrics, build_phrases_card(metrics, model, files, source, settings, counts), evaluation.out)
     return metrics
 

@@ -26,9 +26,8 @@ from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
 from comodal.flat_parameters import flatten_parameters
 from comodal.media.tokenizer import WordPieceTokenizer
-from comodal.tasks.evaluation.metrics import describe_interval
 from comodal.tasks.evaluation.missing_images import (
-    INTERVAL_NAME,
+    build_interval_settings,
     build_score_entries,
     compute_accuracy_metrics,
     count_items,
@@ -237,7 +236,7 @@ def evaluate_grounding(
     if evaluation.out is not None:
         write_bytes_atomically(evaluation.out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
     files = {"references": references, "instances": instances}
-    settings = {"ablate": evaluation.ablate, INTERVAL_NAME: describe_interval(groups, "images")}
+    settings = {"ablate": evaluation.ablate, **build_interval_settings(metrics, groups, "images")}
     report_results(
         metrics, build_grounding_card(metrics, model, split, files, source, settings, counts), evaluation.out
     )

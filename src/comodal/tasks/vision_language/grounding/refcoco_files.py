@@ -9,6 +9,7 @@ source of the boxes, which the store keeps and the results card reports.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.vision_language.question_answering.vqa_files import read_safe_pickle
-from comodal.tasks.vision_language.vcr_files import write_vcr_boxes
+from comodal.tasks.vision_language.vcr_files import BoxCounts, write_vcr_boxes
 from comodal.text_files import read_json
 
 GROUNDING_HEAD = Head("regions", "regions", 1)  # of models
@@ -55,7 +56,12 @@ def read_expressions(references: Path, instances: Path) -> list[ReferringExpress
                 raise DataError(f"{references}, reference {index}: no {name!r}; is it a refs(...).p of refer?")
         if entry["ann_id"] not in objects:
             raise DataError(f"{instances}: no object {entry['ann_id']} of reference {entry['ref_id']} of {references}")
-        box = objects[entry["ann_id"]]
+        image, box = objects[entry["ann_id"]]
+        if image not in (None, entry["image_id"]):
+            raise DataError(
+                f"{instances}: object {entry['ann_id']} is in image {image!r:.40}, and reference {entry['ref_id']} of "
+                f"{references.name} in image {entry['image_id']}"
+            )
         for sentence in entry["sentences"]:
             text = sentence.get("raw") or sentence.get("sent") if isinstance(sentence, dict) else None
             if not isinstance(text, str) or not isinstance(sentence.get("sent_id"), int):
@@ -71,18 +77,26 @@ def read_expressions(references: Path, instances: Path) -> list[ReferringExpress
     return expressions
 
 
-def read_instance_boxes(instances: Path) -> dict[int, tuple[float, float, float, float]]:
-    """Left, top, right, bottom of every object by its annotation id."""
-    return {
-        entry["id"]: convert_to_corners(instances, entry)
-        for entry in read_coco_entries(instances, "annotations", ("id", "bbox"))
-    }
+def read_instance_boxes(instances: Path) -> dict[int, tuple[Any, tuple[float, float, float, float]]]:
+    """The image of every object, if the file names it, and its left, top, right, bottom, by its annotation id.
+
+    Raises:
+        DataError: The file cannot be read or has another format, or two objects have the same id.
+    """
+    objects: dict[int, tuple[Any, tuple[float, float, float, float]]] = {}
+    for entry in read_coco_entries(instances, "annotations", ("id", "bbox")):
+        if entry["id"] in objects:
+            raise DataError(f"{instances}: two annotations have the id {entry['id']}")
+        objects[entry["id"]] = entry.get("image_id"), convert_to_corners(instances, entry)
+    return objects
 
 
 def convert_to_corners(path: Path, entry: Mapping[str, Any], name: str = "bbox") -> tuple[float, float, float, float]:
     """Converts COCO's left, top, width, height to left, top, right, bottom."""
     try:
         left, top, width, height = map(float, entry[name])
+        if not all(map(math.isfinite, (left, top, width, height))) or min(width, height) < 0:
+            raise ValueError("a side is not finite, or negative")
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{path}: {name} {entry[name]!r} is not left, top, width, height") from error
     return left, top, left + width, top + height
@@ -103,7 +117,7 @@ def read_coco_entries(path: Path, key: str, names: tuple[str, ...]) -> list[dict
     return entries
 
 
-def prepare_boxes(source: Path, out: Path, instances: Path | None = None) -> dict[str, int]:
+def prepare_boxes(source: Path, out: Path, instances: Path | None = None) -> BoxCounts:
     """Writes boxes of images in the format of `comodal prepare regions --from boxes`.
 
     Args:
@@ -113,7 +127,7 @@ def prepare_boxes(source: Path, out: Path, instances: Path | None = None) -> dic
         instances: The instances.json with the images of MAttNet's detections.
 
     Returns:
-        boxes.images and boxes.
+        The numbers of images and boxes.
 
     Raises:
         DataError: A file cannot be read, or has another format.
@@ -155,7 +169,7 @@ def prepare_boxes(source: Path, out: Path, instances: Path | None = None) -> dic
         json.dumps({"image": name, "boxes": image_boxes} | origin) for name, image_boxes in boxes.items() if image_boxes
     ]
     write_bytes_atomically(out, ("\n".join(lines) + "\n").encode())
-    return {"boxes.images": len(lines), "boxes": sum(map(len, boxes.values()))}
+    return BoxCounts(len(lines), sum(map(len, boxes.values())))
 
 
 def compute_inclusive_iou(

@@ -58,12 +58,14 @@ def parse_gqa_question(file: Path, key: str, entry: Any) -> SingleAnswerQuestion
     text, image, answer = entry.get("question"), entry.get("imageId"), entry.get("answer")
     if not isinstance(text, str) or not isinstance(image, str) or not isinstance(answer, str | None):
         raise DataError(f"{file}: question {key} has no 'question' or no 'imageId', or its 'answer' is not text")
+    if not isinstance(entry.get("isBalanced", True), bool):
+        raise DataError(f"{file}: 'isBalanced' of question {key} is {entry['isBalanced']!r:.40}, not true or false")
     types_entry = entry.get("types")
     types: dict[str, Any] = types_entry if isinstance(types_entry, dict) else {}
     kinds = [f"{part}.{types[part]}" for part in ("structural", "semantic") if types.get(part)]
     if types.get("structural"):
         kinds.append("open" if types["structural"] == OPEN_QUESTION_TYPE else "binary")
-    return SingleAnswerQuestion(key, image, text, answer, tuple(kinds), bool(entry.get("isBalanced", True)))
+    return SingleAnswerQuestion(key, image, text, answer, tuple(kinds), entry.get("isBalanced", True))
 
 
 def format_gqa_prediction(key: str, answer: str) -> dict[str, str | int]:

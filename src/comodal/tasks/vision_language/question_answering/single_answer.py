@@ -14,9 +14,8 @@ from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
-from comodal.tasks.evaluation.metrics import describe_interval
 from comodal.tasks.evaluation.missing_images import (
-    INTERVAL_NAME,
+    build_interval_settings,
     build_score_entries,
     check_no_missing_images,
     compute_accuracy_metrics,
@@ -111,17 +110,7 @@ def build_question_run(
     """
     parts = load_fine_tuning_data(model, regions, fine_tune)
     questions_by_path = {path: task.read_questions(path) for path in (questions, validation) if path}
-    answer_counts = Counter(
-        question.answer for question in questions_by_path[questions][0] if question.answer is not None
-    )
-    if not answer_counts:
-        raise DataError(f"{questions}: no question has an answer to train on; is it a test file?")
-    frequent_answers = [answer for answer, count in answer_counts.items() if count >= answering.min_answer_count]
-    vocabulary = read_answer_vocabulary(answering.answers) if answering.answers else frequent_answers
-    if not vocabulary:
-        raise DataError(
-            f"{questions}: no answer is that of {answering.min_answer_count} questions; lower --min-answer-count"
-        )
+    vocabulary = choose_vocabulary(questions, questions_by_path[questions][0], answering)
     rows = ImageRows(parts.store, "visual_genome")
 
     def read_examples(path: Path) -> ScoredQuestions:
@@ -151,6 +140,24 @@ def build_question_run(
         ),
         {ANSWERS_FILE: (json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n").encode()},
     )
+
+
+def choose_vocabulary(path: Path, questions: Sequence[SingleAnswerQuestion], answering: AnsweringConfig) -> list[str]:
+    """The given vocabulary, or the answers of enough questions.
+
+    Raises:
+        DataError: No question has an answer, or no answer is frequent enough.
+    """
+    answer_counts = Counter(question.answer for question in questions if question.answer is not None)
+    if not answer_counts:
+        raise DataError(f"{path}: no question has an answer to train on; is it a test file?")
+    frequent_answers = [answer for answer, count in answer_counts.items() if count >= answering.min_answer_count]
+    vocabulary = read_answer_vocabulary(answering.answers) if answering.answers else frequent_answers
+    if not vocabulary:
+        raise DataError(
+            f"{path}: no answer is that of {answering.min_answer_count} questions; lower --min-answer-count"
+        )
+    return vocabulary
 
 
 def select_trainable_questions(
@@ -220,7 +227,7 @@ def evaluate_questions(
     region_source = str(loaded.store.about["provenance"])
     settings = {
         "ablate": evaluation.ablate,
-        INTERVAL_NAME: describe_interval([item.image for item in scored], "images"),
+        **build_interval_settings(metrics, [item.image for item in scored], "images"),
     }
     report_results(
         metrics, build_questions_card(task, metrics, model, questions, region_source, settings, counts), evaluation.out

@@ -49,6 +49,11 @@ def read_visual_genome_questions(path: Path) -> tuple[list[SingleAnswerQuestion]
             raise DataError(f"{path}, image {index}: no list of 'qas'")
         for entry in entries:
             question = parse_visual_genome_question(path, index, entry)
+            if str(image.get("id", question.image)) != question.image:
+                raise DataError(
+                    f"{path}, image {index}: qa_id {question.key} is about image {question.image}, and is listed with "
+                    f"image {image['id']!r:.40}"
+                )
             if question.key in questions_by_id:
                 raise DataError(f"{path}, image {index}: qa_id {question.key} is a duplicate")
             if question.answer:
@@ -62,7 +67,7 @@ def parse_visual_genome_question(path: Path, index: int, entry: Any) -> SingleAn
     """Parses one question."""
     kinds = {"qa_id": int, "image_id": int, "question": str, "answer": str}
     for name, kind in kinds.items():
-        if not isinstance(entry, dict) or not isinstance(entry.get(name), kind):
+        if not isinstance(entry, dict) or not isinstance(entry.get(name), kind) or isinstance(entry[name], bool):
             label = entry.get("qa_id") if isinstance(entry, dict) else entry
             raise DataError(f"{path}, image {index}: question {label!r:.40} has no {name!r}, or one of another type")
     first = entry["question"].lower().split()[:1]

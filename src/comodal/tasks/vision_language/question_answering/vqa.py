@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 
 from comodal.console import print_line
 from comodal.errors import DataError
 from comodal.flat_parameters import flatten_parameters
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
-from comodal.tasks.evaluation.metrics import describe_interval
 from comodal.tasks.evaluation.missing_images import (
-    INTERVAL_NAME,
     REASON_MISSING_IMAGE,
+    build_interval_settings,
     build_score_entries,
     compute_accuracy_metrics,
     count_items,
@@ -103,15 +103,15 @@ def recipe(
     if (validation_questions is None) != (validation_annotations is None):
         raise ValueError("pass both validation_questions and validation_annotations, or neither")
     parts = load_fine_tuning_data(model, regions, fine_tune)
-    question_lists = [read_vqa_questions(*files) for files in zip(questions, annotations, strict=True)]
-    held_out_questions = (
-        read_vqa_questions(validation_questions, validation_annotations) if validation_questions else []
+    train_questions, train_excluded = read_question_files(questions, annotations)
+    held_out_questions, held_out_excluded = read_question_files(
+        [validation_questions] if validation_questions else [],
+        [validation_annotations] if validation_annotations else [],
     )
-    train_questions = [question for part in question_lists for question in part]
     vocabulary = choose_answer_vocabulary(questions[0], [*train_questions, *held_out_questions], answering)
     rows = ImageRows(parts.store, "coco")
 
-    def read_examples(part: Sequence[VQAQuestion], file: Path) -> ScoredQuestions:
+    def read_examples(part: Sequence[VQAQuestion], excluded_before: Counter[str], file: Path) -> ScoredQuestions:
         scored_questions, excluded = build_scored_questions(
             part, rows, parts.tokenizer, answering.max_tokens, vocabulary
         )
@@ -120,7 +120,7 @@ def recipe(
         unknown_text = f"; {unknown:,} of them without an answer in the vocabulary" if unknown else ""
         print_line(
             f"{len(scored_questions):,} questions{unknown_text}, {len(vocabulary):,} "
-            f"answers{format_exclusions(excluded)}",
+            f"answers{format_exclusions(excluded_before + excluded)}",
             stderr=True,
         )
         if unknown == len(scored_questions):
@@ -133,11 +133,23 @@ def recipe(
         fine_tune,
         Head(VQA_HEAD, "answers", len(vocabulary)),
         compute_soft_answer_loss,
-        read_examples(train_questions, questions[0]),
-        read_examples(held_out_questions, validation_questions) if validation_questions else None,
+        read_examples(train_questions, train_excluded, questions[0]),
+        read_examples(held_out_questions, held_out_excluded, validation_questions) if validation_questions else None,
         compute_fine_tuning_fingerprint(fine_tune, parts.store, files),
         {ANSWERS_FILE: (json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n").encode()},
     )
+
+
+def read_question_files(
+    questions: Sequence[Path], annotations: Sequence[Path]
+) -> tuple[list[VQAQuestion], Counter[str]]:
+    """The questions of several files, and how many entries of one file of a pair the other lacks."""
+    all_questions, excluded = list[VQAQuestion](), Counter[str]()
+    for files in zip(questions, annotations, strict=True):
+        part, part_excluded = read_vqa_questions(*files)
+        all_questions += part
+        excluded += part_excluded
+    return all_questions, excluded
 
 
 def choose_answer_vocabulary(path: Path, every: Sequence[VQAQuestion], answering: AnsweringConfig) -> list[str]:
@@ -252,7 +264,7 @@ def evaluate_vqa(
         comodal evaluate vqa --model runs/vqa --questions test2015_questions.json --regions coco/ --out submission/
     """
     loaded = evaluation.load_model(model, regions, VQA_HEAD)
-    vocabulary, question_list = read_model_vocabulary(model), read_vqa_questions(questions, annotations)
+    vocabulary, (question_list, excluded) = read_model_vocabulary(model), read_vqa_questions(questions, annotations)
     rows = ImageRows(loaded.store, "coco")
     keyed_questions = ((str(question.question_id), question.image, question.text) for question in question_list)
     examples, _ = build_question_examples(keyed_questions, rows, loaded.tokenizer, max_tokens)
@@ -265,19 +277,21 @@ def evaluate_vqa(
         predictions.setdefault(question.question_id, "")  # the server requires an answer to every question
     if evaluation.out is not None:
         write_vqa_results(evaluation.out / "submission.json", predictions)
-    files, counts = {"questions": questions}, count_items(len(question_list), len(examples))
-    print_line(f"{questions.name}: {len(question_list):,} questions{format_missing_count(counts)}")
+    files, counts = {"questions": questions}, {**count_items(len(question_list), len(examples)), **excluded}
+    print_line(
+        f"{questions.name}: {len(question_list):,} questions{format_exclusions(excluded)}{format_missing_count(counts)}"
+    )
     if annotations is None:
         print_line("Without annotations there is no score; submission.json is for the server.")
-        metrics = {"vqa.items": float(len(question_list))}
+        metrics, intervals = {"vqa.items": float(len(question_list))}, {}
     else:
-        metrics = score_vqa_answers(question_list, predictions, {int(example.key) for example in examples})
+        accuracies = compute_vqa_accuracies(question_list, predictions)
+        metrics = score_vqa_answers(question_list, accuracies, {int(example.key) for example in examples})
+        is_graded = not np.isin(accuracies, (0.0, 1.0)).all()
+        intervals = build_interval_settings(metrics, [item.image for item in question_list], "images", is_graded)
         files["annotations"] = annotations
         counts |= count_unreachable_questions([item.answers for item in question_list], vocabulary)
-    settings = {
-        "ablate": evaluation.ablate,
-        INTERVAL_NAME: describe_interval([item.image for item in question_list], "images", is_graded=True),
-    }
+    settings = {"ablate": evaluation.ablate, **intervals}
     report_results(
         metrics,
         build_vqa_card(metrics, model, files, str(loaded.store.about["provenance"]), settings, counts),
@@ -293,22 +307,26 @@ def count_unreachable_questions(human_answers: Iterable[Sequence[str]], vocabula
     return {f"{REASON_NO_HUMAN_ANSWER} (still scored)": count} if count else {}
 
 
+def compute_vqa_accuracies(
+    questions: Sequence[VQAQuestion], predictions: Mapping[int, str]
+) -> Float[np.ndarray, " questions"]:
+    """The official accuracy of the predicted answer to each question."""
+    return np.array(
+        [compute_vqa_accuracy(predictions[question.question_id], question.answers) for question in questions]
+    )
+
+
 def score_vqa_answers(
-    questions: Sequence[VQAQuestion], predictions: Mapping[int, str], ids_with_image: Collection[int] | None = None
+    questions: Sequence[VQAQuestion], accuracies: Float[np.ndarray, " questions"], ids_with_image: Collection[int]
 ) -> dict[str, float]:
     """The official accuracy over all questions and by answer type; a question without a prediction scores 0.
 
     Args:
         questions: Questions with human answers.
-        predictions: The predicted answers.
-        ids_with_image: The ids of questions whose image is in the store; all of `predictions` by default.
+        accuracies: The accuracy of each predicted answer.
+        ids_with_image: The ids of questions whose image is in the store.
     """
-    accuracies = np.array(
-        [compute_vqa_accuracy(predictions[question.question_id], question.answers) for question in questions]
-    )
-    has_prediction = np.array(
-        [question.question_id in (predictions if ids_with_image is None else ids_with_image) for question in questions]
-    )
+    has_prediction = np.array([question.question_id in ids_with_image for question in questions])
     majority_answer = Counter(question.most_common for question in questions).most_common(1)[0][0]
     majority = np.mean([compute_vqa_accuracy(majority_answer, question.answers) for question in questions])
     metrics = compute_accuracy_metrics(

@@ -23,6 +23,8 @@ from comodal.text_files import read_json, read_lines
 VQA_HEAD, GQA_HEAD = "vqa", "gqa"  # of models
 ANSWERS_FILE = "answers.json"  # in the model folder
 MIN_ANSWER_COUNT = 9
+REASON_NO_ANNOTATION = "question without annotation"
+REASON_NO_QUESTION = "annotation without question"
 SOFT_SCORES = (0.0, 0.3, 0.6, 0.9)  # by number of annotators; 1.0 for more
 
 
@@ -54,62 +56,91 @@ class AnsweringConfig:
     max_tokens: int = 26
 
 
-def read_vqa_questions(questions: Path, annotations: Path | None) -> list[VQAQuestion]:
-    """The questions of a file, with their annotations if given.
+def read_vqa_questions(questions: Path, annotations: Path | None) -> tuple[list[VQAQuestion], Counter[str]]:
+    """The questions of a file, with their annotations if given, and how many entries of one file the other lacks.
 
     Raises:
-        DataError: A file cannot be read or is not VQA v2's, or a question has no annotation.
+        DataError: A file cannot be read or is not VQA v2's, no question has an annotation, or an annotation is about
+            another image than its question.
     """
-    question_entries = read_vqa_entries(questions, "questions")
-    annotation_by_id: dict[int, dict[str, Any]] = {}
-    for index, entry in enumerate(read_vqa_entries(annotations, "annotations") if annotations else []):
-        question_id = parse_vqa_integer(annotations, index, entry, "question_id")
-        if question_id in annotation_by_id:
-            raise DataError(f"{annotations}: question_id {question_id} is a duplicate")
-        annotation_by_id[question_id] = entry
+    annotation_by_id = read_vqa_annotations(annotations) if annotations is not None else {}
     vqa_questions: list[VQAQuestion] = []
+    excluded = Counter[str]()
     seen_ids: set[int] = set()
-    for index, entry in enumerate(question_entries):
+    for index, entry in enumerate(read_vqa_entries(questions, "questions")):
         question_id = parse_vqa_integer(questions, index, entry, "question_id")
         if question_id in seen_ids:
             raise DataError(f"{questions}: question_id {question_id} is a duplicate")
         seen_ids.add(question_id)
         text, image = entry.get("question"), entry.get("image_id")
-        if not isinstance(text, str) or not isinstance(image, int | str):
+        if not isinstance(text, str) or not isinstance(image, int | str) or isinstance(image, bool):
             raise DataError(f"{questions}: question {question_id} has no 'question' or no 'image_id'")
-        if annotations is not None and question_id not in annotation_by_id:
-            raise DataError(
-                f"{annotations}: no annotation of question {question_id} of {questions}; are both of the same split?"
-            )
-        annotation = (
-            parse_vqa_annotation(annotations, question_id, annotation_by_id[question_id])
-            if annotations
-            else ((), "", "", "")
-        )
-        vqa_questions.append(VQAQuestion(question_id, str(image), text, *annotation))
-    if not vqa_questions:
+        if annotations is None:
+            vqa_questions.append(VQAQuestion(question_id, str(image), text, (), "", "", ""))
+        elif (annotation := annotation_by_id.pop(question_id, None)) is None:
+            excluded[REASON_NO_ANNOTATION] += 1
+        else:
+            check_same_image(annotations, questions, question_id, annotation.get("image_id", image), image)
+            parsed = parse_vqa_annotation(annotations, question_id, annotation)
+            vqa_questions.append(VQAQuestion(question_id, str(image), text, *parsed))
+    if not seen_ids:
         raise DataError(f"{questions}: no questions")
-    return vqa_questions
+    if not vqa_questions:
+        raise DataError(
+            f"{annotations}: no annotation of question {min(seen_ids)} of {questions}, nor of any other; are both of "
+            "the same split?"
+        )
+    excluded[REASON_NO_QUESTION] = len(annotation_by_id)
+    return vqa_questions, +excluded
+
+
+def read_vqa_annotations(path: Path) -> dict[int, dict[str, Any]]:
+    """The annotations of a file by question id.
+
+    Raises:
+        DataError: It cannot be read or is not VQA v2's, or has two annotations of a question.
+    """
+    annotation_by_id: dict[int, dict[str, Any]] = {}
+    for index, entry in enumerate(read_vqa_entries(path, "annotations")):
+        question_id = parse_vqa_integer(path, index, entry, "question_id")
+        if question_id in annotation_by_id:
+            raise DataError(f"{path}: question_id {question_id} is a duplicate")
+        annotation_by_id[question_id] = entry
+    return annotation_by_id
+
+
+def check_same_image(annotations: Path, questions: Path, question_id: int, annotated_image: Any, image: Any) -> None:
+    """Check that a question and its annotation are about the same image.
+
+    Raises:
+        DataError: They are not; otherwise one of the two would be scored on the wrong image.
+    """
+    if str(annotated_image) != str(image):
+        raise DataError(
+            f"{annotations}: question {question_id} is about image {annotated_image!r:.40}, and in {questions.name} "
+            f"about image {image!r:.40}"
+        )
 
 
 def parse_vqa_annotation(
-    path: Path | None, question_id: int, entry: Mapping[str, Any]
+    path: Path, question_id: int, entry: Mapping[str, Any]
 ) -> tuple[tuple[str, ...], str, str, str]:
     """Human answers, the most common one (counted if the file does not have it), answer type and question type."""
     answers, common_answer = entry.get("answers"), entry.get("multiple_choice_answer")
     try:
-        human_answers = tuple(str(answer_entry["answer"]) for answer_entry in answers or ())
+        human_answers = tuple(answer_entry["answer"] for answer_entry in answers or ())
     except (TypeError, KeyError):
         human_answers = ()
     if not human_answers or not isinstance(common_answer, str | None):
         raise DataError(f"{path}: question {question_id} has no 'answers', or its 'multiple_choice_answer' is not text")
+    if invalid := [answer for answer in human_answers if not isinstance(answer, str)]:
+        raise DataError(f"{path}: question {question_id} has the answer {invalid[0]!r:.40}, which is not text")
     most_common = common_answer or Counter(human_answers).most_common(1)[0][0]
     return human_answers, most_common, str(entry.get("answer_type", "")), str(entry.get("question_type", ""))
 
 
-def read_vqa_entries(path: Path | None, key: str) -> list[dict[str, Any]]:
+def read_vqa_entries(path: Path, key: str) -> list[dict[str, Any]]:
     """The list under a key of an official file."""
-    assert path is not None
     content = read_json(path)
     entries = content.get(key) if isinstance(content, dict) else None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
@@ -118,10 +149,10 @@ def read_vqa_entries(path: Path | None, key: str) -> list[dict[str, Any]]:
     return entries
 
 
-def parse_vqa_integer(path: Path | None, index: int, entry: Mapping[str, Any], key: str) -> int:
+def parse_vqa_integer(path: Path, index: int, entry: Mapping[str, Any], key: str) -> int:
     """An integer field of an entry."""
     value = entry.get(key)
-    if not isinstance(value, int):
+    if not isinstance(value, int) or isinstance(value, bool):
         raise DataError(f"{path}, entry {index}: {key!r} is {value!r}, not an integer")
     return value
 
@@ -146,7 +177,7 @@ def read_answer_vocabulary(path: Path) -> list[str]:
     else:
         content = read_safe_pickle(path) if path.suffix in (".pkl", ".p") else read_json(path)
     if isinstance(content, dict):
-        has_indices = all(isinstance(index, int) for index in content.values())
+        has_indices = all(isinstance(index, int) and not isinstance(index, bool) for index in content.values())
         if not has_indices or sorted(content.values()) != list(range(len(content))):
             raise DataError(f"{path}: the {len(content)} answers do not have the indices 0, 1, 2, ...")
         content = sorted(content, key=lambda answer: content[answer])
@@ -181,27 +212,6 @@ def write_vqa_results(path: Path, answers: Mapping[int, str]) -> None:
     """Writes the server's submission file: a list of question_id and answer."""
     rows = [{"question_id": question_id, "answer": answer} for question_id, answer in sorted(answers.items())]
     write_bytes_atomically(path, (json.dumps(rows) + "\n").encode())
-
-
-def read_vqa_results(path: Path, questions: Sequence[VQAQuestion]) -> dict[int, str]:
-    """Reads predicted answers from a results file: one for every question.
-
-    Raises:
-        DataError: It cannot be read or has another format, or a question has no answer or two.
-    """
-    rows = read_json(path)
-    answers: dict[int, str] = {}
-    for index, entry in enumerate(rows if isinstance(rows, list) else [rows]):
-        if not isinstance(entry, dict) or not isinstance(entry.get("answer"), str):
-            raise DataError(f"{path}, entry {index}: not like {{'question_id': 1, 'answer': 'yes'}}")
-        question_id = parse_vqa_integer(path, index, entry, "question_id")
-        if question_id in answers:
-            raise DataError(f"{path}: question {question_id} has two answers")
-        answers[question_id] = entry["answer"]
-    missing = [question.question_id for question in questions if question.question_id not in answers]
-    if missing:
-        raise DataError(f"{path}: {len(missing):,} questions have no answer, the first is {missing[0]}")
-    return answers
 
 
 def read_model_vocabulary(model: Path) -> list[str]:

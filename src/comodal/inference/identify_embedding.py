@@ -1,4 +1,4 @@
-"""Diagnosis of an embedding file: which network and frontend made it, and its distance from the reference.
+"""`comodal identify`: which network and frontend made an embedding file, and its distance from the reference.
 
 OpenL3's weights were trained with kapre 0.1.4 and have since been run with two other frontends; its files do not record
 which. Given the audio or image and the weights, all candidates are computed and ranked.
@@ -50,7 +50,7 @@ class EmbeddingCandidate:
     cosine: float
 
 
-def diagnose_embedding(
+def identify_embedding(
     path: Path, audio: Path | None = None, image: Path | None = None, model: Path | None = None, rows: int = 8
 ) -> dict[str, Any]:
     """Reports which frontend and network made an embedding, and its distance from the reference.
@@ -71,9 +71,9 @@ def diagnose_embedding(
         CheckpointError: there are no weights.
 
     Examples:
-        comodal doctor street.npz
-        comodal doctor street.npz --audio street.wav --model openl3_audio_mel256_music.h5
-        comodal doctor daisy.npz --image daisy.jpg --model weights/
+        comodal identify street.npz
+        comodal identify street.npz --audio street.wav --model openl3_audio_mel256_music.h5
+        comodal identify daisy.npz --image daisy.jpg --model weights/
     """
     if rows < 1 or (audio is not None and image is not None):
         raise ValueError("rows must be at least 1; give --audio or --image, not both")
@@ -241,9 +241,7 @@ def read_first_minute(audio_path: Path, embedder: Embedder) -> Float[np.ndarray,
     return np.concatenate(blocks)
 
 
-def cut_padded_window(
-    samples: Float[np.ndarray, " samples"], start: int, size: int
-) -> Float[np.ndarray, " cut_padded_window"]:
+def cut_padded_window(samples: Float[np.ndarray, " samples"], start: int, size: int) -> Float[np.ndarray, " size"]:
     """Returns one window, zero-padded before the beginning and after the end."""
     cut = samples[max(start, 0) : start + size]
     before = max(0, -start)

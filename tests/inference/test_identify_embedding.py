@@ -1,4 +1,4 @@
-"""The doctor tells how an embedding was made: from OpenL3's own outputs, from ours, and from the file alone."""
+"""`comodal identify` tells how an embedding was made: from OpenL3's own outputs, from ours, and from the file alone."""
 
 import shutil
 from pathlib import Path
@@ -9,8 +9,8 @@ import soundfile
 from PIL import Image
 
 from comodal.errors import CheckpointError, DataError
-from comodal.inference.doctor import diagnose_embedding
 from comodal.inference.embed_files import embed_audio
+from comodal.inference.identify_embedding import identify_embedding
 from tests.models.l3net.test_l3net_parity import reference
 from tests.openl3.test_openl3 import make_inputs
 from tests.support import openl3_layouts as layouts
@@ -32,7 +32,7 @@ def test_openl3s_own_vectors_are_told_apart(frontend: str, tmp_path: Path, weigh
     sound, vectors = make_inputs.audio_48k()[3], reference("audio_embeddings")[f"mel128_512_{frontend}"][3:]
     soundfile.write(tmp_path / "click.wav", sound, RATE, subtype="PCM_16")
     np.savez(tmp_path / "click.npz", embedding=vectors, timestamps=np.zeros(1))
-    found = diagnose_embedding(tmp_path / "click.npz", tmp_path / "click.wav", model=weights)
+    found = identify_embedding(tmp_path / "click.npz", tmp_path / "click.wav", model=weights)
     told = {"kapre014": "kapre 0.1.4", "kapre036": "kapre 0.3", "librosa": "librosa"}[frontend]
     assert found["best"].startswith(f"openl3_audio_mel128_music.h5.gz: {told}")
     assert found["best"].endswith("not centered")
@@ -46,7 +46,7 @@ def test_openl3s_range_of_pictures_is_told(tmp_path: Path, weights: Path, monkey
     Image.fromarray(make_inputs.images()[2]).save(tmp_path / "p.png")
     np.savez(tmp_path / "p.npz", embedding=reference("image_embeddings")["img300x400_512"])
     monkeypatch.setenv("COMODAL_OPENL3", str(weights))
-    found = diagnose_embedding(tmp_path / "p.npz", image=tmp_path / "p.png")
+    found = identify_embedding(tmp_path / "p.npz", image=tmp_path / "p.png")
     assert "the input range of OpenL3 0.4.2" in found["best"]
     assert found["best.distance"] < 1e-5
     assert found["faithful.distance"] > 0.1
@@ -61,7 +61,7 @@ def test_our_own_file_says_how_it_was_made_and_is_believed(
     soundfile.write(tmp_path / "s.wav", sound, 16_000, subtype="PCM_16")
     model = weights / "openl3_audio_mel128_music.h5.gz"
     embed_audio([tmp_path / "s.wav"], model, hop_seconds=1.0, workers=1, precision="fp32")
-    found = diagnose_embedding(tmp_path / "s.npz", tmp_path / "s.wav", model=model, rows=1)
+    found = identify_embedding(tmp_path / "s.npz", tmp_path / "s.wav", model=model, rows=1)
     assert "mel128 music in fp32, kapre 0.1.4" in found["created_by"]
     assert (found["features"], found["hop_seconds"], found["even"]) == (6144, 1.0, True)
     assert "kapre 0.1.4, as the weights were trained, centered" in found["best"]
@@ -74,7 +74,7 @@ def test_another_sound_is_told(tmp_path: Path, weights: Path):
     vectors = np.random.default_rng(0).normal(size=(1, 512)).astype(np.float32)
     np.savez(tmp_path / "x.npz", embedding=vectors, timestamps=np.zeros(1))
     soundfile.write(tmp_path / "x.wav", 0.1 * np.random.default_rng(1).normal(size=RATE), RATE)
-    found = diagnose_embedding(tmp_path / "x.npz", tmp_path / "x.wav", model=weights)
+    found = identify_embedding(tmp_path / "x.npz", tmp_path / "x.wav", model=weights)
     assert "no candidate matches" in found["diagnosis"]
 
 
@@ -82,7 +82,7 @@ def test_the_file_alone_tells_its_size_hop_cut_and_silence(tmp_path: Path, capsy
     vectors = np.ones((5, 6144), np.float32)
     vectors[0, :3], vectors[1] = -1.0, 2.0
     np.savez(tmp_path / "v.npz", embedding=vectors, timestamps=np.arange(5) * 0.1)
-    found = diagnose_embedding(tmp_path / "v.npz")
+    found = identify_embedding(tmp_path / "v.npz")
     assert found["of"] == "audio, all 6144 features"
     assert found["hop_seconds"] == pytest.approx(0.1)
     assert found["cut"].startswith("before the last ReLU")
@@ -106,14 +106,14 @@ def test_what_is_no_embedding_or_does_not_fit_is_one_sentence(tmp_path: Path, we
         "none": r"none\.npz: ",
     }.items():
         with pytest.raises(DataError, match=sentence):
-            diagnose_embedding(tmp_path / f"{name}.npz")
+            identify_embedding(tmp_path / f"{name}.npz")
     soundfile.write(tmp_path / "s.wav", np.ones(RATE) / 2, RATE)
     with pytest.raises(CheckpointError, match="no network has 77 features"):
-        diagnose_embedding(tmp_path / "odd.npz", tmp_path / "s.wav", model=weights)
+        identify_embedding(tmp_path / "odd.npz", tmp_path / "s.wav", model=weights)
     with pytest.raises(DataError, match="has no timestamps"):
-        diagnose_embedding(tmp_path / "picture.npz", tmp_path / "s.wav", model=weights)
+        identify_embedding(tmp_path / "picture.npz", tmp_path / "s.wav", model=weights)
     with pytest.raises(CheckpointError, match="holds the network of the audio, not of the image"):
         Image.fromarray(np.zeros((230, 230, 3), np.uint8)).save(tmp_path / "p.png")
-        diagnose_embedding(
+        identify_embedding(
             tmp_path / "picture.npz", image=tmp_path / "p.png", model=weights / "openl3_audio_mel128_music.h5.gz"
         )

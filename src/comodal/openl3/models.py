@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Shaped
 
-from comodal.errors import CheckpointError, ComodalError
+from comodal.errors import CheckpointError
 from comodal.hardware import Precision
 from comodal.inference.embedder import Embedder, EmbedderOptions, OpenL3Version, load_embedder
 from comodal.inference.openl3_files import find_published_weights
 from comodal.models.convert.convert_openl3 import TowerModality
+from comodal.openl3.openl3_exceptions import OpenL3Error
 
 VALID_FRONTENDS = ("librosa", "kapre")
 VALID_INPUT_REPRS = ("linear", "mel128", "mel256")
@@ -25,14 +26,6 @@ VALID_CONTENT_TYPES = ("music", "env")
 VALID_AUDIO_EMBEDDING_SIZES = (6144, 512)
 VALID_IMAGE_EMBEDDING_SIZES = (8192, 512)
 EXTENDED_FRONTENDS = ("librosa", "kapre014", "kapre03")  # "kapre" is the version of the training
-
-
-class OpenL3Error(ComodalError):
-    """The exception class of OpenL3's functions."""
-
-
-class OpenL3Warning(Warning):
-    """Warnings of OpenL3's functions: audio or images of zeros, audio shorter than a window."""
 
 
 @dataclass(frozen=True)
