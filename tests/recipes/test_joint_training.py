@@ -15,14 +15,17 @@ from comodal.models.checkpoint import load_model, save_model
 from comodal.models.vilbert.single_stream import SingleStream, SingleStreamConfig
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.recipes.joint_training import list_image_ids, normalize_image_id, recipe
+from comodal.tasks.vision_language.grounding.refcoco import evaluate_grounding
 from comodal.tasks.vision_language.question_answering.vqa import evaluate_vqa
 from comodal.tasks.vision_language.task_tokens import choose_task_token
 from comodal.text_files import read_log
 from comodal.training.interruption import InterruptHandler
 from comodal.training.run import train
 from comodal.training.task_schedule import TaskSchedule, TaskState
-from tests.support.small_tasks import config
+from tests.support.small_tasks import QUESTION, config, write_colours, write_pretrained
 from tests.support.small_vilbert_data import write_task_set
+from tests.tasks.vision_language.test_refcoco import SENTENCES, write_references, write_store
+from tests.tasks.vision_language.test_vqa import write_files
 
 # Made with MultiTaskStopOnPlateau of facebookresearch/vilbert-multi-task as train_tasks.py calls it.
 SCORES = [0.5, 0.6, 0.6, 0.6003, 0.6004, 0.6002, 0.59, 0.596, 0.61, 0.61, 0.61, 0.6, 0.6, 0.62, 0.62, 0.62, 0.61, 0.6]
@@ -157,6 +160,8 @@ def test_a_test_image_is_not_trained_on_by_any_task(world: Path, tmp_path: Path)
     for loader, before in zip(without.batches.loaders, ids, strict=True):
         kept = list_image_ids(loader.samples)
         assert kept == [images for images in before if image not in images] and len(kept) < len(before)
+        keys = loader.samples.batch([(0, index) for index in range(len(kept))]).keys
+        assert len(set(keys)) == len(kept)  # the order is that of the remaining examples
     assert normalize_image_id("train2014/COCO_train2014_000000000042.jpg") == "42" == normalize_image_id("42")
 
 
@@ -198,3 +203,38 @@ def test_a_single_stream_has_no_task_tokens(world: Path, tmp_path: Path):
     (tmp_path / "model" / "tokenizer.json").write_bytes((world / "model" / "tokenizer.json").read_bytes())
     with pytest.raises(RecipeError, match="a SingleStream, which has no task tokens"):
         recipe(**settings(world, model=tmp_path / "model"))
+
+
+@pytest.mark.slow
+def test_two_tasks_are_learned_together_as_well_as_apart(tmp_path: Path):
+    """Neither task loses more than 2 points of accuracy on held-out images."""
+    store = write_colours(tmp_path / "colours", 60)
+    questions, annotations = write_files(tmp_path / "files", [*range(40)])
+    held_out = write_files(tmp_path / "held_out", [*range(40, 60)], "val2014")
+    regions = write_store(tmp_path / "regions")
+    references, instances = write_references(tmp_path / "refcoco+")
+    model = write_pretrained(tmp_path / "model", [QUESTION, *SENTENCES])
+    files = {
+        "vqa": {"questions": [questions], "annotations": [annotations], "regions": store.folder, "min_answer_count": 3},
+        "grounding": {"references": references, "instances": instances, "regions": regions.folder},
+    }
+    shared = {"batch_size": 8, "workers": 0}
+    options = {"device": "cpu", "precision": "fp32", "log_every": 100, "validate_every": 40}
+    for name, values in files.items():
+        alone = {"model": model, "epochs": 30.0, "learning_rate": 2e-3} | values | shared
+        assert train(name, alone, tmp_path / name, **options) == 0
+    tasks = {name: {"recipe": name} | values | shared for name, values in files.items()}
+    tasks["vqa"] |= dict(zip(("validation_questions", "validation_annotations"), held_out, strict=True))
+    (tmp_path / "tasks.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(tasks, default=str))))
+    together = {"model": model, "tasks": tmp_path / "tasks.yaml", "epochs": 30.0, "learning_rate": 2e-3}
+    assert train("joint", together | {"leaks": "drop"}, tmp_path / "joint", **options) == 0
+    scores = {}
+    for run in ("vqa", "grounding", "joint"):
+        if run != "grounding":
+            metrics = evaluate_vqa(tmp_path / run, held_out[0], annotations=held_out[1], regions=store.folder)
+            scores["vqa", run] = metrics["vqa.accuracy"]
+        if run != "vqa":
+            metrics = evaluate_grounding(tmp_path / run, references, instances, regions.folder, "testA")
+            scores["grounding", run] = metrics["grounding.accuracy"]
+    for task in files:
+        assert scores[task, "joint"] > scores[task, task] - 0.02 and scores[task, task] > 0.8

@@ -13,7 +13,7 @@ test image, is trained on by any task. They are matched by the ids of the images
 import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,7 +33,7 @@ from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.registry import RECIPES, import_object
 from comodal.tasks.vision_language.task_tokens import NUM_TASK_TOKENS, choose_task_token
-from comodal.tasks.vision_language.text_image_examples import ExampleSource, TaskDataset, TaskExample
+from comodal.tasks.vision_language.text_image_examples import TaskDataset
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
     HEAD_LEARNING_RATE,
     VILBERT_WARMUP_RATIO,
@@ -84,23 +84,6 @@ class JointObjective(nn.Module):
         return {"loss": output.loss, f"{name}_loss": output.loss, f"{name}_accuracy": output.accuracy}
 
 
-@dataclass(frozen=True)
-class SelectedExamples:
-    """Some of the examples of a source."""
-
-    source: ExampleSource
-    indices: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def length(self, index: int) -> int:
-        return self.source.length(int(self.indices[index]))
-
-    def example(self, epoch: int, index: int) -> TaskExample:
-        return self.source.example(epoch, int(self.indices[index]))
-
-
 def recipe(
     model: Path,
     tasks: Path,
@@ -144,8 +127,8 @@ def recipe(
     schedule = TaskSchedule(tuple(entries), order == "stop_and_go")
     objective = JointObjective(network, joint_tasks, schedule)
     freeze_unused_joint_parameters(objective, joint_tasks)
-    rounds = max(-(-len(task.train.samples) // task.train.batch_size) for task in joint_tasks)
-    steps = max(1, round(epochs * rounds)) * len(joint_tasks)
+    num_rounds = max(-(-len(task.train.samples) // task.train.batch_size) for task in joint_tasks)
+    steps = max(1, round(epochs * num_rounds)) * len(joint_tasks)
     rate = max(learning_rate, HEAD_LEARNING_RATE)
     pretrained = [p for name, p in network.vilbert.named_parameters() if name != "text_embeddings.tasks.weight"]
     validation = [task.validation for task in joint_tasks]
@@ -320,4 +303,4 @@ def enforce_clean_splits(
         )
         if not len(kept):
             raise DataError(f"{path}: no training example of {task.name} is left")
-        dataset.source, dataset.lengths = SelectedExamples(dataset.source, kept), dataset.lengths[kept]
+        dataset.select_examples(kept)

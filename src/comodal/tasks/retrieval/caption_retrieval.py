@@ -243,10 +243,8 @@ def load_scoring_model(path: Path, zero_shot: bool) -> RetrievalModel:
     if not isinstance(model, RetrievalModel):
         raise CheckpointError(f"{path}: a {type(model).__name__}; this needs a ViLBERT")
     if isinstance(model, TaskModel) and not zero_shot and RETRIEVAL_HEAD.name not in model.heads:
-        head_names = ", ".join(model.heads)
-        raise CheckpointError(
-            f"{path} is fine-tuned for {head_names}, not for retrieval; use --zero-shot for alignment"
-        )
+        names = ", ".join(model.heads)
+        raise CheckpointError(f"{path} is fine-tuned for {names}, not for retrieval; use --zero-shot for alignment")
     return model
 
 
@@ -271,8 +269,7 @@ def check_first_stage(retrieval_data: RetrievalData, captions: Path, split: Capt
         raise DataError(
             f"{captions}: --rerank fits its first stage on the captions of the training split, and {len(shared):,} of "
             f"the {len(retrieval_data.gallery.counts):,} images of --split {split} are among them; use another split, "
-            f"or "
-            "the whole gallery without --rerank"
+            "or the whole gallery without --rerank"
         )
 
 

@@ -98,6 +98,23 @@ class FixedExamples:
         return self.examples[index]
 
 
+@dataclass(frozen=True)
+class SelectedExamples:
+    """Some of the examples of a source."""
+
+    source: ExampleSource
+    indices: Int64[np.ndarray, "selected"]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def length(self, index: int) -> int:
+        return self.source.length(int(self.indices[index]))
+
+    def example(self, epoch: int, index: int) -> TaskExample:
+        return self.source.example(epoch, int(self.indices[index]))
+
+
 class TaskDataset:
     """A sample set for the loader: batches for any (epoch, index).
 
@@ -127,7 +144,8 @@ class TaskDataset:
     ) -> None:
         if not len(source):
             raise ValueError("a task needs at least one example")
-        self.source, self.store, self.tokenizer, self.max_regions = source, store, tokenizer, max_regions
+        self.source: ExampleSource = source
+        self.store, self.tokenizer, self.max_regions = store, tokenizer, max_regions
         self.has_visual_tokens, self.ablate, self.batch_size, self.seed = has_visual_tokens, ablate, batch_size, seed
         self.task_token = task_token
         self.lengths = np.array([source.length(index) for index in range(len(source))])
@@ -135,6 +153,10 @@ class TaskDataset:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def select_examples(self, indices: Int64[np.ndarray, "selected"]) -> None:
+        """Leaves out all other examples."""
+        self.source, self.lengths, self.orders = SelectedExamples(self.source, indices), self.lengths[indices], {}
 
     def get_order(self, epoch: int) -> Int64[np.ndarray, "examples"]:
         """The random order of an epoch, in which examples of similar length are neighbors."""
