@@ -93,7 +93,8 @@ def ask(at: Path) -> Iterator[Callable[..., list]]:  # noqa: ARG001 - it skips
 
 ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
 WORLD = "--videos 2 --seconds 1 --audio 0 --images 2 --scenes 2 --side 32 --audio-seconds 1 --workers 1"
-L3NET = "--variant small --width 4 --image-size 16 --batch-size 4 --validation-pairs 4 --steps 4 --workers 0 --device cpu --resume"
+L3NET = "--variant small "
+    "--width 4 --image-size 16 --batch-size 4 --validation-pairs 4 --steps 4 --workers 0 --device cpu --resume"
 FILES = (
     "{at}/vqa/v2_OpenEnded_mscoco_train2014_questions.json --annotations {at}/vqa/v2_mscoco_train2014_annotations.json"
 )

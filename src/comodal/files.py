@@ -23,7 +23,7 @@ MAX_NAME_BYTES = 255  # of a file's name, on every usual file system
 TEMPORARY_NAME = re.compile(r"\..*\.(\d+)-([0-9a-f]{4})\.part", re.DOTALL)
 DISK_ERRORS = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again (a training with --resume)",
-    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again (a training with --resume)",
+    errno.EDQUOT: "the quota is used up; free some space and run the same command again (a training with --resume)",
     errno.EFBIG: "the file system or `ulimit -f` allows no file of this size",
 }
 _cleaned_folders: set[Path] = set()  # folders that this process has checked for stale files
