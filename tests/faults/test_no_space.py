@@ -91,7 +91,6 @@ def ask(at: Path) -> Iterator[Callable[..., list]]:  # noqa: ARG001 - it skips
         process.stdin.close()
 
 
-ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
 WORLD = "--videos 2 --seconds 1 --audio 0 --images 2 --scenes 2 --side 32 --audio-seconds 1 --workers 1"
 L3NET = (
     "--variant small --width 4 --image-size 16 --batch-size 4 --validation-pairs 4 --steps 4 --workers 0 --device cpu "
@@ -145,7 +144,7 @@ EVERY_COMMAND = pytest.mark.parametrize(
 def list_words(command: str, at: Path, place: Path) -> tuple[list[str], str]:
     """A command that writes to a disk, and the folder that has to be there before."""
     place.mkdir()
-    words = COMMANDS[command].format(at=at, out=place / "out", fixtures=FIXTURES, annotations=ANNOTATIONS)
+    words = COMMANDS[command].format(at=at, out=place / "out", fixtures=FIXTURES)
     return words.split(), str(at / "store") if command == "prepare tokens" else ""
 
 
