@@ -127,8 +127,8 @@ def recipe(
     schedule = TaskSchedule(tuple(entries), order == "stop_and_go")
     objective = JointObjective(network, joint_tasks, schedule)
     freeze_unused_joint_parameters(objective, joint_tasks)
-    num_rounds = max(-(-len(task.train.samples) // task.train.batch_size) for task in joint_tasks)
-    steps = max(1, round(epochs * num_rounds)) * len(joint_tasks)
+    max_steps = max(-(-len(task.train.samples) // task.train.batch_size) for task in joint_tasks)
+    steps = max(1, round(epochs * max_steps)) * len(joint_tasks)
     rate = max(learning_rate, HEAD_LEARNING_RATE)
     pretrained = [p for name, p in network.vilbert.named_parameters() if name != "text_embeddings.tasks.weight"]
     validation = [task.validation for task in joint_tasks]

@@ -42,8 +42,8 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-5}
 @pytest.fixture(scope="module")
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("converted") / "model"
-    metrics = convert(FOLDER / "state.safetensors", out, FOLDER / "bert_baseline.json")
-    assert (metrics["convert.new"], metrics["convert.unused"], metrics["convert.difference"]) == (0, 0, 0)
+    conversion = convert(FOLDER / "state.safetensors", out, FOLDER / "bert_baseline.json")
+    assert (conversion.new, conversion.unused, conversion.difference) == (0, 0, 0)
     return out
 
 
