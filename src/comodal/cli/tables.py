@@ -85,7 +85,7 @@ COMMAND_TOPICS = {  # the first words of commands, in the order of the help
     "getting started": ("demo", "env", "list", "help"),
     "data": ("synthesize", "prepare", "extract"),
     "training and evaluation": ("train", "evaluate", "results", "report"),
-    "use of a model": ("match", "ask", "fill", "align", "ground", "search", "embed"),
+    "use of a model": ("match", "ask", "fill", "caption", "align", "ground", "search", "embed"),
     "files": ("inspect", "identify", "convert", "export", "share", "push", "pull"),
 }
 GROUP_REGISTRIES = {"evaluate": TASKS, "convert": CHECKPOINT_READERS}

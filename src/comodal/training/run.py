@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from comodal import distributed, hardware
 from comodal.data.batch import Batch
 from comodal.data.output_folder import encode_settings_json, lock_output_folder, translate_os_errors
+from comodal.environment import collect_environment
 from comodal.errors import RecipeError
 from comodal.files import write_bytes_atomically
 from comodal.flat_parameters import flatten_parameters
@@ -39,7 +40,7 @@ from comodal.training.run_config import (
     read_run_config,
     resolve_parameters,
     to_yaml_values,
-    write_run_settings,
+    write_run_config,
 )
 from comodal.training.run_log import RunLog, format_metrics_note
 from comodal.training.thread_choice import MIN_STEPS, choose_thread_count, describe_thread_choice, make_step_timer
@@ -47,6 +48,7 @@ from comodal.training.throughput import Throughput, format_rough_count, format_r
 from comodal.training.training_loop import NotFiniteError, train_steps, validate_objective
 from comodal.training.training_options import TrainingOptions, choose_first_threads, resolve_options
 
+ENVIRONMENT_FILE = "environment.json"  # hardware and versions of the last start
 EXIT_DONE, EXIT_BY_SIGNAL = 0, 128  # exit statuses; a shell adds 128 to a signal's number
 
 
@@ -118,6 +120,15 @@ def train(
     finally:
         torch.set_num_threads(threads_before)
         distributed.shut_down_distributed()
+
+
+def write_run_settings(out: Path, recipe: Callable, values: Mapping[str, Any]) -> None:
+    """Writes config.yaml and environment.json, in the main process."""
+    if distributed.is_main_process():
+        out.mkdir(parents=True, exist_ok=True)
+        write_run_config(out / "config.yaml", recipe, values)
+        write_bytes_atomically(out / ENVIRONMENT_FILE, encode_settings_json(collect_environment()))
+    distributed.wait_for_processes()
 
 
 class Trainer:

@@ -7,15 +7,11 @@ from typing import Any, cast
 
 import yaml
 
-from comodal import distributed
-from comodal.data.output_folder import encode_settings_json
-from comodal.environment import collect_environment
 from comodal.errors import RecipeError
 from comodal.files import write_bytes_atomically
 from comodal.registry import RECIPES, import_object
 from comodal.text_files import read_yaml
 
-ENVIRONMENT_FILE = "environment.json"  # hardware and versions of the last start
 CHANGEABLE_PARAMETERS = {
     "data",
     "workers",
@@ -87,15 +83,6 @@ def check_run_folder(out: Path, resume: bool) -> None:
         raise RecipeError(f"{out} already exists: continue with --resume, or choose another --out")
     if is_begun and resume and not (out / "config.yaml").exists():
         raise RecipeError(f"{out} is not the folder of a run: it has no config.yaml")
-
-
-def write_run_settings(out: Path, recipe: Callable, values: Mapping[str, Any]) -> None:
-    """Writes config.yaml and environment.json, in the main process."""
-    if distributed.is_main_process():
-        out.mkdir(parents=True, exist_ok=True)
-        write_run_config(out / "config.yaml", recipe, values)
-        write_bytes_atomically(out / ENVIRONMENT_FILE, encode_settings_json(collect_environment()))
-    distributed.wait_for_processes()
 
 
 def describe_changes(path: Path, parameters: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:

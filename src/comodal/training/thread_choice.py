@@ -19,7 +19,7 @@ from comodal.hardware import Compute
 
 MIN_STEPS = 200  # of the run; for fewer the choice is not worth its time
 MAX_STEP_SECONDS = 0.5  # longer steps have large operations, for which waiting does not matter
-WARM_UP_SECONDS = 1.0  # in which data workers fill their queues, too
+WARMUP_SECONDS = 1.0  # in which data workers fill their queues, too
 TIMED_STEPS = 5  # of each number
 MIN_GAIN = 1.05  # of fewer threads
 
@@ -35,7 +35,7 @@ def choose_thread_count(time_step: Callable[[int], float], most: int) -> tuple[i
         The number, and the median seconds of a step by number; empty if a step is too long for it to matter.
     """
     warmed_up = 0.0
-    while warmed_up < WARM_UP_SECONDS:
+    while warmed_up < WARMUP_SECONDS:
         seconds = time_step(most)
         if seconds > MAX_STEP_SECONDS:
             return most, {}
@@ -44,8 +44,8 @@ def choose_thread_count(time_step: Callable[[int], float], most: int) -> tuple[i
     while best > 1:
         fewer = best // 2
         time_step(fewer)
-        rounds = [(time_step(best), time_step(fewer)) for _ in range(TIMED_STEPS)]
-        medians[best], medians[fewer] = (statistics.median(column) for column in zip(*rounds, strict=True))
+        trials = [(time_step(best), time_step(fewer)) for _ in range(TIMED_STEPS)]
+        medians[best], medians[fewer] = (statistics.median(column) for column in zip(*trials, strict=True))
         if medians[fewer] * MIN_GAIN > medians[best]:
             break
         best = fewer
