@@ -54,9 +54,7 @@ def train_on_the_fake_gpu(objective: Callable[[], nn.Module], batch: Batch, prec
         module = objective().to(GPU)
         optimizer = make_adamw(module, 1e-3, 0.01)
         reports = list(
-            train_steps(
-                module, iter([batch] * 4), optimizer, lambda _: 1e-3, range(2), compute, 2, 1.0, lambda s: s == 2
-            )
+            train_steps(module, iter([batch] * 4), optimizer, lambda _: 1e-3, range(2), compute, 2, lambda s: s == 2)
         )
         assert [len(report) for report in reports] == [2]
         assert all(parameter.device == GPU for parameter in module.parameters())

@@ -75,7 +75,7 @@ def test_training_examples_are_called_so_and_missing_files_are_told(store: Regio
     assert "of its training data (the run has no validation data)" in (tmp_path / "page.html").read_text()
     for file in (tmp_path / "files").iterdir():
         file.unlink()
-    with pytest.raises(DataError, match=r"questions\.json"):
+    with pytest.raises(DataError, match=r"annotations\.json: No such file"):
         write_report(run, tmp_path / "other.html", images=images)
 
 

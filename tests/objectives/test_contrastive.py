@@ -244,7 +244,8 @@ def test_retrieval_by_contrastive_encodings_ranks_by_the_cosine(tmp_path: Path):
     values |= {"validation_pairs": 0, "contrastive_weight": 1.0, "dropout": 0.0}
     train(vilbert_pretraining.recipe, values, tmp_path / "run", device="cpu", precision="fp32")
     out = tmp_path / "results"
-    evaluate_retrieval(tmp_path / "run", captions, regions, split="all", scores="contrastive", out=out, device="cpu")
+    compute = {"device": "cpu", "precision": "fp32"}
+    evaluate_retrieval(tmp_path / "run", captions, regions, split="all", scores="contrastive", out=out, **compute)
     model = ViLBERT.from_pretrained(tmp_path / "run").eval()
     head = model.contrastive_head
     assert head is not None

@@ -202,6 +202,7 @@ def test_a_benchmark_imports_and_explains_itself(
 ):
     monkeypatch.syspath_prepend(str(FOLDER))
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    monkeypatch.delitem(sys.modules, name, raising=False)  # of a folder of the same name
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(name).main()
     assert ended.value.code == 0

@@ -137,12 +137,12 @@ def test_a_pretext_task_of_weight_zero_is_left_out(world: tuple[Path, Path], lef
     for loader in (run.batches, run.validation):
         batch = loader.samples.batch([(index // 10, index % 10) for index in range(40)])
         counts = {"token": batch.masked_token_indices.numel(), "region": batch.masked_region_indices.numel()}
-        counts["alignment"] = int(batch.is_mismatch.sum())
+        counts["alignment"] = int((~batch.is_match).sum())
         assert {name for name, count in counts.items() if not count} == {left_out}
     run.objective.eval()
     metrics = run.objective(batch)
     rest = sum(metrics[f"{name}_loss"] for name in ("token", "region", "alignment") if name != left_out)
-    assert float(metrics["loss"]) == pytest.approx(float(rest), rel=1e-6)
+    assert metrics["loss"].item() == pytest.approx(rest.item(), rel=1e-6)
 
 
 def test_without_co_attention_the_streams_meet_in_the_alignment_only(world: tuple[Path, Path]):

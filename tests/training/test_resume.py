@@ -167,11 +167,15 @@ def test_a_resumed_run_keeps_its_precision(shards: Path, tmp_path: Path, monkeyp
 
 def test_a_resumed_run_keeps_its_layout(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The order of a convolution's sums depends on it."""
-    monkeypatch.setattr("comodal.hardware.choose_training_layout", lambda _compute, _module: "contiguous")
+    monkeypatch.setattr(
+        "comodal.training.training_options.choose_training_layout", lambda _compute, _module: "contiguous"
+    )
     out = tmp_path / "run"
     train(recipe, settings(shards, 2), out, **OPTIONS)
     assert yaml.safe_load((out / "config.yaml").read_text())["memory_layout"] == "contiguous"
-    monkeypatch.setattr("comodal.hardware.choose_training_layout", lambda _compute, _module: "channels_last")
+    monkeypatch.setattr(
+        "comodal.training.training_options.choose_training_layout", lambda _compute, _module: "channels_last"
+    )
     train(recipe, settings(shards, 4), out, resume=True, **OPTIONS)
     assert yaml.safe_load((out / "config.yaml").read_text())["memory_layout"] == "contiguous"
 

@@ -16,6 +16,7 @@ from sklearn.manifold import TSNE
 from comodal.analysis.unit_selectivity import standardize_units
 from comodal.console import escape_plot_text
 
+MIN_TSNE_EXAMPLES = 4
 MAX_PERPLEXITY = 30.0  # scikit-learn's default
 MARKERS = "os^Dv"  # with ten colors, for up to 50 classes
 COLORS = 10
@@ -25,14 +26,14 @@ def compute_tsne(activations: Float[np.ndarray, "examples units"], seed: int) ->
     """The positions of examples in the plane, from standardized units; deterministic for a seed.
 
     Args:
-        activations: Of each unit for each moment.
+        activations: Of each unit for each example.
         seed: Of the optimization.
 
     Raises:
         ValueError: There are fewer than four examples.
     """
-    if len(activations) < 4:
-        raise ValueError(f"t-SNE needs at least 4 examples, got {len(activations)}")
+    if len(activations) < MIN_TSNE_EXAMPLES:
+        raise ValueError(f"t-SNE needs at least {MIN_TSNE_EXAMPLES} examples, got {len(activations)}")
     perplexity = min(MAX_PERPLEXITY, (len(activations) - 1) / 3)
     tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed)
     return tsne.fit_transform(standardize_units(activations)).astype(np.float64)

@@ -106,7 +106,8 @@ def test_boxes_in_pixels_are_taken_wherever_they_are(tmp_path: Path, case: str):
         "tall": [(boxes_of(rng, "yxyx", 5), HEIGHT, WIDTH) for _ in range(40)],
     }[case]
     source = write_boxes(tmp_path / "source", images)
-    assert convert_regions(source, tmp_path / "store") == {"accepted": len(images)}
+    summary = convert_regions(source, tmp_path / "store")
+    assert (summary.images, summary.refused) == (len(images), {})
 
 
 def test_a_few_boxes_outside_their_images_cost_these_images(tmp_path: Path):
@@ -114,7 +115,7 @@ def test_a_few_boxes_outside_their_images_cost_these_images(tmp_path: Path):
     images = [(boxes_of(rng, "corners", 5), WIDTH, HEIGHT) for _ in range(37)]
     images += [(boxes_of(rng, "yxyx", 36), WIDTH, HEIGHT), (boxes_of(rng, "thousandths", 36), WIDTH, HEIGHT)]
     counts = convert_regions(write_boxes(tmp_path / "source", images), tmp_path / "store")
-    assert counts == {"accepted": 37, "boxes fit if exchanged": 1, "boxes leave the image": 1}
+    assert (counts.images, counts.refused) == (37, {"boxes fit if exchanged": 1, "boxes leave the image": 1})
 
 
 def test_an_interrupted_conversion_judges_all_records(tmp_path: Path):

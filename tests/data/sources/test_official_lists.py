@@ -8,6 +8,7 @@ import pytest
 from comodal.data.shards import ingest
 from comodal.data.sources.video_sources import read_sources
 from comodal.errors import DataError
+from tests.support.shard_plans import catch_plans
 
 FIRST, SECOND, THIRD = "---QUuC4vJs", "0wR5jVB-WPk", "abcdefghi-_"
 
@@ -62,9 +63,10 @@ def test_several_lists_are_one_set(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for split, name in (("train", FIRST), ("validate", SECOND), ("test", THIRD)):
         line = f"dog,{name},0,10,{split}" if split != "test" else f",{name},0,10,{split}"
         (tmp_path / f"{split}.csv").write_text(f"label,youtube_id,time_start,time_end,split\n{line}\n")
-    monkeypatch.setattr(ingest, "make_shards", lambda plan, *_: {"plan": plan})
+    plans = catch_plans(monkeypatch)
     lists = [tmp_path / "validate.csv", tmp_path / "test.csv"]
-    plan = ingest.prepare_videos(tmp_path / "train.csv", tmp_path / "out", files, lists=lists).fingerprint
+    ingest.prepare_videos(tmp_path / "train.csv", tmp_path / "out", files, lists=lists)
+    (plan,) = plans
     assert {shard.split: [item.group for item in shard.items] for shard in plan.shards} == {
         "train": [FIRST], "validation": [SECOND], "test": [THIRD],
     }  # fmt: skip

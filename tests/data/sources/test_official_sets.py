@@ -16,6 +16,7 @@ from comodal.models.checkpoint import read_model_about
 from comodal.tasks.correspondence.avc_evaluation import evaluate_avc
 from comodal.tasks.evaluation.results_card import read_card
 from comodal.training.run import train
+from tests.support.shard_plans import catch_plans
 from tests.support.small_world import write_world
 from tests.support.synthetic_media import tone, write_video
 
@@ -69,8 +70,9 @@ def test_a_preset_takes_its_classes_and_replaces_the_splits_of_the_list(
     files.mkdir()
     for clip in range(0, 376, 4):  # half of the clips of the class
         (files / f"{clip:011d}_000000_000010.mp4").touch()
-    monkeypatch.setattr(ingest, "make_shards", lambda plan, *_: {"plan": plan})
-    plan = ingest.prepare_videos(path, tmp_path / "out", files, preset="kinetics-sounds")["plan"]
+    plans = catch_plans(monkeypatch)
+    ingest.prepare_videos(path, tmp_path / "out", files, preset="kinetics-sounds")
+    (plan,) = plans
     assert plan.dataset == {
         "name": "kinetics-sounds",
         "lists": [{"name": "kinetics.csv", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}],
@@ -89,8 +91,9 @@ def test_a_preset_sets_classes_and_splits(options: dict, tmp_path: Path):
 
 def test_a_list_without_a_preset_is_counted_by_its_own_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = write_kinetics(tmp_path, 30, ("bowling",))
-    monkeypatch.setattr(ingest, "make_shards", lambda plan, *_: {"plan": plan})
-    plan = ingest.prepare_videos(path, tmp_path / "out", limit=4)["plan"]
+    plans = catch_plans(monkeypatch)
+    ingest.prepare_videos(path, tmp_path / "out", limit=4)
+    (plan,) = plans
     assert plan.dataset["name"] == "kinetics.csv"
     assert plan.dataset["listed"] == {"train": 15, "validation": 15, "test": 0}
 

@@ -368,7 +368,7 @@ def test_bad_arguments():
 def test_another_model_is_refused(tmp_path: Path):
     save_model(SingleStream(SINGLE), tmp_path, {})
     assert isinstance(load_model(tmp_path), SingleStream)
-    with pytest.raises(CheckpointError, match="a SingleStream; a ViLBERT is required"):
+    with pytest.raises(CheckpointError, match="holds a SingleStream, not a ViLBERT"):
         ViLBERT.from_pretrained(tmp_path)
 
 

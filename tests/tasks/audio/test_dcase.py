@@ -311,7 +311,7 @@ def test_missing_lists_and_sounds_are_named(tau: Path):
 
 def test_a_damaged_table_is_told(tau: Path):
     (tau / "meta.csv").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(DataError, match=r"meta.csv is not text: byte 0"):
+    with pytest.raises(DataError, match=r"meta.csv is not text: it is UTF-16"):
         read_dcase(tau)
     (tau / "meta.csv").write_text("")
     with pytest.raises(DataError, match=r"meta.csv: it is empty"):

@@ -28,7 +28,7 @@ from comodal.analysis.pages.page_parts import (
     encode_audio_uri,
     encode_photo_uri,
 )
-from comodal.analysis.tsne import compute_tsne, draw_tsne
+from comodal.analysis.tsne import MIN_TSNE_EXAMPLES, compute_tsne, draw_tsne
 from comodal.analysis.unit_activations import ClipExamples, UnitActivation, compute_unit_heatmaps
 from comodal.analysis.unit_selectivity import (
     MIN_HIGH_PREFERENCE,
@@ -81,7 +81,8 @@ def build_unit_parts(model: L3Net, examples: ClipExamples, seed: int = 0) -> lis
     ]
     if len(set(examples.labels)) > 1:
         sections.append(build_selectivity_part(study_units(model, examples, seed)))
-        sections.append(build_tsne_part(model, examples, seed))
+        if len(examples.labels) >= MIN_TSNE_EXAMPLES:
+            sections.append(build_tsne_part(model, examples, seed))
     return sections
 
 

@@ -152,7 +152,7 @@ def check_source_units(source: Path, faults: Mapping[str, int], valid: Sequence[
             f"{source}: boxes of top, left, bottom, right (yxyx): in {exchanged:,} of {total:,} records they leave "
             "their image, and fit it with both axes exchanged; write them as left, top, right, bottom"
         )
-    if exchanged + outside > MAX_FAULTY_FRACTION * total:
+    if exchanged + outside > max(MAX_FAULTY_FRACTION * total, MIN_JUDGED_IMAGES - 1):
         raise DataError(
             f"{source}: boxes of other units: in {exchanged + outside:,} of {total:,} records a box leaves its image; "
             "they are from 0 to 1000, or in pixels of an image of another size; scale them to the width and height of "

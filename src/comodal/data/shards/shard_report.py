@@ -51,7 +51,7 @@ def read_shard_summary(out: Path) -> ShardSummary:
         return ShardSummary(
             out,
             about["accepted"],
-            about["seconds"],
+            {split: float(seconds) for split, seconds in about["seconds"].items()},
             about["refused"],
             about["noted"],
             about["options"],
