@@ -505,6 +505,9 @@ def test_what_cannot_be_evaluated_is_told(tmp_path: Path, store: RegionStore):
     nothing = a_caption_file(tmp_path / "only_test.jsonl", ["test"] * 7)
     with pytest.raises(DataError, match="training split, and there are none"):
         evaluate_retrieval(run, nothing, store.folder, rerank=2)
+    alone = a_caption_file(tmp_path / "one_test.jsonl", ["test", *["train"] * 6])
+    with pytest.raises(DataError, match="captions of one image only"):
+        evaluate_retrieval(run, alone, store.folder)
     (run / "model" / "tokenizer.json").unlink()
     with pytest.raises(DataError, match="holds no vocabulary"):
         evaluate_retrieval(run, captions, store.folder)

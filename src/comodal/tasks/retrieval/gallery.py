@@ -169,6 +169,8 @@ def load_retrieval_data(
         raise DataError(
             f"{captions}: no caption of an image of {regions} is in the {split} split; there are {available}"
         )
+    if len({row for _, row in split_pairs}) == 1:
+        raise DataError(f"{captions}: the {split} split has captions of one image only, and a ranking needs two")
     missing = list_missing_images(matched.unmatched, split, validation_fraction)
     gallery = build_gallery(split_pairs, store, tokenizer, config, max_regions, ablate)
     return RetrievalData(gallery, parts["train"], tokenizer, missing, caption_file.refused, split)
