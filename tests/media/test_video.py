@@ -19,6 +19,7 @@ from PIL import Image
 from comodal.errors import MediaError, MediaWarning
 from comodal.media import video as video_module
 from comodal.media.containers import track
+from comodal.media.containers.avi_parts import find_avi_end
 from comodal.media.image import decode_jpeg
 from comodal.media.storage.refused_formats import RefusalReason
 from comodal.media.video import Clip, iterate_frames, read_clip, read_video_info
@@ -416,3 +417,14 @@ def test_audio_mixed_a_second_at_a_time_is_that_mixed_frame_by_frame(
         plain.seconds,
         plain.audio_start_seconds,
     )
+
+
+def test_the_index_of_an_avi_file_and_empty_chunks_before_it_are_no_second_file(tmp_path: Path):
+    """Behind a packet of odd length: a byte of padding, two frames that repeat the last one, and the index."""
+    path, empty = tmp_path / "x.avi", b"00dc" + bytes(4)
+    index = b"idx1" + (48).to_bytes(4, "little") + bytes(48)
+    for rest in (b"", b"RIFF" + bytes(40)):
+        path.write_bytes(bytes(101) + b"\0" + empty + empty + index + rest)
+        assert find_avi_end(path, 101) == 102 + 2 * 8 + 56
+    path.write_bytes(bytes(101))
+    assert find_avi_end(path, 101) == 102

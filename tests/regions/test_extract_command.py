@@ -279,6 +279,17 @@ def test_one_bad_box_refuses_its_image_alone(images: Path, network: Path, tmp_pa
     assert [line["reason"] for line in refused] == ["id twice", "box outside the image", "missing"]
 
 
+def test_a_command_whose_images_are_all_refused_fails(network: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("a.jpg", "b.png"):
+        (folder / name).write_bytes(b"no image")
+    words = ["extract", folder, tmp_path / "store", "--detector", network, "--workers", "1"]
+    assert main([str(word) for word in words]) == 1
+    assert "none of the 2 images can be used" in capsys.readouterr().err
+    assert len((tmp_path / "store" / "report.jsonl").read_text().splitlines()) == 2
+
+
 def test_numbers_that_fp16_cannot_hold_refuse_their_image_alone(tmp_path: Path):
     writer = RegionWriter(tmp_path, 2)
     made = extract.ExtractionResult(

@@ -127,7 +127,7 @@ def extract_regions(
         The number of images and regions, and of refused images by reason.
 
     Raises:
-        DataError: There are no images, OUT holds something else, or the disk is full.
+        DataError: There are no images, all are refused, OUT holds something else, or the disk is full.
         CheckpointError: There is no such network.
 
     Examples:
@@ -159,6 +159,7 @@ def extract_regions(
             allow_incompatible_regions(out, find_model_folder(models.compatible_with))
     summary = summarize_store(RegionStore(out))
     print_summary(summary)
+    summary.check()
     return summary
 
 

@@ -71,6 +71,7 @@ def convert_regions(
     for name, count in {"accepted": summary.images, **summary.refused}.items():
         table.add_row(name, f"{count:,}")
     table.show()
+    summary.check()
     return summary
 
 

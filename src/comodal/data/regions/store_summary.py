@@ -32,6 +32,16 @@ class RegionStoreSummary:
     def num_refused(self) -> int:
         return sum(self.refused.values())
 
+    def check(self) -> None:
+        """Check that at least one image was not refused.
+
+        Raises:
+            DataError: All were.
+        """
+        if self.refused and not self.images:
+            report = self.path / EXTRACTION_REPORT_FILE
+            raise DataError(f"none of the {self.num_refused:,} images can be used; {report} lists why")
+
 
 def summarize_store(store: RegionStore) -> RegionStoreSummary:
     """Counts the images, the regions and the lines of the report.

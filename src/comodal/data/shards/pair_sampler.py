@@ -98,7 +98,8 @@ class MatchedPairSampler(PairSampler):
 def draw_pair_times(record: dict, audio_seconds: float, rng: np.random.Generator) -> PairTimes:
     """A random frame, and audio that begins up to a second before it and ends within the clip.
 
-    All possible starts are equally likely, also near the ends of the clip.
+    All starts that overlap the frame and lie in the clip are equally likely. The first frame allows only the start 0,
+    which 1.9 % of the pairs of a clip of 10 s at 5 frames/s have.
     """
     frame_seconds: Sequence[float] = record["frame_seconds"]
     latest = record["seconds"] - audio_seconds

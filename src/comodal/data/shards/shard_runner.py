@@ -114,7 +114,7 @@ def make_shards(
         pool: How many processes, and where.
 
     Raises:
-        DataError: `out` holds something else, another command writes there, or the disk is full.
+        DataError: `out` holds something else, another command writes there, the disk is full, or no item can be used.
     """
     pool.check()
     with select_backend(pool.backend), translate_os_errors(out), lock_output_folder(out):
@@ -133,6 +133,10 @@ def make_shards(
             print_line(f"{out} is already finished; nothing to do")
         summary = read_shard_summary(out)
     print_shard_report(summary)
+    if summary.refused and not any(summary.accepted.values()):
+        raise DataError(
+            f"none of the {sum(summary.refused.values()):,} items can be used; {out}/report.jsonl lists why"
+        )
     return summary
 
 

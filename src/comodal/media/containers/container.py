@@ -14,7 +14,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from comodal.errors import MediaError, MediaWarning
-from comodal.media.containers.avi_parts import find_avi_parts
+from comodal.media.containers.avi_parts import find_avi_end, find_avi_parts
 from comodal.media.containers.edit_lists import read_edit_ends
 from comodal.media.containers.fragments import FragmentedTrack, find_damaged_box, read_fragmented_tracks
 from comodal.media.containers.holes import MIN_GAP_SECONDS, find_holes
@@ -37,10 +37,11 @@ MAX_LISTED_HOLES = 3
 MAX_IDLE_PACKETS = 2_000  # of a stream that is complete, while reading waits for the other one
 MATROSKA_FORMAT = "matroska,webm"
 FORMATS_WITH_LENGTH = {MP4_FORMAT, "mxf"} | SHARED_DURATION_FORMATS  # formats whose header has a length
+AVI_START = b"RIFF"
 CONCATENABLE_FORMATS = {
     "matroska,webm": b"\x1a\x45\xdf\xa3",
     "flv": b"FLV\1",
-    "avi": b"RIFF",
+    "avi": AVI_START,
     "mpegts": b"",
     "mpeg": b"",
     "mxf": b"\x06\x0e\x2b\x34\x02\x05\x01\x01\x0d\x01\x02\x01\x01\x02",
@@ -354,7 +355,10 @@ def _demux_packets(container: InputContainer, tracks: Sequence[Track]) -> Iterat
 
 def _check_fully_read(container: InputContainer, tracks: Sequence[Track], read: int) -> None:
     """Refuse a video of which FFmpeg reads only the first part, as it does for concatenated files of some formats."""
-    unread, start = container.size - read, CONCATENABLE_FORMATS.get(container.format.name)
+    start = CONCATENABLE_FORMATS.get(container.format.name)
+    if start == AVI_START:
+        read = find_avi_end(tracks[0].path, read)
+    unread = container.size - read
     if start is None or not read or unread <= 0 or all(track.kind != "video" for track in tracks):
         return
     is_concatenated = unread > max(MAX_UNREAD_BYTES, container.size * MAX_UNREAD)
