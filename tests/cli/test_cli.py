@@ -316,3 +316,9 @@ def test_a_recipes_settings_can_be_printed_and_given_as_a_file(tmp_path: Path, c
     settings.write_text(printed.replace("data: d", "data: /no/such/shards"))
     assert main(["train", "l3net", "--config", str(settings)]) == 1
     assert "/no/such/shards" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["train --config", "train l3net --config", "train l3net --data x --config --out y"])
+def test_a_config_without_a_value_is_one_sentence(words: str, capsys: pytest.CaptureFixture):
+    assert main(words.split()) == 2
+    assert capsys.readouterr().err.splitlines() == ["comodal train: error: --config: expected one argument"]

@@ -229,7 +229,9 @@ def test_the_index_follows_the_folder(world: Path, photos: Path, tmp_path: Path,
     assert fresh.images.names == searcher.images.names
     for left, right in NAMES[::5]:
         text = f"a {left} thing left of a {right} thing"
-        assert searcher.search(text, 4).best == fresh.search(text, 4).best
+        found, expected = searcher.search(text, 4).best, fresh.search(text, 4).best
+        assert [hit.image for hit in found] == [hit.image for hit in expected]
+        assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], rel=1e-5)
     shutil.rmtree(photos / "holiday")
     assert len(open_index(photos, run, index, rerank=4).images) == 8 and len(read) == 2 + 16
 

@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         return dispatch_command(list(sys.argv[1:] if arguments is None else arguments))
+    except UsageError as error:  # of an argument that is read before the command is known
+        return report_usage("train", str(error))
     except (ComodalError, ValueError, FloatingPointError) as error:
         return report_failure(error, str(error))
     except OSError as error:

@@ -200,7 +200,7 @@ def test_cached_scores_are_the_plain_ones(gallery: Gallery, schedule: tuple, dyn
     fast = torch.from_numpy(PairScorer(model, gallery, batch_size=4).score_pairs(*all_pairs(gallery)))
     assert logits[:, 0].std() > 0.05 or not schedule
     torch.testing.assert_close(fast, logits[:, 0] - logits[:, 1], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(fast.sigmoid(), logits.softmax(1)[:, 0], atol=1e-6, rtol=0)
+    torch.testing.assert_close(fast.sigmoid(), logits.softmax(1)[:, 0], atol=3e-6, rtol=0)
 
 
 SINGLE = single_stream.SingleStreamConfig(80, 16, 0, 2, CONFIG.text, 0, 5, TOKENS + 3)
