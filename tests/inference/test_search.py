@@ -231,7 +231,7 @@ def test_the_index_follows_the_folder(world: Path, photos: Path, tmp_path: Path,
         text = f"a {left} thing left of a {right} thing"
         found, expected = searcher.search(text, 4).best, fresh.search(text, 4).best
         assert [hit.image for hit in found] == [hit.image for hit in expected]
-        assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], rel=1e-5)
+        assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], rel=1e-6)
     shutil.rmtree(photos / "holiday")
     assert len(open_index(photos, run, index, rerank=4).images) == 8 and len(read) == 2 + 16
 
