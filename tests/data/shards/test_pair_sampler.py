@@ -73,19 +73,39 @@ def test_exactly_half_of_the_pairs_go_together_for_any_number_of_clips(clips: in
 
 
 @pytest.mark.parametrize("seconds", [1.2, 2.5, 10.0])
-def test_starts_are_uniform_among_those_that_overlap_the_frame_and_lie_in_the_clip(seconds: float):
-    """Of a frame at f in a clip of s seconds: from max(0, f - 1) to min(f, s - 1), and nothing piles up at the ends."""
+def test_starts_are_uniform_over_the_clip_and_overlap_their_frame(seconds: float):
     clip = {"key": "k", "seconds": seconds, "frame_seconds": [frame / 5 for frame in range(round(5 * seconds))]}
-    rng, places = np.random.default_rng(0), []
-    for _ in range(8000):
-        drawn = draw_pair_times(clip, 1.0, rng)
-        shown = clip["frame_seconds"][drawn.frame]
-        first, last = max(0.0, shown - 1), min(shown, seconds - 1)
-        assert first <= drawn.start_seconds <= last
-        if last > first:
-            places.append((drawn.start_seconds - first) / (last - first))
-    uniform = np.arange(1, len(places) + 1) / len(places)
-    assert np.abs(np.sort(places) - uniform).max() < 1.95 / len(places) ** 0.5  # Kolmogorov-Smirnov, one in a thousand
+    rng = np.random.default_rng(0)
+    drawn = [draw_pair_times(clip, 1.0, rng) for _ in range(8000)]
+    assert all(start <= clip["frame_seconds"][frame] <= start + 1 for frame, start in drawn)
+    assert is_uniform([start / (seconds - 1) for _, start in drawn])
+
+
+def test_starts_without_a_frame_are_left_out():
+    """Frames at 0, 3 and 3.5 s of a clip of 10 s: starts from 2 to 3.5 s, and both frames for starts from 2.5 to 3."""
+    clip = {"key": "k", "seconds": 10.0, "frame_seconds": [0.0, 3.0, 3.5]}
+    rng = np.random.default_rng(1)
+    drawn = [draw_pair_times(clip, 1.0, rng) for _ in range(8000)]
+    assert is_uniform([(start - 2) / 1.5 for _, start in drawn])
+    frames = [frame for frame, start in drawn if 2.5 <= start <= 3]
+    assert abs(frames.count(1) / len(frames) - 0.5) < 4 * 0.5 / len(frames) ** 0.5
+    assert {frame for frame, start in drawn if start < 2.5} == {1}
+    assert {frame for frame, start in drawn if start > 3} == {2}
+
+
+@pytest.mark.parametrize(("seconds", "frames"), [(10.0, [0.0]), (1.0, [0.0, 0.5]), (4.0, [3.9996])])
+def test_a_clip_with_one_valid_start_gives_it(seconds: float, frames: list[float]):
+    clip = {"key": "k", "seconds": seconds, "frame_seconds": frames}
+    for draw in range(20):
+        frame, start = draw_pair_times(clip, 1.0, np.random.default_rng(draw))
+        assert 0 <= start <= seconds - 1
+        assert start <= frames[frame] <= start + 1
+
+
+def is_uniform(values: list[float]) -> bool:
+    """Kolmogorov-Smirnov at one in a thousand."""
+    uniform = np.arange(1, len(values) + 1) / len(values)
+    return bool(np.abs(np.sort(values) - uniform).max() < 1.95 / len(values) ** 0.5)
 
 
 def test_neither_picture_nor_sound_alone_tells_the_two_kinds_apart():

@@ -96,10 +96,10 @@ class MatchedPairSampler(PairSampler):
 
 
 def draw_pair_times(record: dict, audio_seconds: float, rng: np.random.Generator) -> PairTimes:
-    """A random frame, and audio that begins up to a second before it and ends within the clip.
+    """A random start of the audio, and a random frame among those that the audio overlaps.
 
-    All starts that overlap the frame and lie in the clip are equally likely. The first frame allows only the start 0,
-    which 1.9 % of the pairs of a clip of 10 s at 5 frames/s have.
+    The start is uniform over all starts that lie in the clip and overlap at least one frame, so starts do not pile up
+    at the ends of a clip.
     """
     frame_seconds: Sequence[float] = record["frame_seconds"]
     latest = record["seconds"] - audio_seconds
@@ -108,7 +108,12 @@ def draw_pair_times(record: dict, audio_seconds: float, rng: np.random.Generator
             f"clip {record['key']}: {len(frame_seconds)} frames in {record['seconds']} s; "
             f"a pair needs a frame and {audio_seconds} s of audio"
         )
-    frame = int(rng.integers(len(frame_seconds)))
-    first = min(max(frame_seconds[frame] - audio_seconds, 0.0), latest)  # the record's times are rounded
-    last = min(max(frame_seconds[frame], first), latest)
-    return PairTimes(frame, float(rng.uniform(first, last)))
+    frames = np.asarray(frame_seconds)
+    first = np.clip(frames - audio_seconds, 0.0, latest)  # of the starts that overlap each frame
+    last = np.clip(frames, first, latest)
+    covered = np.cumsum(last - np.maximum(first, np.append(first[0], last[:-1])))  # length of the union so far
+    position = rng.uniform(0.0, covered[-1])
+    at = min(int(np.searchsorted(covered, position, side="right")), len(frames) - 1)
+    start_seconds = float(last[at] - (covered[at] - position))
+    overlapping = np.flatnonzero((first <= start_seconds) & (start_seconds <= last))
+    return PairTimes(int(rng.choice(overlapping)), start_seconds)
