@@ -165,7 +165,7 @@ class _NamedFile(io.FileIO):
         super().__init__(path, mode)
         self.described_as = described_as
 
-    def write(self, data: Any, /) -> int | None:
+    def write(self, data: Any, /) -> int:
         with name_written_file(self.described_as):
             return super().write(data)
 

@@ -152,7 +152,7 @@ def test_the_reported_sources_are_refused(tmp_path: Path):
 
 def test_other_units_behind_the_first_records_are_found(tmp_path: Path):
     source = write(tmp_path / "source", ["corners"] * 40 + ["xywh"] * 60, rows=36)
-    with pytest.raises(DataError, match="xywh.* of 100 records a box"):
+    with pytest.raises(DataError, match=r"xywh.* of 100 records a box"):
         convert_regions(source, tmp_path / "store")
 
 

@@ -158,14 +158,14 @@ def check_source_units(
     if exchanged + outside > max(MAX_FAULTY_FRACTION * total, MIN_JUDGED_IMAGES - 1):
         raise DataError(
             f"{source}: boxes of other units: in {exchanged + outside:,} of {total:,} {records} a box leaves its "
-            "image; they are from 0 to 1000, or in pixels of an image of another size; scale them to the width and height of "
-            "their record"
+            "image; they are from 0 to 1000, or in pixels of an image of another size; scale them to the width and "
+            "height of their record"
         )
     if (reach := find_unused_range(valid)) is not None:
         raise DataError(
             f"{source}: boxes of other units: in {len(valid):,} {records} of larger images they fill the range from "
-            f"0 to {reach}, and none goes beyond; they are from 0 to 100 or 1000, or in pixels of an image of another size; "
-            "scale them to the width and height of their record"
+            f"0 to {reach}, and none goes beyond; they are from 0 to 100 or 1000, or in pixels of an image of another "
+            "size; scale them to the width and height of their record"
         )
 
 
