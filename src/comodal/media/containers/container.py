@@ -97,6 +97,9 @@ def open_container(path: Path) -> Iterator[InputContainer]:
         yield container
 
 
+LOSSLESS_CODECS = {"flac", "tta", "wavpack"}  # whose frames have checksums
+
+
 def choose_streams(container: InputContainer, path: Path) -> tuple[av.VideoStream | None, av.AudioStream | None]:
     """The main video stream and the main audio stream of its program, as FFmpeg chooses them; album covers are skipped.
 
@@ -120,6 +123,9 @@ def choose_streams(container: InputContainer, path: Path) -> tuple[av.VideoStrea
             stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
     if audio is not None:
         _clear_channel_order(audio)
+        if audio.codec_context.name in LOSSLESS_CODECS and container.format.name != "flac":  # read by its MD5 instead
+            # Otherwise frames with a wrong checksum are decoded to noise.
+            audio.codec_context.options |= {"err_detect": "crccheck+explode"}
         if audio.codec_context.name == "alac" and container.format.name == "caf":
             # The last packet already has the right number of samples; FFmpeg 8.1 would trim a full one twice.
             audio.codec_context.options |= {"flags2": "skip_manual"}
@@ -385,6 +391,20 @@ def _decode_packet(track: Track, packet: av.Packet) -> list[av.VideoFrame] | lis
         return packet.decode()
     except av.FFmpegError as error:
         track.record_loss(packet, _describe_ffmpeg_error(error))
+        return _decode_despite_checksum(track, packet) if track.stream.codec_context.name in LOSSLESS_CODECS else []
+
+
+def _decode_despite_checksum(track: Track, packet: av.Packet) -> list[av.VideoFrame] | list[av.AudioFrame]:
+    """The frames of a packet of a lossless codec with a wrong checksum, as FFmpeg decodes it by default: they keep the
+    time of what follows.
+    """
+    if not isinstance(track.stream, av.AudioStream) or packet.size == 0:
+        return []
+    decoder = av.CodecContext.create(track.stream.codec_context.name, "r")
+    decoder.extradata, decoder.thread_count = track.stream.codec_context.extradata, 1
+    try:
+        return decoder.decode(packet)
+    except av.FFmpegError:
         return []
 
 
