@@ -400,7 +400,8 @@ def _decode_despite_checksum(track: Track, packet: av.Packet) -> list[av.VideoFr
     """
     if not isinstance(track.stream, av.AudioStream) or packet.size == 0:
         return []
-    decoder = av.CodecContext.create(track.stream.codec_context.name, "r")
+    decoder = av.AudioCodecContext.create(track.stream.codec_context.name, "r")
+    assert isinstance(decoder, av.AudioCodecContext)
     decoder.extradata, decoder.thread_count = track.stream.codec_context.extradata, 1
     try:
         return decoder.decode(packet)

@@ -110,12 +110,11 @@ class FlacChecksum:
 
     def update(self, frame: av.AudioFrame) -> None:
         """Add the samples of a frame: little-endian, in as few bytes as they need, channels interleaved."""
-        samples = frame.to_ndarray()
-        samples = (samples.T if frame.format.is_planar else samples).reshape(-1)
-        shifted = samples >> (8 * samples.itemsize - self.bits)
-        num_bytes = -(-self.bits // 8)
-        data = shifted.astype(f"<i{samples.itemsize}").view(np.uint8).reshape(len(samples), -1)[:, :num_bytes]
-        self.digest.update(np.ascontiguousarray(data))
+        rows = frame.to_ndarray().astype(np.int64)
+        samples = (rows.T if frame.format.is_planar else rows).reshape(-1)
+        shifted = samples >> (8 * frame.format.bytes - self.bits)
+        data = shifted.astype(f"<i{samples.itemsize}").view(np.uint8).reshape(len(samples), -1)
+        self.digest.update(data[:, : -(-self.bits // 8)].tobytes())
         self.decoded += frame.samples
 
     def differs(self) -> bool:
