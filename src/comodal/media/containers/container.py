@@ -19,6 +19,7 @@ from comodal.media.containers.edit_lists import read_edit_ends
 from comodal.media.containers.fragments import FragmentedTrack, find_damaged_box, read_fragmented_tracks
 from comodal.media.containers.holes import MIN_GAP_SECONDS, find_holes
 from comodal.media.containers.matroska_segments import has_second_segment
+from comodal.media.containers.packet_decoder import LOSSLESS_CODECS, decode_packet, describe_ffmpeg_error
 from comodal.media.containers.presentation_order import PresentationOrder
 from comodal.media.containers.timeline import FORMATS_WITHOUT_ZERO, Timeline
 from comodal.media.containers.track import (
@@ -90,14 +91,11 @@ def open_container(path: Path) -> Iterator[InputContainer]:
         raise MediaError(path, RefusalReason.UNREADABLE, f"not opened within {OPEN_TIMEOUT_SECONDS:.0f} s") from None
     except av.FFmpegError as error:
         if any(head[offset:].startswith(signature) for signature, offset in CONTAINER_SIGNATURES.items()):
-            detail = f"it begins like a video but has no usable index ({_describe_ffmpeg_error(error)})"
+            detail = f"it begins like a video but has no usable index ({describe_ffmpeg_error(error)})"
             raise MediaError(path, RefusalReason.TRUNCATED, detail) from None
         raise MediaError(path, RefusalReason.NOT_A_VIDEO, "no known video format") from None
     with container:
         yield container
-
-
-LOSSLESS_CODECS = {"flac", "tta", "wavpack"}  # whose frames have checksums
 
 
 def choose_streams(container: InputContainer, path: Path) -> tuple[av.VideoStream | None, av.AudioStream | None]:
@@ -255,7 +253,7 @@ def decode_frames(
         if idle > MAX_IDLE_PACKETS or all(track.done for track in by_index.values()):
             break
         if not track.done:
-            for frame in _sort_frames(orders.get(packet.stream_index), _decode_packet(track, packet), packet):
+            for frame in _sort_frames(orders.get(packet.stream_index), decode_packet(track, packet), packet):
                 if frame.time is None or frame.time < track.last:
                     yield track, frame
     if timeline.has_doubtful_pause():  # which the end of the file explains, or not
@@ -353,7 +351,7 @@ def _demux_packets(container: InputContainer, tracks: Sequence[Track]) -> Iterat
         raise MediaError(tracks[0].path, RefusalReason.UNREADABLE, detail) from None
     except av.FFmpegError as error:
         for track in tracks:
-            track.failure, track.is_cut = _describe_ffmpeg_error(error), True
+            track.failure, track.is_cut = describe_ffmpeg_error(error), True
             flush = av.Packet()
             flush.stream = track.stream
             yield flush
@@ -384,31 +382,3 @@ def _mark_damaged_boxes(container: InputContainer, tracks: Sequence[Track]) -> N
         for track in tracks:
             track.failure = f"its fragments are damaged at byte {place:,} of {container.size:,}"
             track.is_cut = True
-
-
-def _decode_packet(track: Track, packet: av.Packet) -> list[av.VideoFrame] | list[av.AudioFrame]:
-    try:
-        return packet.decode()
-    except av.FFmpegError as error:
-        track.record_loss(packet, _describe_ffmpeg_error(error))
-        return _decode_despite_checksum(track, packet) if track.stream.codec_context.name in LOSSLESS_CODECS else []
-
-
-def _decode_despite_checksum(track: Track, packet: av.Packet) -> list[av.VideoFrame] | list[av.AudioFrame]:
-    """The frames of a packet of a lossless codec with a wrong checksum, as FFmpeg decodes it by default: they keep the
-    time of what follows.
-    """
-    if not isinstance(track.stream, av.AudioStream) or packet.size == 0:
-        return []
-    decoder = av.AudioCodecContext.create(track.stream.codec_context.name, "r")
-    assert isinstance(decoder, av.AudioCodecContext)
-    decoder.extradata, decoder.thread_count = track.stream.codec_context.extradata, 1
-    try:
-        return decoder.decode(packet)
-    except av.FFmpegError:
-        return []
-
-
-def _describe_ffmpeg_error(error: av.FFmpegError) -> str:
-    """The last message of FFmpeg without the path, which the caller adds."""
-    return str(error.log[-1]).strip() if error.log else error.strerror or type(error).__name__

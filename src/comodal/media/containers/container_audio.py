@@ -113,7 +113,7 @@ class FlacChecksum:
         rows = frame.to_ndarray().astype(np.int64)
         samples = (rows.T if frame.format.is_planar else rows).reshape(-1)
         shifted = samples >> (8 * frame.format.bytes - self.bits)
-        data = shifted.astype(f"<i{samples.itemsize}").view(np.uint8).reshape(len(samples), -1)
+        data = shifted.astype(shifted.dtype.newbyteorder("little")).view(np.uint8).reshape(len(samples), -1)
         self.digest.update(data[:, : -(-self.bits // 8)].tobytes())
         self.decoded += frame.samples
 
