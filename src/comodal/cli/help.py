@@ -139,7 +139,7 @@ def list_commands(group: str = "") -> str:
     if group:
         return list_entries({name: one for name, one in entries.items() if name.split()[0] == group}, "comodal ")
     entries["train"] = RegistryEntry("", COMMAND_GROUPS["train"])
-    entries["list"] = RegistryEntry("", "list commands, recipes (list recipes) or region extractors (list extractors)")
+    entries["list"] = RegistryEntry("", "list recipes, configs, tasks, extractors: comodal list tasks")
     entries["help"] = RegistryEntry("", "show the help page of a command: comodal help COMMAND")
     width = max(map(len, entries)) + len("comodal ") + 6
     sections = []

@@ -8,7 +8,7 @@ import argparse
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -114,9 +114,21 @@ class ConvertedValue(argparse.Action):
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An argparse parser that raises UsageError instead of exiting."""
+    """An argparse parser that raises UsageError instead of exiting.
 
-    def __init__(self, format_help: Callable[[], str] = str, **settings: Any) -> None:
+    Args:
+        format_help: Writes the help page.
+        run: Runs a subcommand with its arguments.
+        settings: Those of argparse.
+    """
+
+    def __init__(
+        self,
+        format_help: Callable[[], str] = str,
+        run: Callable[[list[str]], int] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.run = run
         super().__init__(
             usage="", allow_abbrev=False, argument_default=argparse.SUPPRESS, exit_on_error=False, **settings
         )
@@ -127,6 +139,12 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse; a subcommand with a `run` keeps its arguments for it, so that only its own options are built."""
+        if self.run is None:
+            return super().parse_known_args(args, namespace)
+        return argparse.Namespace(run=partial(self.run, list(args))), []
 
     def read_known(self, argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         """The parsed values, and the remaining arguments."""
@@ -191,6 +209,40 @@ class CommandParser:
     def list_missing(self, values: Mapping[str, Any]) -> list[str]:
         """The required arguments without a value."""
         return [option.display_name for option in self.options if option.is_required and option.name not in values]
+
+
+class Subcommand(NamedTuple):
+    """What the command line asks for: to run a subcommand, or to show help or the version."""
+
+    run: Callable[[], int] | None
+    is_help: bool
+    is_version: bool
+
+
+def parse_subcommand(
+    commands: Mapping[str, Callable[[list[str]], int]], argv: Sequence[str], has_version: bool = False
+) -> Subcommand:
+    """The subcommand that the first argument names, as argparse's subparsers find it.
+
+    Args:
+        commands: The function of each subcommand, which gets the arguments after its name.
+        argv: The arguments.
+        has_version: Whether there is a flag --version.
+
+    Raises:
+        UsageError: There is no such subcommand, or an unknown option in front of it.
+    """
+    parser = ArgumentParser(add_help=False)
+    parser.add_argument("-h", "--help", action="store_true")
+    if has_version:
+        parser.add_argument("-V", "--version", action="store_true")
+    subparsers = parser.add_subparsers(dest="command")
+    for name, run in commands.items():
+        subparsers.add_parser(name, run=run, add_help=False)
+    values, rest = parser.read_known(argv)
+    if rest:
+        raise UsageError(f"unknown option {rest[0]}{suggest_closest(rest[0], ['--help', '--version'])}")
+    return Subcommand(values.get("run"), "help" in values, "version" in values)
 
 
 def find_config_argument(argv: Sequence[str]) -> Path | None:

@@ -11,15 +11,16 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from comodal.cli.help import HelpPage, format_overview, list_commands, list_entries
-from comodal.cli.parser import CommandParser, Option, UsageError, build_options, find_config_argument
+from comodal.cli.parser import CommandParser, Option, UsageError, build_options, find_config_argument, parse_subcommand
 from comodal.cli.signatures import read_function
-from comodal.cli.tables import COMMAND_GROUPS, TRAIN_FUNCTION, find_command, get_command_target, list_all_commands
+from comodal.cli.tables import COMMAND_GROUPS, COMMANDS, TRAIN_FUNCTION, get_command_target, list_all_commands
 from comodal.cli.types import suggest_closest
 from comodal.errors import ComodalError, DataError, check_number, is_out_of_memory
 from comodal.files import describe_os_error
@@ -32,7 +33,7 @@ from comodal.recipes.recipe_configs import (
     list_recipe_configs,
     read_recipe_config,
 )
-from comodal.registry import RECIPES, REGION_EXTRACTORS, import_object
+from comodal.registry import RECIPES, REGION_EXTRACTORS, TASKS, import_object
 from comodal.training.run_config import to_yaml_values
 
 MAX_WORKERS = 1024
@@ -112,61 +113,86 @@ def report_usage(name: str, sentence: str, more: str = "") -> int:
 
 def dispatch_command(argv: list[str]) -> int:
     """Run the command that the first arguments name."""
-    match argv:
-        case [] | ["-h" | "--help" | "help"] | ["help", "-h" | "--help"]:
-            print(format_overview(), end="")
-            return 0
-        case ["-V" | "--version"]:
-            print(f"comodal {importlib.import_module('comodal').__version__}")
-            return 0
-        case ["help", *rest]:
-            return dispatch_command([*rest, "--help"])
-        case ["list", *rest]:
-            return run_list(rest)
-        case [group, "-h" | "--help"] if group in COMMAND_GROUPS:
-            print(format_overview(group), end="")
-            return 0
-        case [group] if group in COMMAND_GROUPS:
-            print(format_overview(group), end="", file=sys.stderr)
-            return EXIT_USAGE_ERROR
-        case ["train", first, *_] if first.startswith("-"):
-            return run_train_config(argv[1:])
-        case ["train", recipe, *rest]:
-            return run_train(recipe, rest)
-    for length in (2, 1):
-        name = " ".join(argv[:length])
-        if find_command(name):
-            return run_command(name, argv[length:])
-    if argv[0].startswith("-"):
-        return report_usage("", f"unknown option {argv[0]}{suggest_closest(argv[0], ['--help', '--version'])}")
+    first_words = dict.fromkeys(name.split()[0] for name in COMMANDS)
+    commands: dict[str, Callable[[list[str]], int]] = {
+        name: partial(run_group, name) if name in COMMAND_GROUPS else partial(run_command, name)
+        for name in (*first_words, *COMMAND_GROUPS)
+    }
+    commands |= {"train": run_train, "list": run_list, "help": run_help}
+    if argv and not argv[0].startswith("-") and argv[0] not in commands:
+        return report_unknown_command(argv)
+    try:
+        subcommand = parse_subcommand(commands, argv, has_version=True)
+    except UsageError as error:
+        return report_usage("", str(error))
+    if subcommand.run is not None:
+        return subcommand.run()
+    if subcommand.is_version:
+        print(f"comodal {importlib.import_module('comodal').__version__}")
+    else:
+        print(format_overview(), end="")
+    return 0
+
+
+def run_group(group: str, argv: list[str]) -> int:
+    """Run a command of a group, such as `embed audio`; without one, list them."""
+    names = [name.partition(" ")[2] for name in list_all_commands() if name.split()[0] == group]
+    if argv and not argv[0].startswith("-") and argv[0] not in names:
+        return report_unknown_command([group, *argv])
+    try:
+        subcommand = parse_subcommand({name: partial(run_command, f"{group} {name}") for name in names}, argv)
+    except UsageError as error:
+        return report_usage(group, str(error))
+    if subcommand.run is not None:
+        return subcommand.run()
+    return show_group(group, subcommand.is_help)
+
+
+def show_group(group: str, is_help: bool) -> int:
+    """Print the commands of a group: as its help, or because one is missing."""
+    print(format_overview(group), end="", file=sys.stdout if is_help else sys.stderr)
+    return 0 if is_help else EXIT_USAGE_ERROR
+
+
+def report_unknown_command(argv: list[str]) -> int:
+    """Print that there is no such command, and the closest one."""
     name = " ".join(argv[: 1 + (argv[0] in COMMAND_GROUPS)])
-    known_names = [*list_all_commands(), *COMMAND_GROUPS, "list", "help"]
-    return report_usage(
-        "",
-        f"unknown command "
-        f"{name!r}{suggest_closest(' '.join(argv[:2]), known_names) or suggest_closest(name, known_names)}",
-    )
+    names = [*list_all_commands(), *COMMAND_GROUPS, "list", "help"]
+    hint = suggest_closest(" ".join(argv[:2]), names) or suggest_closest(name, names)
+    return report_usage("", f"unknown command {name!r}{hint}")
+
+
+def run_help(argv: list[str]) -> int:
+    """`comodal help COMMAND`."""
+    return dispatch_command([word for word in argv if word not in ("-h", "--help")] + ["--help"])
 
 
 def run_list(argv: list[str]) -> int:
-    """`comodal list`: commands, recipes, region extractors, or the commands of a group."""
+    """`comodal list`: commands, recipes, configs, tasks, region extractors, or the commands of a group."""
+    sections = {
+        "commands": ("", list_commands),
+        "recipes": ("recipes, for `comodal train`", lambda: list_entries(RECIPES)),
+        "configs": ("configs, for `comodal train --config`", lambda: list_entries(list_recipe_configs())),
+        "tasks": ("tasks, for `comodal evaluate`", lambda: list_entries(TASKS)),
+        "extractors": (
+            "region extractors, which `--detector` recognizes by a file or folder; some have a name",
+            lambda: list_entries(REGION_EXTRACTORS),
+        ),
+    }
     if argv in ([], ["-h"], ["--help"]):
-        recipes, extractors = list_entries(RECIPES), list_entries(REGION_EXTRACTORS)
-        print(f"{list_commands()}\n\nrecipes, for `comodal train`:\n{recipes}\n")
-        print(f"region extractors, for `comodal extract --detector`:\n{extractors}")
-    elif argv == ["commands"]:
-        print(list_commands())
+        chosen = ["commands", "recipes", "extractors"]
     elif argv == ["recipes"]:
-        print(
-            f"{list_entries(RECIPES)}\n\nconfigs, for `comodal train --config`:\n{list_entries(list_recipe_configs())}"
-        )
-    elif argv == ["extractors"]:
-        print(list_entries(REGION_EXTRACTORS))
+        chosen = ["recipes", "configs"]
+    elif argv[0] in sections and len(argv) == 1:
+        chosen = argv
     elif argv[0] in COMMAND_GROUPS and len(argv) == 1:
         print(list_commands(argv[0]))
+        return 0
     else:
-        kinds = ["commands", "recipes", "extractors", *COMMAND_GROUPS]
+        kinds = [*sections, *COMMAND_GROUPS]
         return report_usage("list", f"{argv[-1]!r} is not one of {', '.join(kinds)}{suggest_closest(argv[-1], kinds)}")
+    shown = [(f"{title}:\n" if title else "") + show() for title, show in (sections[name] for name in chosen)]
+    print("\n\n".join(shown))
     return 0
 
 
@@ -202,15 +228,19 @@ def run_command(name: str, argv: list[str]) -> int:
     return call_with_options(build_command_page(name), argv, call)
 
 
-def run_train_config(argv: list[str]) -> int:
-    """Parse the arguments of `comodal train --config CONFIG`, whose file names the recipe, and train."""
+def run_train(argv: list[str]) -> int:
+    """`comodal train RECIPE`, or `comodal train --config CONFIG`, whose file names the recipe."""
+    if not argv or argv[0] in ("-h", "--help"):
+        return show_group("train", bool(argv))
+    if not argv[0].startswith("-"):
+        return run_recipe(argv[0], argv[1:])
     path = find_config_argument(argv)
     if path is None:
         return report_usage("train", "name a recipe, or a config by --config; `comodal list recipes` lists both")
-    return run_train(read_recipe_config(path).recipe, argv)
+    return run_recipe(read_recipe_config(path).recipe, argv)
 
 
-def run_train(name: str, argv: list[str]) -> int:
+def run_recipe(name: str, argv: list[str]) -> int:
     """Parse the arguments of `comodal train RECIPE` and train."""
     if name not in RECIPES:
         hint = suggest_closest(name, RECIPES) or "; `comodal list recipes` lists them"

@@ -91,17 +91,10 @@ COMMAND_TOPICS = {  # the first words of commands, in the order of the help
 GROUP_REGISTRIES = {"evaluate": TASKS, "convert": CHECKPOINT_READERS}
 
 
-def find_command(name: str) -> RegistryEntry | None:
-    """The entry of a command, such as `embed audio` or `evaluate esc50`; None if there is no such command."""
-    group, _, rest = name.partition(" ")
-    return GROUP_REGISTRIES[group].get(rest) if group in GROUP_REGISTRIES else COMMANDS.get(name)
-
-
 def get_command_target(name: str) -> str:
-    """The function of an existing command, as `module:function`."""
-    entry = find_command(name)
-    assert entry is not None, name
-    return entry.target
+    """The function of a command, as `module:function`."""
+    group, _, rest = name.partition(" ")
+    return (GROUP_REGISTRIES[group][rest] if group in GROUP_REGISTRIES else COMMANDS[name]).target
 
 
 def list_all_commands() -> dict[str, RegistryEntry]:
