@@ -79,7 +79,7 @@ RECIPES = Registry(
             "comodal.tasks.image.image_classification:recipe", "image classification, by a fine-tuned L3-Net"
         ),
         "sound_classes": RegistryEntry(
-            "comodal.tasks.audio.audio_classification:recipe", "sound classification, by a fine-tuned L3-Net"
+            "comodal.tasks.audio.audio_classification:recipe", "audio classification, by a fine-tuned L3-Net"
         ),
         "vqa": RegistryEntry(
             "comodal.tasks.vision_language.question_answering.vqa:recipe", "VQA v2: questions about images"

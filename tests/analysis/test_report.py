@@ -49,8 +49,8 @@ def test_the_page_stands_alone_and_holds_what_was_measured(tmp_path: Path):
     assert read.tags.count("audio") == 14 * 6  # of 14 units the six strongest seconds
     assert ("dd", "0.625") in read.texts  # the last validation accuracy
     found = {row[2]: (row[:2], row[4]) for row in read.tables[0].rows}
-    assert found["trained network"] == (["sound classification", "sounds"], "1.000")
-    assert found["raw spectrogram"] == (["sound classification", "sounds"], "0.750")
+    assert found["trained network"] == (["audio classification", "sounds"], "1.000")
+    assert found["raw spectrogram"] == (["audio classification", "sounds"], "0.750")
     assert [row[2] for row in read.tables[0].main] == ["trained network"]
     verdicts = predict_pairs(load_model(run), tmp_path / "shards" / "validation", 8, seed=1)
     assert f"Of 8 held-out pairs, sampled for this page, {verdicts.accuracy:.1%} are predicted correctly" in read.text

@@ -26,7 +26,7 @@ from comodal.tasks.evaluation.metrics import (
 )
 
 MAX_NAMED_CLASSES = 100  # with more classes, the names are not shown
-CLASSIFICATION_TASKS = {"vision": "image classification", "audio": "sound classification"}  # by `Comparison.task`
+CLASSIFICATION_TASKS = {"vision": "image classification", "audio": "audio classification"}  # by `Comparison.task`
 SYSTEM_TITLES = {
     "trained": "trained network",
     "untrained": "untrained network",
