@@ -35,16 +35,18 @@ from comodal.tasks.evaluation.results_card import (
     read_training_settings,
     report_results,
 )
-from comodal.tasks.vision_language.image_rows import ImageRows
-from comodal.tasks.vision_language.question_answering.vqa_files import (
+from comodal.tasks.vision_language.answer_files import (
     ANSWERS_FILE,
     VQA_HEAD,
+    read_answer_vocabulary,
+    read_model_vocabulary,
+)
+from comodal.tasks.vision_language.image_rows import ImageRows
+from comodal.tasks.vision_language.question_answering.vqa_files import (
     AnsweringConfig,
     VQAQuestion,
     build_answer_vocabulary,
     compute_soft_scores,
-    read_answer_vocabulary,
-    read_model_vocabulary,
     read_vqa_questions,
     write_vqa_results,
 )
@@ -264,7 +266,10 @@ def evaluate_vqa(
         comodal evaluate vqa --model runs/vqa --questions test2015_questions.json --regions coco/ --out submission/
     """
     loaded = evaluation.load_model(model, regions, VQA_HEAD)
-    vocabulary, (question_list, excluded) = read_model_vocabulary(model), read_vqa_questions(questions, annotations)
+    vocabulary, (question_list, excluded) = (
+        read_model_vocabulary(model, loaded.get_head(VQA_HEAD)),
+        read_vqa_questions(questions, annotations),
+    )
     rows = ImageRows(loaded.store, "coco")
     keyed_questions = ((str(question.question_id), question.image, question.text) for question in question_list)
     examples, _ = build_question_examples(keyed_questions, rows, loaded.tokenizer, max_tokens)
