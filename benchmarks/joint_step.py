@@ -1,10 +1,11 @@
 """Steps of joint training (12-in-1) against steps of its single tasks, on the same batches, timed in turn.
 
 One round of joint training is a step of each task. The single runs take the same steps, each with its own network,
-as `comodal train TASK` does. Both read their batches in the process, and both use the trainer's step. The data are
-those of the tests: synthetic images with random regions. The network has the base's widths and fewer layers.
+as `comodal train TASK` does, with the token of the task. Those without it show what a longer text costs: a task token
+is one more token of each text. All read their batches in the process, and take the trainer's step. The data are those
+of the tests: synthetic images with random regions. The network has the base's widths and fewer layers.
 
-    python benchmarks/joint_step.py [--batch 16] [--rounds 5] [--threads 1] [--out results.json]
+    python benchmarks/joint_step.py [--batch 16] [--rounds 9] [--threads 1] [--out results.json]
 """
 
 import argparse
@@ -26,6 +27,7 @@ from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import ViLBERTConfig
 from comodal.recipes.joint_training import find_joint_tasks, recipe, to_paths
 from comodal.registry import RECIPES, import_object
+from comodal.tasks.vision_language.task_tokens import NUM_TASK_TOKENS
 from comodal.text_files import read_yaml
 from comodal.training.recipe_run import Run
 from comodal.training.training_loop import train_steps
@@ -38,7 +40,7 @@ TASKS = ("vqa", "gqa", "refcoco_plus", "nlvr2")
 TARGET = 0.95  # the rate of joint training, as a ratio to that of its single tasks
 
 
-def write_model(folder: Path) -> None:
+def write_model(folder: Path, task_tokens: int) -> Path:
     """A ViLBERT with the widths of the base, two co-attention layers and four text layers."""
     base, small = ViLBERTConfig(), load_model(folder / "model").config
     config = replace(
@@ -49,10 +51,13 @@ def write_model(folder: Path) -> None:
         co_attention_layers=((0, 2), (1, 3)),
         region_feature_dim=small.region_feature_dim,
         region_targets=small.region_targets,
+        task_tokens=task_tokens,
     )
     torch.manual_seed(0)
-    save_model(ViLBERT(config), folder / "base", {})
-    WordPieceTokenizer.read(folder / "model").save(folder / "base")
+    out = folder / f"base_{task_tokens}"
+    save_model(ViLBERT(config), out, {})
+    WordPieceTokenizer.read(folder / "model").save(out)
+    return out
 
 
 def make_steps(run: Run) -> Iterator[object]:
@@ -73,10 +78,20 @@ def make_rounds(runs: list[Run], steps: int) -> Callable[[], None]:
     return take_round
 
 
+def build_single(model: Path, entry: dict, data: Path) -> Run:
+    """The run of one task, with the options of the shipped list."""
+    function = import_object(RECIPES[entry["recipe"]].target)
+    kinds = {name: parameter.annotation for name, parameter in inspect.signature(function).parameters.items()}
+    values = {key: to_paths(kinds[key], value, data) for key, value in entry.items() if key in kinds}
+    if "base_0" in model.name:
+        values.pop("task_token")
+    return function(**{"model": model, "epochs": 1000.0} | values)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -84,20 +99,17 @@ def main() -> None:
     machine = describe_machine()
     with tempfile.TemporaryDirectory() as folder:
         data = write_twelve_in_one(Path(folder))
-        write_model(Path(folder))
+        with_tokens, without = write_model(Path(folder), NUM_TASK_TOKENS), write_model(Path(folder), 0)
         listed = read_yaml(find_joint_tasks(Path("twelve_in_one")))
         tasks = {name: listed[name] | {"batch_size": options.batch, "workers": 0} for name in TASKS}
-        path, model = Path(folder) / "tasks.yaml", Path(folder) / "base"
+        path = Path(folder) / "tasks.yaml"
         path.write_text(yaml.safe_dump(tasks, sort_keys=False))
-        joint = recipe(model, path, data, epochs=1000.0, order="round_robin", leaks="drop")
-        single = []
-        for entry in tasks.values():
-            function = import_object(RECIPES[entry["recipe"]].target)
-            kinds = {name: parameter.annotation for name, parameter in inspect.signature(function).parameters.items()}
-            values = {key: to_paths(kinds[key], value, data) for key, value in entry.items() if key in kinds}
-            values.pop("task_token", None)  # of joint training: this model has none
-            single.append(function(**{"model": model, "epochs": 1000.0} | values))
-        works = {"joint": make_rounds([joint], len(TASKS)), "single": make_rounds(single, 1)}
+        joint = recipe(with_tokens, path, data, epochs=1000.0, order="round_robin", leaks="drop")
+        works = {
+            "joint": make_rounds([joint], len(TASKS)),
+            "single": make_rounds([build_single(with_tokens, entry, data) for entry in tasks.values()], 1),
+            "single, no task token": make_rounds([build_single(without, entry, data) for entry in tasks.values()], 1),
+        }
         seconds = seconds_in_turn(works, options.rounds)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     for name, values in seconds.items():

@@ -1,4 +1,4 @@
-"""Joint training on two processes (gloo, by torchrun) does the steps that one does: the same task, gradients averaged."""
+"""Joint training on two processes (gloo, by torchrun) does the steps of one: the same task, gradients averaged."""
 
 import subprocess
 import sys

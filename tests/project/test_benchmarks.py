@@ -168,6 +168,7 @@ RUNS: dict[str, str | Callable[[Path], list[str]]] = {
     "engines": "--batch 1 --width 4 --repeats 1 --threads 1",
     "ingest": "--repeats 1 --rate 5",
     "inputs": make_captions,
+    "joint_step": "--batch 2 --rounds 1 --threads 1",
     "pairs": "--repeats 1",
     "real_samples": make_samples,
     "regions": "--images 64 --batch-size 32 --repeats 1",
@@ -184,6 +185,7 @@ KEYS = {
     "embedding": "image.fast fp32.ratio",
     "engines": "sound.OpenVINO int8.ratio",
     "ingest": "ingest.360p.5.of_decode_only",
+    "joint_step": "joint.ratio",
     "pairs": "pairs.key_microseconds",
     "retrieval": "one caption, many images.cached fp32.ratio",
     "search_index": "listing.seconds",
@@ -229,6 +231,6 @@ def test_a_benchmark_runs_to_its_end(name: str, tmp_path: Path):
         assert numbers["machine.matrix product.tera_operations_per_second"] > 0
         assert torch.backends.cpu.get_cpu_capability() in done.stdout
     assert KEYS.get(name, next(iter(numbers))) in numbers
-    if name in {"embedding", "engines", "ingest", "retrieval", "vilbert_step"}:
+    if name in {"embedding", "engines", "ingest", "joint_step", "retrieval", "vilbert_step"}:
         lines = [line for line in done.stdout.splitlines() if line.startswith("RATIO ")]
         assert lines and all("target" in line and "convolution" in line for line in lines)

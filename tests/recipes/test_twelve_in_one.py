@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,9 +17,16 @@ from comodal.models.vilbert.heads import make_twelve_in_one_heads
 from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig
 from comodal.recipes.joint_training import find_joint_tasks, recipe
 from comodal.recipes.recipe_configs import CONFIGS_DIR, list_recipe_configs, read_recipe_config
+from comodal.tasks.retrieval.caption_retrieval import evaluate_retrieval
+from comodal.tasks.retrieval.gallery import load_retrieval_data
+from comodal.tasks.retrieval.pair_scores import PairScorer
+from comodal.tasks.vision_language import vcr
+from comodal.tasks.vision_language.image_rows import ImageRows
 from comodal.tasks.vision_language.question_answering import gqa, vqa
+from comodal.tasks.vision_language.vilbert_fine_tuning import EvaluationOptions, score_examples
 from comodal.text_files import read_log, read_yaml
 from comodal.training.run import train
+from tests.support.small_vilbert_data import write_task_set
 from tests.support.twelve_in_one import GQA_ANSWERS, VQA_ANSWERS, write_twelve_in_one
 
 CONFIGS = [name for name, entry in list_recipe_configs().items() if entry.target == "joint"]
@@ -169,3 +177,65 @@ def test_an_unknown_task_is_named(folder: Path):
     with pytest.raises(RecipeError, match=r"vqa_gqa.yaml has no task .vcr.; it has vqa, gqa"):
         recipe(**settings(folder, ["vqa", "gqa"], only=["vqa", "vcr"]))
     assert find_joint_tasks(Path("twelve_in_one")) == CONFIGS_DIR / "joint_tasks" / "twelve_in_one.yaml"
+
+
+def test_the_two_choices_of_vcr_have_their_own_tokens(folder: Path, tmp_path: Path):
+    """TASK5 and TASK6 of the original, in joint training and alone; a given token is that of both."""
+    write_task_set(tmp_path, "vcr")
+    published(folder, tmp_path / "tokens")
+    (tmp_path / "tokens" / "tokenizer.json").write_bytes((tmp_path / "model" / "tokenizer.json").read_bytes())
+    entry = {"recipe": "vcr", "data": "world/vcr/train.jsonl", "regions": "regions", "batch_size": 2, "workers": 0}
+    for given, expected in ((None, {"answer": 5, "rationale": 6}), (8, {"answer": 8, "rationale": 8})):
+        tasks = {name: entry | ({} if given is None else {"task_token": given}) for name in ("vcr", "again")}
+        (tmp_path / "tasks.yaml").write_text(yaml.safe_dump(tasks))
+        run = recipe(tmp_path / "tokens", tmp_path / "tasks.yaml", tmp_path)
+        alone = vcr.recipe(
+            tmp_path / "tokens", tmp_path / entry["data"], tmp_path / "regions", task_token=given, workers=0
+        )
+        for samples in (run.batches.loaders[0].samples, alone.batches.samples):
+            batch = samples.batch([(0, index) for index in range(len(samples))])
+            parts = [key.split(" ")[1] for key in batch.keys for _ in range(4)]
+            assert dict(zip(parts, batch.task_ids.tolist(), strict=True)) == expected
+    without = vcr.recipe(tmp_path / "model", tmp_path / entry["data"], tmp_path / "regions", workers=0)
+    assert not len(without.batches.samples.batch([(0, 0)]).task_ids)
+
+
+def test_the_tokens_of_an_evaluation_reach_the_network(folder: Path, tmp_path: Path):
+    """VCR's evaluation with tokens 5 and 6 has the scores of token 5 for answers and of token 6 for rationales."""
+    write_task_set(tmp_path, "vcr")
+    published(folder, tmp_path / "tokens")
+    (tmp_path / "tokens" / "tokenizer.json").write_bytes((tmp_path / "model" / "tokenizer.json").read_bytes())
+    loaded = EvaluationOptions(device="cpu", precision="fp32").load_model(
+        tmp_path / "tokens", tmp_path / "regions", "score"
+    )
+    rows = ImageRows(loaded.store)
+    question = vcr.read_vcr_examples(tmp_path / "world" / "vcr" / "val.jsonl", 0)[0]
+    examples = [
+        vcr.build_answer_choices(question, rows, loaded.tokenizer, 60),
+        vcr.build_rationale_choices(question, 0, rows, loaded.tokenizer, 80),
+    ]
+
+    def score(task_token: int | None) -> list[list[float]]:
+        scored = score_examples(loaded._replace(task_token=task_token), "score", examples)
+        return [item.scores.tolist() for item in sorted(scored, key=lambda item: item.position)]
+
+    assert score(None) == [score(5)[0], score(6)[1]]
+    assert score(5)[0] != score(6)[0] and score(5)[1] != score(6)[1]
+
+
+def test_the_token_of_a_retrieval_evaluation_reaches_the_network(folder: Path, tmp_path: Path):
+    """COCO's retrieval has token 7, and Flickr30k's token 8 is the default."""
+    model = published(folder, tmp_path / "model").eval()
+    files = (folder / "data" / "coco" / "dataset_coco.json", folder / "data" / "regions" / "coco")
+    with pytest.raises(ValueError, match="task_token is 20, and the model has 20"):
+        evaluate_retrieval(tmp_path / "model", *files, task_token=20)
+    gallery = load_retrieval_data(tmp_path / "model", model.vilbert.config, *files, "train", 36, "none").gallery
+    pairs = (np.arange(8), np.arange(8))
+
+    def score(task_token: int | None) -> list[float]:
+        return PairScorer(model.vilbert, gallery, task_token=task_token).score_pairs(*pairs).tolist()
+
+    before, default = score(7), score(None)
+    with torch.no_grad():
+        model.vilbert.text_embeddings.tasks.weight[7] += 1 + torch.arange(32)
+    assert score(7) != before and score(8) == score(None) == default
