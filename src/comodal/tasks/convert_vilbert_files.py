@@ -51,6 +51,7 @@ from comodal.tasks.vision_language.answer_files import (
     GQA_ANSWERS_FILE,
     GQA_HEAD,
     VQA_HEAD,
+    encode_answers,
     read_answer_vocabulary,
 )
 from comodal.text_files import read_json_object
@@ -181,7 +182,7 @@ def convert_answers(answers: Path, source: Path, name: str, heads: Sequence[Head
         raise CheckpointError(
             f"{answers} has {len(answer_list):,} answers, the answer head of {source} ({name}) {outputs.get(name)}"
         )
-    return (json.dumps(answer_list, ensure_ascii=False, indent=0) + "\n").encode()
+    return encode_answers(answer_list)
 
 
 def complete_original_config(config: ViLBERTConfig, state: dict[str, Tensor], by_flag: bool) -> ViLBERTConfig:

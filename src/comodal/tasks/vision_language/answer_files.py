@@ -1,6 +1,8 @@
 """Answer vocabularies: the answer of each output of a head, in the model folder or in a file of the user."""
 
+import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,11 @@ def read_answer_vocabulary(path: Path) -> list[str]:
         duplicate = next(answer for answer, times in Counter(content).items() if times > 1)
         raise DataError(f"{path}: the answer {duplicate!r} is a duplicate")
     return content
+
+
+def encode_answers(answers: Sequence[str]) -> bytes:
+    """The content of a file of answers in a model folder."""
+    return (json.dumps(list(answers), ensure_ascii=False, indent=0) + "\n").encode()
 
 
 def read_safe_pickle(path: Path) -> Any:

@@ -1,6 +1,5 @@
 """Which heads of a fine-tuned model go on training with its network (12-in-1, the rows fine-tuned from all tasks)."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from comodal.console import print_line
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.tasks.vision_language.answer_files import (
     ANSWERS_FILE,
+    encode_answers,
     find_answers_file,
     name_answers_file,
     read_answer_vocabulary,
@@ -44,7 +44,7 @@ def continue_heads(network: TaskModel, fine_tuned: TaskModel, folder: Path, file
 def compare_answers(path: Path, head: str, files: Mapping[str, bytes | Path]) -> str:
     """Why an answer head cannot be copied, or "" if the answers in its file are those of the run."""
     content = files.get(name_answers_file(head), files.get(ANSWERS_FILE))
-    assert isinstance(content, bytes)
     if not path.is_file():
         return f"{path} is missing, so its answers are unknown"
-    return "" if read_answer_vocabulary(path) == json.loads(content) else f"the answers in {path} differ (--answers)"
+    is_same = encode_answers(read_answer_vocabulary(path)) == content
+    return "" if is_same else f"the answers in {path} differ (--answers)"

@@ -29,7 +29,12 @@ from comodal.tasks.evaluation.results_card import (
     read_training_settings,
     report_results,
 )
-from comodal.tasks.vision_language.answer_files import ANSWERS_FILE, read_answer_vocabulary, read_model_vocabulary
+from comodal.tasks.vision_language.answer_files import (
+    ANSWERS_FILE,
+    encode_answers,
+    read_answer_vocabulary,
+    read_model_vocabulary,
+)
 from comodal.tasks.vision_language.image_rows import ImageRows
 from comodal.tasks.vision_language.question_answering.vqa import ScoredQuestions, build_question_examples
 from comodal.tasks.vision_language.question_answering.vqa_files import AnsweringConfig
@@ -134,7 +139,7 @@ def build_question_run(
         compute_fine_tuning_fingerprint(
             fine_tune, parts.store, [*questions_by_path, *([answering.answers] if answering.answers else [])]
         ),
-        {ANSWERS_FILE: (json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n").encode()},
+        {ANSWERS_FILE: encode_answers(vocabulary)},
     )
 
 

@@ -5,7 +5,6 @@ of 256, learning rate 4e-5, 20 epochs. As in the original's code, the vocabulary
 where both are given. The evaluation computes the official accuracy, or writes a submission where answers are unknown.
 """
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from comodal.tasks.evaluation.results_card import (
 from comodal.tasks.vision_language.answer_files import (
     ANSWERS_FILE,
     VQA_HEAD,
+    encode_answers,
     read_answer_vocabulary,
     read_model_vocabulary,
 )
@@ -138,7 +138,7 @@ def recipe(
         read_examples(train_questions, train_excluded, questions[0]),
         read_examples(held_out_questions, held_out_excluded, validation_questions) if validation_questions else None,
         compute_fine_tuning_fingerprint(fine_tune, parts.store, files),
-        {ANSWERS_FILE: (json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n").encode()},
+        {ANSWERS_FILE: encode_answers(vocabulary)},
     )
 
 
