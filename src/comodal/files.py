@@ -158,6 +158,36 @@ def name_written_file(path: Path) -> Iterator[None]:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
+class _NamedFile(io.FileIO):
+    """A raw file whose errors name another path."""
+
+    def __init__(self, path: Path, mode: str, described_as: Path) -> None:
+        super().__init__(path, mode)
+        self.described_as = described_as
+
+    def write(self, data: Any, /) -> int:
+        with name_written_file(self.described_as):
+            return super().write(data)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        with name_written_file(self.described_as):
+            return super().truncate(size)
+
+
+def open_to_write(path: Path, mode: str, described_as: Path | None = None) -> io.BufferedWriter:
+    """Opens a binary file to write ("w", "a" or "r+"). Errors, such as a full disk, name it.
+
+    Args:
+        path: The file.
+        mode: As in `open`, without "b".
+        described_as: The path that errors name, if `path` is a temporary name.
+
+    Raises:
+        OSError: It cannot be opened.
+    """
+    return io.BufferedWriter(_NamedFile(path, mode, described_as or path))
+
+
 def write_bytes_atomically(path: Path, data: bytes) -> None:
     """Writes a file atomically."""
     with write_atomically(path) as temporary:

@@ -16,7 +16,7 @@ from PIL import Image
 import comodal
 from comodal.analysis.co_attention import AttentionExample, CoAttentionWeights
 from comodal.analysis.pages.attention_page import write_attention_page
-from comodal.analysis.pages.caption_report import build_retrieval_table
+from comodal.analysis.pages.caption_report import build_retrieval_section
 from comodal.analysis.pages.html_page import make_page_environment, render_page, write_page
 from comodal.analysis.pages.match_page import MatchWindow, write_match_page
 from comodal.analysis.pages.page_parts import (
@@ -229,7 +229,7 @@ def test_matches_searches_retrieval_and_tasks_escape_texts_and_file_names(tmp_pa
                    for direction in ("text_to_image", "image_to_text") for cut in (1, 5, 10)}  # fmt: skip
         counts = {"retrieval.images": 5, "retrieval.captions": 25}
         (tmp_path / name / "results.json").write_text(json.dumps(recalls | counts))
-        page = check_page(render_page("retrieval", [build_retrieval_table(tmp_path / name)]))
+        page = check_page(render_page("retrieval", [build_retrieval_section(tmp_path / name)]))
         assert page.tables[0].caption == f"Recall: {name}"
 
         run = tmp_path / name

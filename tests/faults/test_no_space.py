@@ -162,6 +162,7 @@ def test_a_full_disk_is_one_sentence_and_the_same_command_finishes(at: Path, ask
         assert status == 1 and "Traceback" not in said and len(errors) == 1, where
         named = SENTENCE.fullmatch(errors[0])
         assert named and named["file"].startswith(f"{place}/out") and not named["file"].endswith(".part"), where
+        assert fraction == 0 or Path(named["file"]) != place / "out", where  # a file, once the folder is there
         assert not leftovers, where
         assert status_again == 0, f"{where}\n{said_again}"
         assert left == wanted, where

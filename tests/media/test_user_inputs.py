@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from comodal.errors import MediaError
-from comodal.media.user_inputs import to_paths, to_rgb_array, to_rgb_arrays, to_waveform
+from comodal.media.user_inputs import to_path_list, to_rgb_array, to_rgb_arrays, to_waveform
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 CHANNELS = np.random.default_rng(1).uniform(-0.9, 0.9, (500, 2))
@@ -112,8 +112,8 @@ def test_what_is_no_sound_is_refused_in_a_sentence(wrong, rate, error: type[Exce
 
 
 def test_paths_are_texts_or_paths_one_or_several():
-    assert to_paths("a.wav") == to_paths(Path("a.wav")) == to_paths(["a.wav"]) == [Path("a.wav")]
+    assert to_path_list("a.wav") == to_path_list(Path("a.wav")) == to_path_list(["a.wav"]) == [Path("a.wav")]
     with pytest.raises(TypeError, match="got int; pass a path"):
-        to_paths([3])
+        to_path_list([3])
     with pytest.raises(TypeError, match="got ndarray of"):
-        to_paths(PIXELS)
+        to_path_list(PIXELS)

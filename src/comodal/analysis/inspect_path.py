@@ -16,6 +16,7 @@ from comodal.data.shards.shard_report import describe_shards
 from comodal.data.sources.split_names import SPLITS
 from comodal.errors import DataError, MediaError, RecipeError
 from comodal.media.image import read_image
+from comodal.media.storage.suffixes import IMAGE_SUFFIXES
 from comodal.media.video import read_video_info
 from comodal.models.checkpoint import (
     MODEL_CONFIG_FILE,
@@ -26,7 +27,6 @@ from comodal.models.checkpoint import (
 )
 from comodal.text_files import read_json_object, read_log, read_yaml
 
-INSPECTED_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 Description = dict[str, Any]
 
 
@@ -92,7 +92,7 @@ def describe_file(path: Path) -> Description:
     }
     if path.name == MODEL_CONFIG_FILE or path.suffix in readers:
         return readers.get(path.suffix, readers[".safetensors"])(path)
-    if path.suffix.lower() in INSPECTED_IMAGE_SUFFIXES:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
         height, width, _ = read_image(path).shape
         return {"kind": "image", "width": width, "height": height}
     return describe_media_file(path)

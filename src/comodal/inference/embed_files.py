@@ -45,7 +45,7 @@ from comodal.media.audio_windows import EmptyAudioError
 from comodal.media.image import read_image
 from comodal.media.storage.refused_formats import RefusalReason
 from comodal.media.storage.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from comodal.media.user_inputs import to_path, to_paths
+from comodal.media.user_inputs import to_path, to_path_list
 from comodal.media.video import iterate_frames
 from comodal.models.convert.convert_openl3 import TowerModality
 from comodal.models.l3net.spectrogram import Frontend
@@ -150,7 +150,7 @@ def embed_audio(
         comodal embed audio recordings/ --model RUN --out vectors/
     """
     windows.check()
-    model, jobs = to_path(model), plan_file_jobs(to_paths(files), AUDIO_SUFFIXES, to_optional_path(out), ("",))
+    model, jobs = to_path(model), plan_file_jobs(to_path_list(files), AUDIO_SUFFIXES, to_optional_path(out), ("",))
     choice = options.choose_embedder(size, windows.frontend)
     embedder = load_embedder_for(model, choice, "audio")
     work = partial(write_audio_embedding, model=model, options=choice, windows=windows.fill_batch_size(embedder))
@@ -187,7 +187,7 @@ def embed_image(
     Examples:
         comodal embed image images/ --model RUN --out vectors/
     """
-    model, jobs = to_path(model), plan_file_jobs(to_paths(files), {*IMAGE_SUFFIXES}, to_optional_path(out), ("",))
+    model, jobs = to_path(model), plan_file_jobs(to_path_list(files), {*IMAGE_SUFFIXES}, to_optional_path(out), ("",))
     choice = options.choose_embedder(size)
     embedder = load_embedder_for(model, choice, "image")
     work, batch_work = (
@@ -235,7 +235,7 @@ def embed_video(
         raise ValueError(f"frames_per_second ({frames_per_second}) must be positive")
     model, jobs = (
         to_path(model),
-        plan_file_jobs(to_paths(files), VIDEO_SUFFIXES, to_optional_path(out), OUTPUT_SUFFIXES),
+        plan_file_jobs(to_path_list(files), VIDEO_SUFFIXES, to_optional_path(out), OUTPUT_SUFFIXES),
     )
     choice = options.choose_embedder(frontend=windows.frontend)
     embedder = load_embedder_for(model, choice, "image", "audio")

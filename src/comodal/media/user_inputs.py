@@ -44,7 +44,7 @@ def to_path(path: Any) -> Path:
     return Path(path)
 
 
-def to_paths(paths: Any) -> list[Path]:
+def to_path_list(paths: Any) -> list[Path]:
     """One path or a list of paths.
 
     Raises:

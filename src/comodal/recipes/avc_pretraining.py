@@ -196,7 +196,7 @@ def recipe(
     return Run(
         objective=objective_module,
         batches=Loader(train, chosen.batch_size, loading.workers),
-        validation=make_validation_loader(data / "validation", config, chosen.batch_size, loading),
+        validation=make_pair_validation_loader(data / "validation", config, chosen.batch_size, loading),
         optimizer=make_adam(objective_module, chosen.learning_rate, schedule.weight_decay),
         learning_rate=make_cosine_schedule(
             chosen.learning_rate, chosen.steps, schedule.warmup_steps, schedule.min_lr_ratio
@@ -247,7 +247,9 @@ def copy_l3net_weights(model: L3Net, path: Path) -> None:
             model.get_submodule(name).load_state_dict(module.state_dict())
 
 
-def make_validation_loader(folder: Path, config: L3NetConfig, batch_size: int, loading: AVCLoading) -> Loader | None:
+def make_pair_validation_loader(
+    folder: Path, config: L3NetConfig, batch_size: int, loading: AVCLoading
+) -> Loader | None:
     """The fixed pairs of validation, in whole batches; None without validation."""
     if not loading.validation_pairs:
         return None

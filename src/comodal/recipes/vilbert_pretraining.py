@@ -127,7 +127,9 @@ def recipe(
     return Run(
         objective=objective,
         batches=Loader(make_dataset(pretraining_data.train, loading.seed), chosen.batch_size, loading.workers),
-        validation=make_validation_loader(make_dataset, pretraining_data.validation, chosen.batch_size, loading),
+        validation=make_caption_validation_loader(
+            make_dataset, pretraining_data.validation, chosen.batch_size, loading
+        ),
         optimizer=make_adamw(
             objective,
             rate,
@@ -172,7 +174,7 @@ def build_caption_pairs(
     return made
 
 
-def make_validation_loader(
+def make_caption_validation_loader(
     pairs: Callable[[MatchedPairs, int], CaptionDataset], held_out: MatchedPairs, batch_size: int,
     loading: CaptionLoading,
 ) -> Loader | None:  # fmt: skip

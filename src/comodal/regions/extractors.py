@@ -18,7 +18,7 @@ from jaxtyping import Float32, UInt8
 from comodal.data.regions.region_compatibility import describe_regions
 from comodal.data.regions.region_store import Regions
 from comodal.errors import CheckpointError, DataError, check_number
-from comodal.hardware import find_device
+from comodal.hardware import ResolvedPrecision, find_device
 from comodal.models.detectors.pooling import make_unit_grid_boxes
 from comodal.regions.backbones import PooledRegions
 from comodal.regions.detector_files import NetworkFiles
@@ -27,7 +27,6 @@ from comodal.regions.extractors_selective import run_selective_search
 from comodal.regions.region_extractor import (
     BoxSource,
     ExtractorSource,
-    HeadTypes,
     Maps,
     PostprocessingName,
     RegionExtractor,
@@ -44,7 +43,11 @@ MAX_SETTINGS = {
     "max_regions": 10_000,
     "min_regions": 10_000,
 }  # each with its maximum
-SETTING_CHOICES = {"postprocessing": get_args(PostprocessingName), "head": get_args(HeadTypes), "maps": get_args(Maps)}
+SETTING_CHOICES = {
+    "postprocessing": get_args(PostprocessingName),
+    "head": get_args(ResolvedPrecision),
+    "maps": get_args(Maps),
+}
 OPTIONAL_SETTINGS = ("min_regions", "postprocessing", "head", "maps")  # stores of other networks lack them
 
 

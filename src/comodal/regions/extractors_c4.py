@@ -14,7 +14,7 @@ from torch import nn
 
 from comodal.data.regions.region_store import Regions
 from comodal.errors import MediaError
-from comodal.hardware import DTYPES
+from comodal.hardware import DTYPES, ResolvedPrecision
 from comodal.models.checkpoint import load_model
 from comodal.models.convert.convert_c4 import build_c4, is_c4_state_dict
 from comodal.models.detectors.detector_c4 import C4, optimize_c4_layout
@@ -26,7 +26,7 @@ from comodal.models.detectors.detector_rules import (
 )
 from comodal.regions.backbones import fingerprint_weights
 from comodal.regions.detector_files import CAFFEMODEL_SUFFIX, NetworkFiles, load_detector
-from comodal.regions.region_extractor import ExtractorSource, HeadTypes, PostprocessingName, fingerprint_extractor
+from comodal.regions.region_extractor import ExtractorSource, PostprocessingName, fingerprint_extractor
 
 NO_REGIONS = "no regions"
 MAX_SIDES_RATIO = 5 / 3  # maximum of long side over short side: 1000 to 600
@@ -58,7 +58,7 @@ class C4Extractor:
         self,
         model: C4,
         postprocessing: C4Postprocessing | LXMERTPostprocessing,
-        head: HeadTypes = "fp32",
+        head: ResolvedPrecision = "fp32",
         device: str = "cpu",
     ) -> None:
         style = "ViLBERT's" if isinstance(postprocessing, C4Postprocessing) else "LXMERT's"

@@ -16,11 +16,11 @@ from jaxtyping import Float32, UInt8
 from comodal.data.regions.box_units import BoxUnitsError, check_box_units
 from comodal.data.regions.region_store import Regions
 from comodal.errors import MediaError
+from comodal.hardware import ResolvedPrecision
 
 TOO_THIN, BOX_OUTSIDE_IMAGE = "too thin", "box outside the image"
 BoxSource = Literal["own", "grid", "selective", "given"]
 PostprocessingName = Literal["caffe", "lxmert"]
-HeadTypes = Literal["fp32", "bf16"]
 Maps = Literal["last", "all"]
 DEFAULT_MAX_REGIONS = 36  # the regions of an image in ViLBERT's own features
 MAX_ASPECT_RATIO = 50  # long side over short side; more would need gigabytes once the short side is scaled up
@@ -52,7 +52,7 @@ class RegionSettings:
     max_regions: int = DEFAULT_MAX_REGIONS
     min_regions: int | None = None
     postprocessing: PostprocessingName | None = None
-    head: HeadTypes | None = None
+    head: ResolvedPrecision | None = None
     maps: Maps | None = None
 
 

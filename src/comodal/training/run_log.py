@@ -1,9 +1,8 @@
 """The log of a run: JSON Lines, TensorBoard events, and a note for the progress bar."""
 
-import json
 from pathlib import Path
 
-from comodal.files import encode_json_line, write_bytes_atomically
+from comodal.files import encode_json_line, open_to_write, write_bytes_atomically
 from comodal.registry import import_object
 from comodal.text_files import read_log
 
@@ -22,13 +21,14 @@ class RunLog:
         self.path = folder / "metrics.jsonl"
         kept_lines = [line for line in read_log(self.path) if line["step"] <= step]
         write_bytes_atomically(self.path, b"".join(encode_json_line(line) for line in kept_lines))
-        self.file = self.path.open("a", buffering=1)
+        self.file = open_to_write(self.path, "a")
         writer = import_object("torch.utils.tensorboard:SummaryWriter")
         self.events = writer(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, split: str, step: int, metrics: dict[str, float]) -> None:
         """Writes one line, and one event for each metric."""
-        self.file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+        self.file.write(encode_json_line({"step": step, "split": split, **metrics}))
+        self.file.flush()
         for name, value in metrics.items():
             self.events.add_scalar(f"{split}/{name}", value, step)
 

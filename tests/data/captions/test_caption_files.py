@@ -176,12 +176,14 @@ def test_what_is_not_taken_is_counted_by_reason(write):
         {"image": "a.jpg", "caption": "A dog"}, {"image": "a.jpg", "caption": " \n"},
         {"image": "a.jpg", "caption": None},
         {"image": "", "caption": "A cat"}, {"caption": "A cat"}, {"image": "b.jpg"}, {"image": "c.jpg", "captions": []},
-        {"image": "c.jpg", "captions": ["Fine", 3]},
+        {"image": "c.jpg", "captions": ["Fine", 3]}, {"image": "d.jpg", "caption": "a\0b"},
+        {"image": "e.jpg", "caption": "w" * 100_001},
     ]  # fmt: skip
     read = read_captions(write("captions.json", entries))
     assert [caption.caption for caption in read] == ["A dog", "Fine"]
     assert read.refused == {
         "caption is empty": 1, "caption is not text": 2, "caption without image": 2, "image without caption": 2,
+        "caption has a null character": 1, "caption has more than 100,000 characters": 1,
     }  # fmt: skip
     tsv = read_captions(write("a.tsv", f"pizza\t{URL}\nno image\n\t{URL}\n"))
     assert len(tsv) == 1 and tsv.refused == {"caption without image": 1, "caption is empty": 1}

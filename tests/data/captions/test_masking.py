@@ -9,7 +9,8 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from comodal.data.captions.masking import compute_pixel_iou, find_overlapping_boxes, mask_regions, mask_tokens
+from comodal.data.captions.masking import find_overlapping_boxes, mask_regions, mask_tokens
+from comodal.data.regions.box_iou import compute_inclusive_iou
 from tests.support.paths import FIXTURES
 
 FIXTURE = json.loads((FIXTURES / "vilbert/data/masking.json").read_text())
@@ -51,20 +52,20 @@ def test_with_the_originals_draws_its_decisions_are_made(sample):
 
 
 def test_iou_is_the_originals():
-    assert np.allclose(compute_pixel_iou(BOXES, BOXES), np.array(FIXTURE["iou"]), atol=1e-6)
+    assert np.allclose(compute_inclusive_iou(BOXES, BOXES), np.array(FIXTURE["iou"]), atol=1e-6)
 
 
 def test_iou_is_torchvisions_of_boxes_that_are_a_pixel_longer():
     """Another implementation, which takes a box to end before its last pixel."""
     longer = torch.from_numpy(BOXES + np.array([0, 0, 1, 1]))
-    assert np.allclose(compute_pixel_iou(BOXES, BOXES[:5]), box_iou(longer, longer[:5]).numpy())
+    assert np.allclose(compute_inclusive_iou(BOXES, BOXES[:5]), box_iou(longer, longer[:5]).numpy())
 
 
 def test_iou_by_hand():
     # 10 x 10 pixels and 10 x 10 pixels that share 5 x 10: 50 of 150
     boxes = np.array([[0.0, 0, 9, 9], [5, 0, 14, 9], [50, 50, 50, 50]])
     expected = [[1, 1 / 3, 0], [1 / 3, 1, 0], [0, 0, 1]]
-    assert np.allclose(compute_pixel_iou(boxes, boxes), expected)
+    assert np.allclose(compute_inclusive_iou(boxes, boxes), expected)
 
 
 def test_nothing_overlaps_what_was_not_chosen():

@@ -77,6 +77,13 @@ def test_layers_that_the_file_does_not_have_are_named(tmp_path: Path):
     assert len([name for name in new if name.startswith("text_layers")]) == 32
 
 
+def test_layers_that_the_configuration_does_not_have_are_named(tmp_path: Path):
+    bert = write_bert(tmp_path / "bert", bert_state(), num_hidden_layers=3)
+    model = ViLBERT(derive_config_from_bert(bert, TINY))
+    with pytest.raises(CheckpointError, match=r"bert: bert\.encoder\.layer\.3\.\S+ and 15 more of the encoder"):
+        load_bert_weights(model, bert)
+
+
 @pytest.mark.parametrize("name", ["bert.encoder.layer.1.output.dense.bias", "bert.embeddings.LayerNorm.weight"])
 def test_one_tensor_that_is_missing_is_named(tmp_path: Path, name: str):
     state = bert_state()

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from comodal.cli.program import main
+from comodal.data.regions.box_iou import compute_inclusive_iou
 from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.errors import DataError
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.regions.extract import read_image_boxes
 from comodal.tasks.vision_language.grounding.refcoco import build_grounding_examples, evaluate_grounding, recipe
-from comodal.tasks.vision_language.grounding.refcoco_files import compute_inclusive_iou, prepare_boxes, read_expressions
+from comodal.tasks.vision_language.grounding.refcoco_files import prepare_boxes, read_expressions
 from comodal.tasks.vision_language.vcr_files import BoxCounts
 from comodal.training.run import train
 from tests.support.small_tasks import COLOURS, DIM, SIDE, write_pretrained
@@ -26,14 +27,16 @@ BOXES = [(10.0 * place, 0.0, 10.0 * place + 9, 50.0) for place in range(4)]
 
 def test_overlaps_and_targets_are_the_originals():
     expected = json.loads((FIXTURES / "data" / "refer_iou.json").read_text())
-    found = compute_inclusive_iou(np.array(expected["boxes"]), tuple(expected["gt"][0]))
+    found = compute_inclusive_iou(np.array(expected["boxes"]), np.array(expected["gt"][:1]))[:, 0]
     np.testing.assert_allclose(found, expected["iou"], rtol=1e-6)
     np.testing.assert_allclose(np.where(found < 0.5, 0, found), expected["train_target"], rtol=1e-6)
 
 
 def test_overlap_worked_by_hand():
     # pixels 0-9 and 5-14 in both directions: 25 of 100 + 100 - 25 pixels
-    assert compute_inclusive_iou(np.array([[5.0, 5.0, 14.0, 14.0]]), (0.0, 0.0, 9.0, 9.0)) == pytest.approx(25 / 175)
+    assert compute_inclusive_iou(np.array([[5.0, 5.0, 14.0, 14.0]]), np.array([[0.0, 0.0, 9.0, 9.0]])) == pytest.approx(
+        25 / 175
+    )
 
 
 def colour_at(image: int, place: int) -> int:

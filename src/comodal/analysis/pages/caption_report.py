@@ -36,7 +36,7 @@ def build_caption_parts(
             "Accuracy of the three pretraining tasks, on training and on held-out pairs.",
             [embed_figure(curves, "accuracy of each task by step")],
         ),
-        *map(build_retrieval_table, results),
+        *map(build_retrieval_section, results),
     ]
     if regions is not None and captions is not None and images is not None:
         examples = select_attention_examples(model, run, regions, captions, images)
@@ -50,7 +50,7 @@ def build_caption_parts(
     return sections
 
 
-def build_retrieval_table(folder: Path) -> PageSection:
+def build_retrieval_section(folder: Path) -> PageSection:
     """The table of a retrieval evaluation."""
     found = read_json_object(folder / "results.json")
     columns = [PageColumn("direction"), PageColumn("network")]

@@ -24,8 +24,8 @@ from comodal.analysis.pages.page_parts import (
 )
 from comodal.errors import MediaError
 from comodal.media.image import encode_jpeg, read_image, resize_short_side
+from comodal.media.storage.suffixes import IMAGE_SUFFIXES
 
-CROPPED_IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp"}
 CROP_PIXELS = 84  # short side of a region on the page, in pixels
 TOKEN_FACTS = {
     "tokens": "tokens",
@@ -189,6 +189,6 @@ def crop_region(path: Path, region: TokenRegion) -> bytes | None:
 
 def index_images_by_name(folder: Path) -> dict[str, Path]:
     """The images of a folder by name without suffix, with and without their subfolders."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in CROPPED_IMAGE_SUFFIXES]
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
     paths_by_relative_name = {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
     return {path.stem: path for path in paths} | paths_by_relative_name

@@ -66,6 +66,7 @@ CAPTION_LAYOUTS = (
 TRAILING_DIGITS_PATTERN = re.compile(r"(\d+)$")
 IMAGE_REFERENCE_PATTERN = re.compile(rf"://|({'|'.join(map(re.escape, IMAGE_SUFFIXES))})(#\d+)?$", re.IGNORECASE)
 CAPTION_INDEX_PATTERN = re.compile(r"(?<=\w)#\d+$")  # a.jpg#0, a.jpg#1, ...: the captions of one image
+MAX_CAPTION_CHARACTERS = 100_000  # a longer one is most likely a whole file
 ENTITY_PHRASE_PATTERN = re.compile(r"\[/EN#\d+(?:/[\w-]+)+ ([^\]]*)\]")
 METADATA_FILE_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # of Hugging Face's ImageFolder
 
@@ -111,6 +112,10 @@ class CaptionFile:
                 self.refused["caption is not text"] += 1
             elif not text or not is_valid_unicode(text):
                 self.refused["caption is not valid Unicode" if text else "caption is empty"] += 1
+            elif "\0" in text:
+                self.refused["caption has a null character"] += 1
+            elif len(text) > MAX_CAPTION_CHARACTERS:
+                self.refused[f"caption has more than {MAX_CAPTION_CHARACTERS:,} characters"] += 1
             elif not any(image):
                 self.refused["caption without image"] += 1
             else:

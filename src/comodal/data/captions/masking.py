@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int64
 
+from comodal.data.regions.box_iou import compute_inclusive_iou
+
 MASKING_PROBABILITY = 0.15
 MASK_TOKEN_THRESHOLD = 0.8
 RANDOM_TOKEN_THRESHOLD = 0.9  # masked, or replaced by a random token; the rest are unchanged
@@ -74,25 +76,7 @@ def find_overlapping_boxes(
     threshold: float = MASKING_IOU_THRESHOLD,
 ) -> Bool[np.ndarray, "regions"]:
     """The regions whose IoU with a chosen one is above the threshold, including the chosen ones."""
-    return np.any(compute_pixel_iou(boxes[is_chosen], boxes) > threshold, axis=0)
-
-
-def compute_pixel_iou(
-    boxes: Float[np.ndarray, "boxes 4"], other_boxes: Float[np.ndarray, "other_boxes 4"]
-) -> Float[np.ndarray, "boxes other_boxes"]:
-    """IoU of boxes (left, top, right, bottom in pixels) whose last pixel is included.
-
-    So a box from 3 to 5 is 3 pixels wide. This is the original's convention; it makes small boxes overlap slightly
-    more.
-    """
-    top_left, bottom_right = (
-        np.maximum(boxes[:, None, :2], other_boxes[:, :2]),
-        np.minimum(boxes[:, None, 2:], other_boxes[:, 2:]),
-    )
-    intersection = np.clip(bottom_right - top_left + 1, 0, None).prod(axis=-1)
-    areas = (boxes[:, 2:] - boxes[:, :2] + 1).prod(axis=-1)
-    other_areas = (other_boxes[:, 2:] - other_boxes[:, :2] + 1).prod(axis=-1)
-    return intersection / (areas[:, None] + other_areas - intersection)
+    return np.any(compute_inclusive_iou(boxes[is_chosen], boxes) > threshold, axis=0)
 
 
 def _rescale_draws(draws: Float[np.ndarray, "draws"], masking_probability: float) -> Float[np.ndarray, "draws"]:

@@ -120,7 +120,9 @@ def sample_evenly(count: int) -> list[int]:
     return [index * count // judged for index in range(judged)]
 
 
-def check_source_units(source: Path, faults: Mapping[str, int], valid: Sequence[SizedBoxes], num_valid: int) -> None:
+def check_source_units(
+    source: Path, faults: Mapping[str, int], valid: Sequence[SizedBoxes], num_valid: int, records: str = "records"
+) -> None:
     """Check the boxes of a whole source: if many are in other units, the others only look valid.
 
     Args:
@@ -128,6 +130,7 @@ def check_source_units(source: Path, faults: Mapping[str, int], valid: Sequence[
         faults: The number of images by the fault of their boxes.
         valid: Images whose boxes are valid by themselves, or a sample of them.
         num_valid: The number of all images whose boxes are valid by themselves.
+        records: What was judged, for the error: all records, or some of them.
 
     Raises:
         DataError: They are most likely in other units, which the message names.
@@ -137,32 +140,32 @@ def check_source_units(source: Path, faults: Mapping[str, int], valid: Sequence[
     total = num_valid + fractions + corners + exchanged + outside
     if fractions > MAX_FAULTY_FRACTION * total:
         raise DataError(
-            f"{source}: normalized boxes: in {fractions:,} of {total:,} records no value is above 1 in an image of "
+            f"{source}: normalized boxes: in {fractions:,} of {total:,} {records} no value is above 1 in an image of "
             "many pixels; multiply them by the width and height of their image"
         )
     if corners > MAX_FAULTY_FRACTION * total:
         raise DataError(
-            f"{source}: boxes of left, top, width, height (xywh): in {corners:,} of {total:,} records a box ends "
+            f"{source}: boxes of left, top, width, height (xywh): in {corners:,} of {total:,} {records} a box ends "
             "before it begins when read as left, top, right, bottom; add left and top to width and height"
         )
     only_as_corners = sum(has_outside_box(one.boxes, one.height, one.width) for one in valid)
     num_only_as_corners = only_as_corners * num_valid / max(len(valid), 1)
     if exchanged > max(outside, num_only_as_corners, MIN_EXCHANGED_FRACTION * total):
         raise DataError(
-            f"{source}: boxes of top, left, bottom, right (yxyx): in {exchanged:,} of {total:,} records they leave "
+            f"{source}: boxes of top, left, bottom, right (yxyx): in {exchanged:,} of {total:,} {records} they leave "
             "their image, and fit it with both axes exchanged; write them as left, top, right, bottom"
         )
     if exchanged + outside > max(MAX_FAULTY_FRACTION * total, MIN_JUDGED_IMAGES - 1):
         raise DataError(
-            f"{source}: boxes of other units: in {exchanged + outside:,} of {total:,} records a box leaves its image; "
-            "they are from 0 to 1000, or in pixels of an image of another size; scale them to the width and height of "
-            "their record"
+            f"{source}: boxes of other units: in {exchanged + outside:,} of {total:,} {records} a box leaves its "
+            "image; they are from 0 to 1000, or in pixels of an image of another size; scale them to the width and "
+            "height of their record"
         )
     if (reach := find_unused_range(valid)) is not None:
         raise DataError(
-            f"{source}: boxes of other units: in {len(valid):,} records of larger images they fill the range from 0 to "
-            f"{reach}, and none goes beyond; they are from 0 to 100 or 1000, or in pixels of an image of another size; "
-            "scale them to the width and height of their record"
+            f"{source}: boxes of other units: in {len(valid):,} {records} of larger images they fill the range from "
+            f"0 to {reach}, and none goes beyond; they are from 0 to 100 or 1000, or in pixels of an image of another "
+            "size; scale them to the width and height of their record"
         )
 
 

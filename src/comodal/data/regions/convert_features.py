@@ -19,7 +19,7 @@ from comodal.data.regions.feature_records import FeatureRecord, SkippedRecordErr
 from comodal.data.regions.region_store import BOXES_FILE, JOURNAL_FILE, FeatureType, RegionStore, RegionWriter
 from comodal.data.regions.store_summary import EXTRACTION_REPORT_FILE, RegionStoreSummary, summarize_store
 from comodal.errors import DataError
-from comodal.files import fingerprint_files, write_bytes_atomically
+from comodal.files import fingerprint_files, open_to_write, write_bytes_atomically
 from comodal.progress import Progress
 from comodal.text_files import parse_json
 
@@ -127,6 +127,7 @@ def infer_feature_sizes(source: Path, layout: FeatureLayout) -> tuple[int, int]:
     """
     sizes, reasons, faults = Counter[tuple[int, int]](), [], Counter[str]()
     valid: list[SizedBoxes] = []
+    count = 0
     with closing(read_records(source, layout)) as records:
         for count, record in enumerate(records, 1):
             if isinstance(record, FeatureRecord):
@@ -137,7 +138,8 @@ def infer_feature_sizes(source: Path, layout: FeatureLayout) -> tuple[int, int]:
                 faults[record.reason] += 1
             if count >= SAMPLED_RECORDS and (sizes or faults):
                 break
-    check_source_units(source, faults, valid, len(valid))
+    judged = "records" if count < SAMPLED_RECORDS else "records at its beginning"
+    check_source_units(source, faults, valid, len(valid), judged)
     if not sizes:
         raise DataError(f"{source} has no usable record ({'; '.join(reasons[:3]) or 'it is empty'})")
     return sizes.most_common(1)[0][0]
@@ -163,7 +165,7 @@ class SkippedLog:
         self.lines = [line for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
 
     def __enter__(self) -> "SkippedLog":
-        self.file = self.path.open("ab")
+        self.file = open_to_write(self.path, "a")
         self.file.truncate(sum(map(len, self.lines)))
         return self
 

@@ -249,7 +249,7 @@ def iterate_hdf5(source: Path, report_progress: ReportProgress) -> FeatureEntrie
             described = ", ".join(f"{length:,} of {name}" for name, length in lengths.items())
             raise DataError(f"{source}: its columns have different numbers of rows: {described}")
         blocks = read_hdf5_blocks(source, file)
-        names = read_image_ids(source, len(blocks))
+        names = read_npy_image_ids(source, len(blocks))
         for index, (name, block) in enumerate(zip(names, blocks, strict=True)):
             report_progress(index / len(blocks))
             yield name, partial(read_hdf5_record, file, block, name)
@@ -304,7 +304,7 @@ def read_hdf5_record(file: Any, block: int | slice, name: str) -> FeatureRecord:
     return FeatureRecord(name, features[is_real], boxes[is_real], round(width), round(height), None)
 
 
-def read_image_ids(source: Path, count: int) -> list[str]:
+def read_npy_image_ids(source: Path, count: int) -> list[str]:
     """The images' ids from NAME_imgid2idx or imgid2idx, .pkl or .json, next to the file.
 
     Raises:

@@ -28,7 +28,7 @@ from comodal.data.regions.region_store import (
     write_store_about,
 )
 from comodal.errors import DataError
-from comodal.files import write_bytes_atomically
+from comodal.files import open_to_write, write_bytes_atomically
 
 COMMIT_SECONDS = 10.0  # how much work an interrupted process may lose
 
@@ -60,10 +60,10 @@ class RegionAppender:
                 self.about |= {"indexed": self.about["images"]}
                 write_store_about(self.folder, self.about)  # from here on files may be longer than the committed data
             for name, width in compute_row_bytes(self.about).items():
-                self.files[name] = file = (self.folder / name).open("r+b")
+                self.files[name] = file = open_to_write(self.folder / name, "r+")
                 file.truncate(self.about["regions"] * width)
                 file.seek(0, os.SEEK_END)
-            self.index_file = (self.folder / self.about["added_file"]).open("ab")
+            self.index_file = open_to_write(self.folder / self.about["added_file"], "a")
             self.index_file.truncate(self.about["added"])
         return self
 

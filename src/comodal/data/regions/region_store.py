@@ -35,7 +35,7 @@ from comodal.data.regions.region_index import (
     read_region_index,
 )
 from comodal.errors import DataError
-from comodal.files import write_bytes_atomically
+from comodal.files import open_to_write, write_bytes_atomically
 from comodal.text_files import read_json_object
 
 FEATURES_FILE, BOXES_FILE, CLASSES_FILE, TOKENS_FILE, INDEX_FILE, JOURNAL_FILE = (
@@ -198,7 +198,7 @@ class RegionWriter:
                 part = self.folder / f".{name}.part"
                 if (self.folder / name).exists():  # killed while it renamed the files
                     (self.folder / name).replace(part)
-                file = part.open("ab")
+                file = open_to_write(part, "a", self.folder / name)
                 self.files[name] = file
                 if file.tell() < rows * width:
                     raise DataError(f"{self.folder}: .{name}.part is damaged; delete the folder and start again")
@@ -251,13 +251,13 @@ class RegionWriter:
                 )
             self.images = [IndexedImage(*json.loads(line)) for line in lines[1:]]
             self.written_ids = {image[0] for image in self.images}
-            self.journal = path.open("rb+")
+            self.journal = open_to_write(path, "r+")
             self.journal.truncate(sum(len(line) + 1 for line in lines))
             self.journal.seek(0, os.SEEK_END)
         elif any(not entry.name.startswith(".") for entry in self.folder.iterdir()):
             raise DataError(f"{self.folder} is not empty and not a region store: give another folder")
         else:
-            self.journal = path.open("wb")
+            self.journal = open_to_write(path, "w")
             self.journal.write(begun.encode() + b"\n")
             self.journal.flush()
 

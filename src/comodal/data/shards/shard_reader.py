@@ -27,7 +27,7 @@ from comodal.data.shards.shard_index import (
     read_shard_index,
 )
 from comodal.errors import DataError
-from comodal.files import make_temporary_path, write_bytes_atomically
+from comodal.files import make_temporary_path, open_to_write, write_bytes_atomically
 from comodal.text_files import read_json_object
 
 MAX_OPEN_HANDLES = 128  # open files per process; the usual limit is 1024
@@ -53,7 +53,7 @@ class ShardWriter:
         self.members: list[tuple[int, int, int, str]] = []
         self.keys: set[str] = set()
         self.temporary = make_temporary_path(path)
-        self.file = self.temporary.open("wb")
+        self.file = open_to_write(self.temporary, "w", self.path)
 
     def write(self, key: str, members: dict[str, bytes], record: dict[str, Any]) -> None:
         """Append a sample; the record becomes its member `json`, and its `group` is in the index as well (there a

@@ -30,7 +30,7 @@ from comodal.data.shards.shard_reader import ShardWriter
 from comodal.data.shards.shard_report import ShardSummary, print_shard_report, read_shard_summary
 from comodal.data.sources.split_names import SPLITS
 from comodal.errors import DataError, MediaError, collect_media_warnings, wrap_item_errors
-from comodal.files import encode_json_line, write_atomically, write_bytes_atomically
+from comodal.files import encode_json_line, open_to_write, write_atomically, write_bytes_atomically
 from comodal.progress import Progress
 from comodal.text_files import read_json, read_json_lines, read_lines
 from comodal.workers import CRASH_REASON, MAX_CRASHES, WorkerOptions, run_one_by_one, select_backend
@@ -183,7 +183,7 @@ def make_shard(
     tar, lines = shard.get_path(out), []
     progress = tar.with_name(f".{tar.stem}.progress")
     progress.unlink(missing_ok=True)
-    with translate_os_errors(out), progress.open("w", buffering=1) as started_file:
+    with translate_os_errors(out), open_to_write(progress, "w") as started_file:
         with ShardWriter(tar) as writer:
             for item in shard.items:
                 try:
@@ -198,7 +198,8 @@ def make_shard(
                     writer.write(item.key, sample.members, sample.record)
                     line = format_accepted_item(item, shard.split, sample) | ({"notes": notes} if notes else {})
                 lines.append(line)
-                started_file.write(f"{line.get('seconds', 0.0)}\n")
+                started_file.write(f"{line.get('seconds', 0.0)}\n".encode())
+                started_file.flush()
         write_bytes_atomically(get_report_path(tar), b"".join(encode_json_line(line) for line in lines))
     progress.unlink(missing_ok=True)
     return len(lines), sum((line.get("seconds", 0.0) for line in lines), 0.0)

@@ -18,7 +18,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from comodal.errors import DataError
-from comodal.files import write_bytes_atomically
+from comodal.files import open_to_write, write_bytes_atomically
 from comodal.text_files import read_json_object
 
 
@@ -68,7 +68,7 @@ def write_vectors(manifest: Path, image_vectors: ImageVectors, num_stored: int) 
         if before["rows"] != num_stored:  # another process has written more rows in the meantime
             return
         checksum = zlib.crc32(data, before["crc32"])
-        with path.open("r+b") as file:
+        with open_to_write(path, "r+") as file:
             file.truncate(num_stored * make_row_dtype(dim).itemsize)
             file.seek(0, os.SEEK_END)
             file.write(data)

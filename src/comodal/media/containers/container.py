@@ -19,6 +19,7 @@ from comodal.media.containers.edit_lists import read_edit_ends
 from comodal.media.containers.fragments import FragmentedTrack, find_damaged_box, read_fragmented_tracks
 from comodal.media.containers.holes import MIN_GAP_SECONDS, find_holes
 from comodal.media.containers.matroska_segments import has_second_segment
+from comodal.media.containers.packet_decoder import LOSSLESS_CODECS, decode_packet, describe_ffmpeg_error
 from comodal.media.containers.presentation_order import PresentationOrder
 from comodal.media.containers.timeline import FORMATS_WITHOUT_ZERO, Timeline
 from comodal.media.containers.track import (
@@ -90,7 +91,7 @@ def open_container(path: Path) -> Iterator[InputContainer]:
         raise MediaError(path, RefusalReason.UNREADABLE, f"not opened within {OPEN_TIMEOUT_SECONDS:.0f} s") from None
     except av.FFmpegError as error:
         if any(head[offset:].startswith(signature) for signature, offset in CONTAINER_SIGNATURES.items()):
-            detail = f"it begins like a video but has no usable index ({_describe_ffmpeg_error(error)})"
+            detail = f"it begins like a video but has no usable index ({describe_ffmpeg_error(error)})"
             raise MediaError(path, RefusalReason.TRUNCATED, detail) from None
         raise MediaError(path, RefusalReason.NOT_A_VIDEO, "no known video format") from None
     with container:
@@ -120,6 +121,9 @@ def choose_streams(container: InputContainer, path: Path) -> tuple[av.VideoStrea
             stream.codec_context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
     if audio is not None:
         _clear_channel_order(audio)
+        if audio.codec_context.name in LOSSLESS_CODECS and container.format.name != "flac":  # read by its MD5 instead
+            # Otherwise frames with a wrong checksum are decoded to noise.
+            audio.codec_context.options |= {"err_detect": "crccheck+explode"}
         if audio.codec_context.name == "alac" and container.format.name == "caf":
             # The last packet already has the right number of samples; FFmpeg 8.1 would trim a full one twice.
             audio.codec_context.options |= {"flags2": "skip_manual"}
@@ -249,7 +253,7 @@ def decode_frames(
         if idle > MAX_IDLE_PACKETS or all(track.done for track in by_index.values()):
             break
         if not track.done:
-            for frame in _sort_frames(orders.get(packet.stream_index), _decode_packet(track, packet), packet):
+            for frame in _sort_frames(orders.get(packet.stream_index), decode_packet(track, packet), packet):
                 if frame.time is None or frame.time < track.last:
                     yield track, frame
     if timeline.has_doubtful_pause():  # which the end of the file explains, or not
@@ -347,7 +351,7 @@ def _demux_packets(container: InputContainer, tracks: Sequence[Track]) -> Iterat
         raise MediaError(tracks[0].path, RefusalReason.UNREADABLE, detail) from None
     except av.FFmpegError as error:
         for track in tracks:
-            track.failure, track.is_cut = _describe_ffmpeg_error(error), True
+            track.failure, track.is_cut = describe_ffmpeg_error(error), True
             flush = av.Packet()
             flush.stream = track.stream
             yield flush
@@ -378,16 +382,3 @@ def _mark_damaged_boxes(container: InputContainer, tracks: Sequence[Track]) -> N
         for track in tracks:
             track.failure = f"its fragments are damaged at byte {place:,} of {container.size:,}"
             track.is_cut = True
-
-
-def _decode_packet(track: Track, packet: av.Packet) -> list[av.VideoFrame] | list[av.AudioFrame]:
-    try:
-        return packet.decode()
-    except av.FFmpegError as error:
-        track.record_loss(packet, _describe_ffmpeg_error(error))
-        return []
-
-
-def _describe_ffmpeg_error(error: av.FFmpegError) -> str:
-    """The last message of FFmpeg without the path, which the caller adds."""
-    return str(error.log[-1]).strip() if error.log else error.strerror or type(error).__name__

@@ -4,15 +4,17 @@ An audio-only file in a format without a timeline (mp3, wav, flac, ogg, ...) is 
 its header declares. In a video, and in mp4 and Matroska, audio is positioned by its timestamps.
 """
 
-import struct
+import hashlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import av
+import numpy as np
 from av.container import InputContainer
 
 from comodal.errors import MediaError, MediaWarning
+from comodal.media.containers.audio_headers import find_second_file, read_audio_header
 from comodal.media.containers.audio_segments import AudioChain, AudioJoiner, Mono
 from comodal.media.containers.container import (
     choose_streams,
@@ -27,7 +29,11 @@ from comodal.media.storage.refused_formats import RefusalReason
 
 TIMESTAMPED_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "nut"}
 # Formats whose header has the duration of the audio. Elsewhere FFmpeg estimates it from the bit rate.
-SAMPLE_EXACT_FORMATS, MAX_ROUNDING_SECONDS = {"flac", "wav"}, 0.01  # whose headers count the samples
+SAMPLE_EXACT_FORMATS, MAX_ROUNDING_SECONDS = (
+    {"flac", "tta", "wav", "w64", "wv"},
+    0.01,
+)  # whose headers count the samples
+FORMATS_OF_ACTUAL_LENGTH = {"wav", "w64"}  # for which FFmpeg reports the length of what is in the file
 MAX_FRAME_SECONDS = 0.13  # of the codecs of the other formats: 1,024 samples at 8 kHz
 MAX_SHORTER_SECONDS = {
     "asf": MAX_LOST_SECONDS,
@@ -45,7 +51,7 @@ FORMATS_WITH_DURATION = TIMESTAMPED_FORMATS - {"mpegts"} | {
     "avi",
     "au",
 }
-UNKNOWN_WAV_SIZES = (0, 0xFFFFFFFF)  # of the data of a WAV file that went through a pipe, or is longer than 4 GB
+STREAM_INFO_BYTES = 34
 XING_BYTES = 1 << 12
 XING_TAGS = (b"Xing", b"Info", b"VBRI")  # the frame of an mp3 file with the number of frames
 
@@ -70,22 +76,59 @@ def read_audio_blocks(path: Path) -> Iterator[tuple[int, Mono]]:
         codec = audio.codec_context.name
         joiner = AudioJoiner(path, codec, from_zero=True) if timed else AudioChain(path)
         decoded_seconds = 0.0
+        checksum = FlacChecksum(audio.codec_context.extradata or b"") if container.format.name == "flac" else None
         for _, frame in decode_frames(container, tracks, [audio_track]):
             assert isinstance(frame, av.AudioFrame)
             decoded_seconds += frame.samples / frame.sample_rate
+            if checksum is not None:
+                checksum.update(frame)
             for block in joiner.add_frame(frame, audio_track.record_frame(frame)):
                 yield joiner.sample_rate, block
         for block in joiner.finish():
             yield joiner.sample_rate, block
         audio_track.check_complete(0.0)
         warn_of_missing_audio(container, audio_track, decoded_seconds)
+        if checksum is not None and checksum.differs():
+            detail = "damaged: its audio differs from the checksum (MD5) in its header; a part of it may be noise"
+            warnings.warn(MediaWarning(path, detail), stacklevel=2)
+
+
+class FlacChecksum:
+    """The MD5 of decoded samples, compared with that of a FLAC file (RFC 9639, section 8.2).
+
+    FFmpeg decodes frames with a wrong checksum to noise.
+
+    Args:
+        stream_info: The metadata block STREAMINFO, 34 bytes.
+    """
+
+    def __init__(self, stream_info: bytes) -> None:
+        fields = int.from_bytes(stream_info[10:18], "big") if len(stream_info) == STREAM_INFO_BYTES else 0
+        self.bits, self.num_samples = (fields >> 36 & 31) + 1, fields & (1 << 36) - 1
+        self.expected = stream_info[18:]
+        self.digest, self.decoded = hashlib.md5(usedforsecurity=False), 0
+
+    def update(self, frame: av.AudioFrame) -> None:
+        """Add the samples of a frame: little-endian, in as few bytes as they need, channels interleaved."""
+        rows = frame.to_ndarray().astype(np.int64)
+        samples = (rows.T if frame.format.is_planar else rows).reshape(-1)
+        shifted = samples >> (8 * frame.format.bytes - self.bits)
+        data = shifted.astype(shifted.dtype.newbyteorder("little")).view(np.uint8).reshape(len(samples), -1)
+        self.digest.update(data[:, : -(-self.bits // 8)].tobytes())
+        self.decoded += frame.samples
+
+    def differs(self) -> bool:
+        """Whether the file has a checksum, all of its samples are decoded, and the checksum is another one."""
+        is_comparable = any(self.expected) and self.decoded == self.num_samples
+        return is_comparable and self.digest.digest() != self.expected
 
 
 def warn_of_missing_audio(container: InputContainer, audio_track: Track, decoded_seconds: float) -> None:
     """Warns about audio that the header declares and the file does not have, or that cannot be decoded."""
+    header = read_audio_header(audio_track.path, container.format.name)
     declared_end = audio_track.declared_end if _has_exact_duration(container, audio_track.path) else None
-    if container.format.name == "wav":  # FFmpeg reports the actual length for these
-        declared_end = _read_wav_seconds(audio_track.path)
+    if container.format.name in FORMATS_OF_ACTUAL_LENGTH or header.seconds is not None:
+        declared_end = header.seconds
     is_exact = container.format.name in SAMPLE_EXACT_FORMATS
     tolerance = MAX_ROUNDING_SECONDS if is_exact else MAX_SHORTER_SECONDS.get(container.format.name, MAX_FRAME_SECONDS)
     if declared_end is not None and audio_track.end < declared_end - tolerance:
@@ -97,6 +140,11 @@ def warn_of_missing_audio(container: InputContainer, audio_track: Track, decoded
     elif is_exact and declared_end is not None and decoded_seconds < declared_end - MAX_ROUNDING_SECONDS:
         lost_seconds = declared_end - decoded_seconds
         detail = f"damaged: {lost_seconds:.2f} s of its audio are lost, and what follows is early by that"
+        warnings.warn(MediaWarning(audio_track.path, detail), stacklevel=2)
+    second = find_second_file(audio_track.path, container.format.name, header)
+    if second is not None:
+        extent = "with its header as samples" if container.format.name == "au" else "and is not read"
+        detail = f"concatenated: another file begins at byte {second:,}, {extent}"
         warnings.warn(MediaWarning(audio_track.path, detail), stacklevel=2)
     if container.format.name == "ogg":
         _warn_of_missing_pages(audio_track, decoded_seconds)
@@ -127,19 +175,3 @@ def _has_exact_duration(container: InputContainer, path: Path) -> bool:
             head = b""
         head += file.read(XING_BYTES)
     return any(mark in head for mark in XING_TAGS)
-
-
-def _read_wav_seconds(path: Path) -> float | None:
-    """The duration in the header of a WAV file; None if it was written before the length was known, or is damaged."""
-    bytes_a_second = 0
-    with open_media(path) as file:
-        file.seek(12)
-        while len(head := file.read(8)) == 8:
-            kind, size = struct.unpack("<4sI", head)
-            if kind == b"data":
-                return size / bytes_a_second if bytes_a_second and size not in UNKNOWN_WAV_SIZES else None
-            body = file.read(min(size, 16)) if kind == b"fmt " else b""
-            if len(body) == 16:
-                bytes_a_second = struct.unpack_from("<I", body, 8)[0]
-            file.seek(size + size % 2 - len(body), 1)
-    return None

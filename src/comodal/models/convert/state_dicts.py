@@ -29,6 +29,8 @@ WRAPPER_PREFIXES = ("module.", "model.", "_orig_mod.", "0.auto_model.")  # DDP, 
 FLOAT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # others are quantized
 ENCODER_PREFIXES = ("text_embeddings.", "text_layers.", "region_embeddings.", "vision_layers.", "vision_gates.")
 TASK_TOKENS, CO_LAYERS = "text_embeddings.tasks.", "co_layers."
+# In BERT's files and the original's. The original also has co-attention weights that it never uses.
+SOURCE_LAYER_PREFIXES = ("bert.encoder.layer.", "bert.encoder.v_layer.")
 LEGACY_NAME_SUFFIXES = {".gamma": ".weight", ".beta": ".bias"}  # layer norms of the first PyTorch BERTs
 MAX_WEIGHT_INDEX_BYTES = 64 << 20
 NESTED_STATE_KEYS = ("model_state_dict", "state_dict", "model")  # where training checkpoints keep their weights
@@ -237,8 +239,14 @@ def check_encoder_complete(
         allow_missing: Accept missing tensors, which stay randomly initialized.
 
     Raises:
-        CheckpointError: The file lacks a tensor of the encoder.
+        CheckpointError: The file lacks a tensor of the encoder, or has layers beyond the configuration.
     """
+    if surplus := [name for name in report.unused if name.startswith(SOURCE_LAYER_PREFIXES)]:
+        num_more = f" and {len(surplus) - 1} more of the encoder are" if len(surplus) > 1 else " of the encoder is"
+        raise CheckpointError(
+            f"{path}: {surplus[0]}{num_more} in the file, but not in the model of its configuration, which has fewer "
+            "layers; use the configuration of this checkpoint"
+        )
     has_co_layers = any(name.startswith(CO_LAYERS) for name in report.filled)
     required_prefixes = (*ENCODER_PREFIXES, CO_LAYERS) if has_co_layers else ENCODER_PREFIXES
     absent = [names[name] for name in report.new

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from comodal.data.output_folder import encode_settings_json, translate_os_errors
 from comodal.errors import DataError, MediaError
-from comodal.files import write_bytes_atomically
+from comodal.files import open_to_write, write_bytes_atomically
 from comodal.text_files import read_json_object
 
 ABOUT_FILE, DONE_FILE, FEATURES_FILE = "about.json", "done.json", "features.bin"
@@ -102,7 +102,7 @@ class FeatureFile:
         """
         if not features.isfinite().all() or features.abs().max() > MAX_FLOAT16:
             raise DataError(f"{self.folder}: features of image {self.num_done:,} or one soon after are not finite")
-        with translate_os_errors(self.folder), (self.folder / FEATURES_FILE).open("ab") as file:
+        with translate_os_errors(self.folder), open_to_write(self.folder / FEATURES_FILE, "a") as file:
             file.write(features.half().numpy().tobytes())
         self.problems |= {self.num_done + index: (str(e.reason), e.detail) for index, e in (problems or {}).items()}
         self.num_done += len(features)

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from comodal.console import print_line
+from comodal.data.regions.box_iou import compute_inclusive_iou
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
@@ -38,7 +39,6 @@ from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, read_
 from comodal.tasks.vision_language.grounding.refcoco_files import (
     GROUNDING_HEAD,
     ReferringExpression,
-    compute_inclusive_iou,
     read_expressions,
 )
 from comodal.tasks.vision_language.image_rows import ImageRows
@@ -174,8 +174,8 @@ def build_grounding_examples(
             regions = store.read_regions(row)
             image_box = np.array([[0, 0, regions.width, regions.height]], np.float32)
             overlaps = compute_inclusive_iou(
-                np.concatenate([image_box, regions.boxes[:max_regions]]), expression.box
-            ).astype(np.float32)
+                np.concatenate([image_box, regions.boxes[:max_regions]]), np.array([expression.box])
+            )[:, 0].astype(np.float32)
             grounding_data.overlaps[key] = overlaps
             target = np.where(overlaps < MIN_CORRECT_IOU, 0, overlaps).astype(np.float32)
         grounding_data.examples.append(

@@ -14,9 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Float
-
 from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
 from comodal.models.vilbert.heads import Head
@@ -170,14 +167,3 @@ def prepare_boxes(source: Path, out: Path, instances: Path | None = None) -> Box
     ]
     write_bytes_atomically(out, ("\n".join(lines) + "\n").encode())
     return BoxCounts(len(lines), sum(map(len, boxes.values())))
-
-
-def compute_inclusive_iou(
-    boxes: Float[np.ndarray, "boxes 4"], box: tuple[float, float, float, float]
-) -> Float[np.ndarray, "boxes"]:
-    """IoU of each box with one box; a box of one pixel has a width of 1, as in the original's code."""
-    left, top = np.maximum(boxes[:, 0], box[0]), np.maximum(boxes[:, 1], box[1])
-    right, bottom = np.minimum(boxes[:, 2], box[2]), np.minimum(boxes[:, 3], box[3])
-    intersection = np.maximum(right - left + 1, 0) * np.maximum(bottom - top + 1, 0)
-    areas = (boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1)
-    return intersection / (areas + (box[2] - box[0] + 1) * (box[3] - box[1] + 1) - intersection)

@@ -1,0 +1,143 @@
+"""What the headers of audio files declare: the duration, and where the file ends.
+
+FFmpeg reports the actual length of some formats in place of the declared one, and reads only the first of several
+concatenated files. Layouts: RIFF and RF64 (EBU Tech 3306), Sony Wave64, AIFF (Apple, 1991), Core Audio Format (Apple,
+2011), TTA1 and Sun's AU.
+"""
+
+import re
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from comodal.media.storage.open_media import OpenFile, open_media
+
+UNKNOWN_SIZES = (0, 0xFFFFFFFF)  # in files that went through a pipe
+W64_RIFF, W64_FMT, W64_DATA = (
+    bytes.fromhex(guid)
+    for guid in (
+        "726966662e91cf11a5d628db04c10000",
+        "666d7420f3acd3118cd100c04f8edb8a",
+        "64617461f3acd3118cd100c04f8edb8a",
+    )
+)
+MAX_TAG_BYTES = 1 << 16  # of padding and tags behind the first of concatenated files
+MAX_CHUNKS = 10_000
+TTA_FRAME_SECONDS = 256 / 245
+
+
+class AudioHeader(NamedTuple):
+    """What a header declares: the seconds of audio, and the bytes of the file; None where it does not."""
+
+    seconds: float | None = None
+    num_bytes: int | None = None
+
+
+def _read_riff(file: OpenFile) -> AudioHeader:
+    kind, size, _ = _unpack("<4sI4s", file)
+    num_bytes: int | None = 8 + size if kind == b"RIFF" and size not in UNKNOWN_SIZES else None
+    long_data_size, bytes_per_second = 0, 0
+    for _ in range(MAX_CHUNKS):
+        name, size = _unpack("<4sI", file)
+        body = file.read(min(size, 16)) if name in (b"fmt ", b"ds64") else b""
+        if name == b"ds64":
+            long_size, long_data_size = struct.unpack("<QQ", body)
+            num_bytes = 8 + long_size
+        elif name == b"fmt ":
+            bytes_per_second = struct.unpack_from("<I", body, 8)[0]
+        elif name == b"data":
+            data_size = long_data_size if size == 0xFFFFFFFF else size
+            is_known = data_size not in UNKNOWN_SIZES and bytes_per_second > 0
+            return AudioHeader(data_size / bytes_per_second if is_known else None, num_bytes)
+        file.seek(size + size % 2 - len(body), 1)
+    return AudioHeader()
+
+
+def _read_wave64(file: OpenFile) -> AudioHeader:
+    _, num_bytes, _ = _unpack("<16sQ16s", file)
+    bytes_per_second = 0
+    for _ in range(MAX_CHUNKS):
+        name, size = _unpack("<16sQ", file)
+        body = file.read(16) if name == W64_FMT else b""
+        if name == W64_FMT:
+            bytes_per_second = struct.unpack_from("<I", body, 8)[0]
+        elif name == W64_DATA:
+            return AudioHeader((size - 24) / bytes_per_second if bytes_per_second and size > 24 else None, num_bytes)
+        file.seek(max(-(-size // 8) * 8 - 24 - len(body), 0), 1)
+    return AudioHeader()
+
+
+def _read_aiff(file: OpenFile) -> AudioHeader:
+    _, size = _unpack(">4sI", file)
+    return AudioHeader(num_bytes=8 + size)
+
+
+def _read_caf(file: OpenFile) -> AudioHeader:
+    file.seek(8)
+    seconds_per_byte, seconds, position = 0.0, None, 8
+    for _ in range(MAX_CHUNKS):
+        head = file.read(12)
+        if len(head) < 12 or head[:4] == b"caff":
+            return AudioHeader(seconds, position)
+        name, size = struct.unpack(">4sq", head)
+        if size < 0:  # of data that was written to a pipe
+            return AudioHeader()
+        if name == b"desc":
+            rate, _, _, packet_bytes, packet_frames = struct.unpack(">d4sIII", file.read(24))
+            seconds_per_byte = packet_frames / rate / packet_bytes if rate > 0 and packet_bytes else 0.0
+        elif name == b"data" and seconds_per_byte:
+            seconds = (size - 4) * seconds_per_byte
+        position += 12 + size
+        file.seek(position)
+    return AudioHeader()
+
+
+def _read_tta(file: OpenFile) -> AudioHeader:
+    _, _, _, _, rate, samples, _ = _unpack("<4sHHHIII", file)
+    num_frames = -(-samples // max(int(rate * TTA_FRAME_SECONDS), 1))
+    if num_frames > MAX_CHUNKS:
+        return AudioHeader()
+    frame_sizes = _unpack(f"<{num_frames}I", file)
+    return AudioHeader(samples / rate if rate else None, 22 + 4 * num_frames + 4 + sum(frame_sizes))
+
+
+def _read_au(file: OpenFile) -> AudioHeader:
+    _, offset, size = _unpack(">4sII", file)
+    return AudioHeader(num_bytes=offset + size if size not in UNKNOWN_SIZES else None)
+
+
+# FFmpeg's name of the format: the reader, and how a file begins.
+READERS: dict[str, tuple[Callable[[OpenFile], AudioHeader], re.Pattern[bytes]]] = {
+    "wav": (_read_riff, re.compile(rb"(RIFF|RF64|BW64)....WAVE", re.DOTALL)),
+    "w64": (_read_wave64, re.compile(re.escape(W64_RIFF))),
+    "aiff": (_read_aiff, re.compile(rb"FORM....AIF[FC]", re.DOTALL)),
+    "caf": (_read_caf, re.compile(rb"caff\x00\x01")),
+    "tta": (_read_tta, re.compile(rb"TTA1[\x01\x02]\x00")),
+    "au": (_read_au, re.compile(rb"\.snd\x00")),
+}
+
+
+def read_audio_header(path: Path, format_name: str) -> AudioHeader:
+    """What the header of a file declares; nothing if the format has no such header, or the header is damaged."""
+    if format_name not in READERS:
+        return AudioHeader()
+    with open_media(path) as file:
+        try:
+            return READERS[format_name][0](file)
+        except struct.error:
+            return AudioHeader()
+
+
+def find_second_file(path: Path, format_name: str, header: AudioHeader) -> int | None:
+    """The byte at which another file of the format follows the first one, as in concatenated files."""
+    if header.num_bytes is None:
+        return None
+    with open_media(path) as file:
+        file.seek(header.num_bytes)
+        following = READERS[format_name][1].search(file.read(MAX_TAG_BYTES))
+    return None if following is None else header.num_bytes + following.start()
+
+
+def _unpack(layout: str, file: OpenFile) -> tuple:
+    return struct.unpack(layout, file.read(struct.calcsize(layout)))

@@ -1,0 +1,36 @@
+"""Decodes packets; one that cannot be decoded is recorded as a loss of its track."""
+
+import av
+
+from comodal.media.containers.track import Track
+
+LOSSLESS_CODECS = {"flac", "tta", "wavpack"}  # whose frames have checksums
+
+
+def decode_packet(track: Track, packet: av.Packet) -> list[av.VideoFrame] | list[av.AudioFrame]:
+    """The frames of a packet; a packet that cannot be decoded is recorded as a loss."""
+    try:
+        return packet.decode()
+    except av.FFmpegError as error:
+        track.record_loss(packet, describe_ffmpeg_error(error))
+        return _decode_despite_checksum(track, packet) if track.stream.codec_context.name in LOSSLESS_CODECS else []
+
+
+def _decode_despite_checksum(track: Track, packet: av.Packet) -> list[av.VideoFrame] | list[av.AudioFrame]:
+    """The frames of a packet of a lossless codec with a wrong checksum, as FFmpeg decodes it by default: they keep the
+    time of what follows.
+    """
+    if not isinstance(track.stream, av.AudioStream) or packet.size == 0:
+        return []
+    decoder = av.AudioCodecContext.create(track.stream.codec_context.name, "r")
+    assert isinstance(decoder, av.AudioCodecContext)
+    decoder.extradata, decoder.thread_count = track.stream.codec_context.extradata, 1
+    try:
+        return decoder.decode(packet)
+    except av.FFmpegError:
+        return []
+
+
+def describe_ffmpeg_error(error: av.FFmpegError) -> str:
+    """The last message of FFmpeg without the path, which the caller adds."""
+    return str(error.log[-1]).strip() if error.log else error.strerror or type(error).__name__
