@@ -15,7 +15,7 @@ from comodal.data.sources.video_sources import read_sources
 from comodal.errors import CheckpointError, ComodalError, DataError, RecipeError
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import read_model_config
-from comodal.tasks.vision_language.question_answering.vqa_files import read_answer_vocabulary
+from comodal.tasks.vision_language.answer_files import read_answer_vocabulary
 from comodal.tasks.vision_language.snli_ve import read_snli_ve_sentences
 from comodal.text_files import (
     MAX_NESTING_DEPTH,

@@ -35,8 +35,8 @@ from comodal.models.checkpoint import (
 from comodal.regions.backbones import LITE0
 from comodal.regions.region_network import check_stored_network
 from comodal.tasks.evaluation.results_card import CARD_FILE, read_card, render_card_markdown
+from comodal.tasks.vision_language.answer_files import VQA_HEAD
 from comodal.tasks.vision_language.grounding.refcoco_files import GROUNDING_HEAD
-from comodal.tasks.vision_language.question_answering.vqa_files import VQA_HEAD
 from comodal.tasks.vision_language.region_record import MODEL_NETWORK_FOLDER, NETWORK_FILES
 from comodal.text_files import read_text
 

@@ -160,6 +160,7 @@ def make_tasks(folder: Path) -> list[str]:
 # The arguments, or a function that makes the data in a folder and returns them.
 RUNS: dict[str, str | Callable[[Path], list[str]]] = {
     "av_digits": make_digits,
+    "avc_evaluation": "--width 4 --image-size 32 --moments 1 --repeats 1 --threads 1",
     "busy_machine": "--seconds 0.2 --repeats 1",
     "captions": make_stamps,
     "detector": "--short-side 96 --proposals 10 --repeats 1 --threads 1",
@@ -168,6 +169,7 @@ RUNS: dict[str, str | Callable[[Path], list[str]]] = {
     "engines": "--batch 1 --width 4 --repeats 1 --threads 1",
     "ingest": "--repeats 1 --rate 5",
     "inputs": make_captions,
+    "joint_step": "--batch 2 --rounds 1 --threads 1",
     "pairs": "--repeats 1",
     "real_samples": make_samples,
     "regions": "--images 64 --batch-size 32 --repeats 1",
@@ -180,10 +182,12 @@ RUNS: dict[str, str | Callable[[Path], list[str]]] = {
 }
 # The numbers that docs/performance.md and the targets are about.
 KEYS = {
+    "avc_evaluation": "evaluation.80.ratio",
     "busy_machine": "busy machine.automatic.kept",
     "embedding": "image.fast fp32.ratio",
     "engines": "sound.OpenVINO int8.ratio",
     "ingest": "ingest.360p.5.of_decode_only",
+    "joint_step": "joint.ratio",
     "pairs": "pairs.key_microseconds",
     "retrieval": "one caption, many images.cached fp32.ratio",
     "search_index": "listing.seconds",
@@ -229,6 +233,6 @@ def test_a_benchmark_runs_to_its_end(name: str, tmp_path: Path):
         assert numbers["machine.matrix product.tera_operations_per_second"] > 0
         assert torch.backends.cpu.get_cpu_capability() in done.stdout
     assert KEYS.get(name, next(iter(numbers))) in numbers
-    if name in {"embedding", "engines", "ingest", "retrieval", "vilbert_step"}:
+    if name in {"avc_evaluation", "embedding", "engines", "ingest", "joint_step", "retrieval", "vilbert_step"}:
         lines = [line for line in done.stdout.splitlines() if line.startswith("RATIO ")]
         assert lines and all("target" in line and "convolution" in line for line in lines)

@@ -34,8 +34,8 @@ from comodal.regions.extractors import LoadedExtractor
 from comodal.regions.region_network import load_extractor_for_model
 from comodal.registry import import_object
 from comodal.tasks.retrieval.pair_scores import group_by_size
+from comodal.tasks.vision_language.answer_files import GQA_HEAD, VQA_HEAD, read_model_vocabulary
 from comodal.tasks.vision_language.grounding.refcoco_files import GROUNDING_HEAD
-from comodal.tasks.vision_language.question_answering.vqa_files import GQA_HEAD, VQA_HEAD, read_model_vocabulary
 from comodal.tasks.vision_language.task_tokens import choose_task_token
 from comodal.text_files import read_json, read_json_object
 
@@ -181,16 +181,12 @@ class VisionLanguagePipeline:
 
     def ask(self, image: Any, question: str, top_k: int = 5) -> list[Prediction]:
         """The likeliest answers to a question about an image or an encoded image; the probabilities are independent."""
-        answers, heads = (
-            read_model_vocabulary(self.folder),
-            self.model.heads if isinstance(self.model, TaskModel) else (),
-        )
+        heads = {head.name: head for head in self.model.config.heads} if isinstance(self.model, TaskModel) else {}
         head = VQA_HEAD if VQA_HEAD in heads or GQA_HEAD not in heads else GQA_HEAD
         scores = self.compute_head_scores(
             head, "vqa", self.tokenizer.encode(question), self.to_encoded_image(image)
         ).sigmoid()
-        if len(scores) != len(answers):
-            raise CheckpointError(f"{self.folder}: its {len(answers)} answers do not fit its {len(scores)} scores")
+        answers = read_model_vocabulary(self.folder, heads[head])
         best = select_top_k(scores, top_k)
         return [Prediction(answers[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 

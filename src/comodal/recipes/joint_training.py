@@ -8,6 +8,8 @@ the learning rate falls linearly, and no loss is weighted by the ratio of the ta
 
 The clean-splits rule (12-in-1, section 3.2) is checked: no image of a task's validation, and none that is listed as a
 test image, is trained on by any task. They are matched by the ids of the images.
+
+With several processes, all train the same task in a step, each on its part of the batch.
 """
 
 import hashlib
@@ -21,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from comodal import distributed
 from comodal.console import print_line
 from comodal.data.batch import TaskBatch
 from comodal.data.image_ids import parse_coco_image_id
@@ -31,7 +32,10 @@ from comodal.models.checkpoint import load_model
 from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig
 from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.recipes.recipe_configs import CONFIGS_DIR
 from comodal.registry import RECIPES, import_object
+from comodal.tasks.vision_language.answer_files import ANSWERS_FILE, name_answers_file
+from comodal.tasks.vision_language.sentence_classification import TASK_FILE
 from comodal.tasks.vision_language.task_tokens import NUM_TASK_TOKENS, choose_task_token
 from comodal.tasks.vision_language.text_image_examples import TaskDataset
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
@@ -40,7 +44,7 @@ from comodal.tasks.vision_language.vilbert_fine_tuning import (
     VILBERT_WEIGHT_DECAY,
     FineTuningObjective,
     LossOutput,
-    load_any_vilbert,
+    get_backbone,
     score_batch,
 )
 from comodal.text_files import read_lines, read_yaml
@@ -50,10 +54,11 @@ from comodal.training.task_schedule import JointBatch, JointLoader, TaskSchedule
 
 
 class JointTask(NamedTuple):
-    """One task of joint training: its name in the log, its head and loss, and its batches."""
+    """One task of joint training: its name in the log, its head with the first weights, its loss, and its batches."""
 
     name: str
     head: Head
+    weights: Mapping[str, Tensor]
     compute_loss: Callable[[Tensor, TaskBatch], LossOutput]
     train: Loader
     validation: Loader | None
@@ -87,6 +92,8 @@ class JointObjective(nn.Module):
 def recipe(
     model: Path,
     tasks: Path,
+    data: Path | None = None,
+    only: Sequence[str] = (),
     epochs: float = 20.0,
     learning_rate: float = 4e-5,
     order: Literal["stop_and_go", "round_robin"] = "stop_and_go",
@@ -101,6 +108,9 @@ def recipe(
             whose heads and task tokens go on training.
         tasks: YAML file: a mapping of names to tasks. Each has `recipe` (vqa, gqa, vcr, grounding, retrieval, nlvr2,
             entailment, ...) and the options of `comodal train RECIPE`, such as its data, batch_size and task_token.
+            Or a shipped list of tasks: twelve_in_one.
+        data: Folder of the paths in `tasks`; by default they are relative to the working directory.
+        only: Names of the tasks to train, in this order; by default all.
         epochs: Passes over the task with the most steps.
         learning_rate: Peak learning rate of the network; that of new heads and of task tokens is at least 1e-4.
         order: round_robin trains all tasks in turn. With stop_and_go a task whose validation accuracy stalls is trained
@@ -112,18 +122,21 @@ def recipe(
 
     Examples:
         comodal train joint --model runs/vilbert --tasks tasks.yaml --out runs/joint
+        comodal train --config twelve_in_one --model runs/vilbert --data data/ --out runs/joint
     """
-    if distributed.count_processes() > 1:
-        raise RecipeError("joint training runs in one process: each step leaves out the heads of the other tasks")
-    entries = read_joint_tasks(tasks)
-    joint_tasks = [build_joint_task(name, model, entry, seed, tasks) for name, entry in entries.items()]
+    tasks = find_joint_tasks(tasks)
+    entries = select_joint_tasks(read_joint_tasks(tasks), only, tasks)
+    joint_tasks = [build_joint_task(name, model, entry, seed, tasks, data) for name, entry in entries.items()]
     enforce_clean_splits(joint_tasks, read_image_ids(test_images), leaks, tasks)
-    network = build_joint_model(model, [task.head for task in joint_tasks], seed)
+    files = merge_run_files(joint_tasks, tasks)
+    network = build_joint_model(model, joint_tasks, seed)
     for task, entry in zip(joint_tasks, entries.values(), strict=True):
-        token = choose_task_token(network.config.vilbert, task.head.name, entry.get("task_token"))
+        given = entry.get("task_token")
+        token = choose_task_token(network.config.vilbert, task.head.name, given)
         for loader in (task.train, task.validation):
             if loader is not None:
-                get_task_dataset(loader).task_token = token
+                dataset = get_task_dataset(loader)
+                dataset.task_token, dataset.is_token_fixed = token, given is not None
     schedule = TaskSchedule(tuple(entries), order == "stop_and_go")
     objective = JointObjective(network, joint_tasks, schedule)
     freeze_unused_joint_parameters(objective, joint_tasks)
@@ -143,9 +156,16 @@ def recipe(
         steps=steps,
         seed=seed,
         fingerprint=hashlib.sha256(" ".join(task.fingerprint for task in joint_tasks).encode()).hexdigest()[:16],
-        files=merge_run_files(joint_tasks, tasks),
+        files=files,
         on_validation=schedule.update,
+        has_unused_parameters=True,
     )
+
+
+def find_joint_tasks(path: Path) -> Path:
+    """The file of a list of tasks: an existing file, or else the shipped list of this name."""
+    shipped = CONFIGS_DIR / "joint_tasks" / f"{path}.yaml"
+    return shipped if not path.exists() and path.name == str(path) and shipped.is_file() else path
 
 
 def read_joint_tasks(path: Path) -> dict[str, dict[str, Any]]:
@@ -163,7 +183,22 @@ def read_joint_tasks(path: Path) -> dict[str, dict[str, Any]]:
     return entries
 
 
-def build_joint_task(name: str, model: Path, entry: Mapping[str, Any], seed: int, path: Path) -> JointTask:
+def select_joint_tasks(
+    entries: dict[str, dict[str, Any]], only: Sequence[str], path: Path
+) -> dict[str, dict[str, Any]]:
+    """The tasks of these names, or all.
+
+    Raises:
+        RecipeError: There is no task of such a name.
+    """
+    if unknown := [name for name in only if name not in entries]:
+        raise RecipeError(f"{path} has no task {unknown[0]!r}; it has {', '.join(entries)}")
+    return {name: entries[name] for name in only} if only else entries
+
+
+def build_joint_task(
+    name: str, model: Path, entry: Mapping[str, Any], seed: int, path: Path, data: Path | None
+) -> JointTask:
     """Builds the run of one task by its own recipe, and keeps its data, its head and its loss.
 
     Raises:
@@ -174,7 +209,7 @@ def build_joint_task(name: str, model: Path, entry: Mapping[str, Any], seed: int
     parameters = inspect.signature(function).parameters
     if unknown := sorted(options.keys() - parameters.keys()):
         raise RecipeError(f"{path}: {name} has the options {', '.join(unknown)}, which {entry['recipe']} does not have")
-    values = {key: to_paths(parameters[key].annotation, value) for key, value in options.items()}
+    values = {key: to_paths(parameters[key].annotation, value, data or Path()) for key, value in options.items()}
     try:
         run = function(**{"model": model, "seed": seed} | values)
     except TypeError as error:
@@ -183,27 +218,30 @@ def build_joint_task(name: str, model: Path, entry: Mapping[str, Any], seed: int
     if not isinstance(objective, FineTuningObjective):
         raise RecipeError(f"{path}: {name}: the recipe {entry['recipe']} does not fine-tune a ViLBERT")
     head = next(head for head in objective.model.config.heads if head.name == objective.head)
-    return JointTask(name, head, objective.compute_loss, run.batches, run.validation, run.fingerprint, run.files)
+    weights = objective.model.heads[head.name].state_dict()
+    return JointTask(
+        name, head, weights, objective.compute_loss, run.batches, run.validation, run.fingerprint, run.files
+    )
 
 
-def to_paths(annotation: Any, value: Any) -> Any:
-    """Converts the strings of an option that takes paths."""
+def to_paths(annotation: Any, value: Any, folder: Path) -> Any:
+    """Converts the strings of an option that takes paths, which are relative to a folder."""
     if "Path" not in str(annotation):
         return value
-    return [Path(item) for item in value] if isinstance(value, list) else None if value is None else Path(value)
+    return [folder / item for item in value] if isinstance(value, list) else None if value is None else folder / value
 
 
-def build_joint_model(model: Path, heads: Sequence[Head], seed: int) -> TaskModel:
+def build_joint_model(model: Path, tasks: Sequence[JointTask], seed: int) -> TaskModel:
     """The network with task tokens and the heads of all tasks; what the model has is kept.
 
     Raises:
         RecipeError: Two tasks have different heads of one name, or the model is a single stream.
     """
     unique: dict[str, Head] = {}
-    for head in heads:
-        if unique.setdefault(head.name, head) != head:
-            raise RecipeError(f"two tasks have a head {head.name!r} of different sizes: train them separately")
-    backbone, loaded = load_any_vilbert(model), load_model(model)
+    for task in tasks:
+        if unique.setdefault(task.head.name, task.head) != task.head:
+            raise RecipeError(f"two tasks have a head {task.head.name!r} of different sizes: train them separately")
+    backbone = get_backbone(load_model(model), model)
     if not isinstance(backbone, ViLBERT):
         raise RecipeError(f"{model}: a {type(backbone).__name__}, which has no task tokens; joint training needs them")
     config = replace(backbone.config, task_tokens=backbone.config.task_tokens or NUM_TASK_TOKENS)
@@ -211,10 +249,8 @@ def build_joint_model(model: Path, heads: Sequence[Head], seed: int) -> TaskMode
         torch.manual_seed(seed)
         network = TaskModel(TaskModelConfig(config, tuple(unique.values())))
     network.vilbert.load_state_dict(backbone.state_dict(), strict=False)  # lacks nothing but the task tokens
-    if isinstance(loaded, TaskModel):
-        for head in loaded.config.heads:
-            if unique.get(head.name) == head:
-                network.heads[head.name].load_state_dict(loaded.heads[head.name].state_dict())
+    for task in reversed(tasks):  # of tasks that share a head, the first
+        network.heads[task.head.name].load_state_dict(task.weights)
     return network.train()
 
 
@@ -236,17 +272,26 @@ def freeze_unused_joint_parameters(objective: JointObjective, tasks: Sequence[Jo
 def merge_run_files(tasks: Sequence[JointTask], path: Path) -> dict[str, bytes | Path]:
     """The files that inference needs; those of the first task where regions of several stores are recorded.
 
+    Each answer head has its own answers. The description of a single task is left out.
+
     Raises:
-        RecipeError: Two tasks have different answers or vocabularies.
+        RecipeError: Two tasks have different vocabularies, or different answers for one head.
     """
     merged: dict[str, bytes | Path] = {}
     for task in tasks:
-        for name, content in task.files.items():
+        for file, content in task.files.items():
+            name = name_answers_file(task.head.name) if file == ANSWERS_FILE else file
             is_same = merged.setdefault(name, content) == content
-            if not is_same and not name.startswith("regions"):
+            if not is_same and name == ANSWERS_FILE:
+                raise RecipeError(
+                    f"{path}: {task.name} has other answers than the tasks before with the head {task.head.name!r}: "
+                    f"give both the same file of `answers`"
+                )
+            if not is_same and not name.startswith("regions") and name != TASK_FILE:
                 raise RecipeError(
                     f"{path}: {task.name} needs another {name} than the tasks before: train it separately"
                 )
+    merged.pop(TASK_FILE, None)
     return merged
 
 

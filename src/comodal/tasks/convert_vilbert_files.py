@@ -6,6 +6,7 @@ is loaded, converted back, and compared with the file tensor by tensor.
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,12 +40,20 @@ from comodal.models.convert.convert_vilbert import (
 )
 from comodal.models.convert.convert_volta import convert_volta_to_vilbert, is_volta_config
 from comodal.models.convert.state_dicts import LoadReport, check_config_against_shapes, read_tensors
+from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.single_stream import SingleStream, SingleStreamConfig
 from comodal.models.vilbert.task_model import TaskModel, build_backbone
 from comodal.models.vilbert.task_model import TaskModelConfig as TaskConfig
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import ViLBERTConfig
-from comodal.tasks.vision_language.question_answering.vqa_files import ANSWERS_FILE, VQA_HEAD, read_answer_vocabulary
+from comodal.tasks.vision_language.answer_files import (
+    ANSWERS_FILE,
+    GQA_ANSWERS_FILE,
+    GQA_HEAD,
+    VQA_HEAD,
+    encode_answers,
+    read_answer_vocabulary,
+)
 from comodal.text_files import read_json_object
 
 VILBERT_REPORT_FILE = "report.txt"
@@ -77,6 +86,7 @@ def convert(
     original_config: Path | None = None,
     vocabulary: Path | None = None,
     answers: Path | None = None,
+    gqa_answers: Path | None = None,
     allow_missing: bool = False,
 ) -> ViLBERTConversion:
     """Converts ViLBERT's published weights into a model folder, or a model folder into the original's files.
@@ -91,6 +101,7 @@ def convert(
         original_config: The original's JSON configuration of the weights (bert_base_6layer_6conect.json, ...).
         vocabulary: The BERT vocabulary of the weights (vocab.txt or a BERT folder), for the tokenizer.
         answers: The answer of each output of the answer head: trainval_label2ans.pkl, or the same as JSON.
+        gqa_answers: The same for the head of GQA, of a multi-task model.
         allow_missing: Randomly initialize encoder tensors that the file lacks; without it, a missing tensor is an
             error. Poolers, heads and co-attention as a whole may be missing.
 
@@ -110,13 +121,19 @@ def convert(
     refuse_packed_run(source)
     if original_config is None:
         raise CheckpointError(f"{source}: pass --original-config, the JSON configuration of these weights")
-    return import_original_weights(source, out, original_config, vocabulary, answers, allow_missing)
+    vocabularies = {VQA_HEAD: answers, GQA_HEAD: gqa_answers}
+    return import_original_weights(source, out, original_config, vocabulary, vocabularies, allow_missing)
 
 
 def import_original_weights(
-    source: Path, out: Path, config: Path, vocabulary: Path | None, answers: Path | None, allow_missing: bool
+    source: Path,
+    out: Path,
+    config: Path,
+    vocabulary: Path | None,
+    answers: Mapping[str, Path | None],
+    allow_missing: bool,
 ) -> ViLBERTConversion:
-    """Writes a model folder from published weights."""
+    """Writes a model folder from published weights; `answers` has the answer file of each head."""
     state, values = rename_to_multi_task(read_tensors(source)), read_json_object(config, CheckpointError)
     if is_volta_config(values):
         values, state = convert_volta_to_vilbert(values, state, config)
@@ -130,13 +147,9 @@ def import_original_weights(
         sizes = complete_original_config(original, state, TASK_TOKENS_KEY not in values)
     heads = find_task_heads(state)
     extra_files = {"tokenizer.json": WordPieceTokenizer.read(vocabulary).to_json()} if vocabulary else {}
-    if answers is not None:
-        answer_list, outputs = read_answer_vocabulary(answers), {head.name: head.outputs for head in heads}
-        if len(answer_list) != outputs.get(VQA_HEAD):
-            raise CheckpointError(
-                f"{answers} has {len(answer_list):,} answers, the answer head of {source} {outputs.get(VQA_HEAD)}"
-            )
-        extra_files[ANSWERS_FILE] = (json.dumps(answer_list, ensure_ascii=False, indent=0) + "\n").encode()
+    for name, file in ((VQA_HEAD, ANSWERS_FILE), (GQA_HEAD, GQA_ANSWERS_FILE)):
+        if (path := answers[name]) is not None:
+            extra_files[file] = convert_answers(path, source, name, heads)
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     check_config_against_shapes(lambda: build_backbone(sizes), map_names_to_original, shapes, config)
     with torch.random.fork_rng(devices=[]):
@@ -156,6 +169,20 @@ def import_original_weights(
     if vocabulary is None:
         print_line(f"{out} has no vocabulary: pass --vocabulary to ask questions or to train it")
     return ViLBERTConversion(len(report.filled), len(report.new), len(report.unused), difference)
+
+
+def convert_answers(answers: Path, source: Path, name: str, heads: Sequence[Head]) -> bytes:
+    """The file with the answer of each output of a head.
+
+    Raises:
+        CheckpointError: The head has another number of outputs, or the weights have no such head.
+    """
+    answer_list, outputs = read_answer_vocabulary(answers), {head.name: head.outputs for head in heads}
+    if len(answer_list) != outputs.get(name):
+        raise CheckpointError(
+            f"{answers} has {len(answer_list):,} answers, the answer head of {source} ({name}) {outputs.get(name)}"
+        )
+    return encode_answers(answer_list)
 
 
 def complete_original_config(config: ViLBERTConfig, state: dict[str, Tensor], by_flag: bool) -> ViLBERTConfig:
@@ -220,7 +247,7 @@ def export_original_files(source: Path, out: Path) -> ViLBERTConversion:
     save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, temporary)
     temporary.replace(final)
     write_bytes_atomically(out / "config.json", (json.dumps(original_config, indent=2) + "\n").encode())
-    for name in ("tokenizer.json", ANSWERS_FILE):
+    for name in ("tokenizer.json", ANSWERS_FILE, GQA_ANSWERS_FILE):
         if (find_model_folder(source) / name).is_file():
             write_bytes_atomically(out / name, (find_model_folder(source) / name).read_bytes())
     print_line(f"{out}: {len(state):,} tensors under the original's names, and its configuration")

@@ -94,3 +94,4 @@ class Run:
     validate_every: int = 500  # unless the trainer's option is set
     selection_metric: str = ""  # validation metric that selects the best weights as the model
     on_validation: Callable[[Mapping[str, float]], None] | None = None  # called with the metrics of each validation
+    has_unused_parameters: bool = False  # whether a step may leave trained parameters without a gradient

@@ -260,7 +260,8 @@ class Trainer:
             objective.compile()
         if distributed.count_processes() == 1:
             return objective
-        return DistributedDataParallel(objective, gradient_as_bucket_view=True)
+        unused = self.run.has_unused_parameters
+        return DistributedDataParallel(objective, gradient_as_bucket_view=True, find_unused_parameters=unused)
 
     def reads_metrics(self, step: int) -> bool:
         """Whether metrics are read after this step."""

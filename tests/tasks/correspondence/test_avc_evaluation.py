@@ -17,7 +17,7 @@ from comodal.models.checkpoint import save_model
 from comodal.models.l3net.clip_classifier import ClipClassifier, ClipClassifierConfig
 from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.recipes import avc_pretraining, clip_classification
-from comodal.tasks.correspondence.avc_evaluation import evaluate_avc
+from comodal.tasks.correspondence.avc_evaluation import count_calibration_moments, evaluate_avc
 from comodal.tasks.correspondence.clip_features import MomentDataset, MomentFeatures, compute_moment_features
 from comodal.tasks.correspondence.pair_decisions import (
     choose_threshold,
@@ -332,3 +332,7 @@ def test_frozen_towers_keep_their_statistics_and_get_no_gradient(shards: Path, m
     assert with_gradient == {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
     optimized = [one for group in run.optimizer.param_groups for one in group["params"]]
     assert len(optimized) == 4 and objective.model.fc1.training
+
+
+def test_an_eighth_of_the_moments_calibrates():
+    assert [count_calibration_moments(count) for count in (8, 40, 512, 4000)] == [8, 32, 64, 256]

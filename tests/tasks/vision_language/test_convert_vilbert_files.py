@@ -15,6 +15,7 @@ from comodal.models.checkpoint import load_model
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.tasks.convert_vilbert_files import convert
+from comodal.tasks.vision_language.answer_files import read_model_vocabulary
 from tests.support.vilbert_fixtures import (
     FIXTURES,
     folders_with,
@@ -132,6 +133,13 @@ def test_words_and_answers_come_along(tmp_path: Path):
     assert json.loads((tmp_path / "out" / "answers.json").read_text())[-1] == f"answer {count - 1}"
     assert "dog" in (tmp_path / "out" / "tokenizer.json").read_text()
     (tmp_path / "few.json").write_text('["yes", "no"]')
+    gqa = len(state["vil_prediction_gqa.logit_fc.3.bias"])
+    (tmp_path / "gqa.json").write_text(json.dumps([f"gqa {i}" for i in range(gqa)]))
+    both = {"answers": tmp_path / "label2ans.pkl", "gqa_answers": tmp_path / "gqa.json"}
+    convert(tmp_path / "m.safetensors", tmp_path / "both", folder / "config.json", **both)
+    heads = {head.name: head for head in load_model(tmp_path / "both").config.heads}
+    assert read_model_vocabulary(tmp_path / "both", heads["vqa"])[-1] == f"answer {count - 1}"
+    assert read_model_vocabulary(tmp_path / "both", heads["gqa"])[-1] == f"gqa {gqa - 1}"
     with pytest.raises(CheckpointError, match=f"has 2 answers, the answer head of .* {count}"):
         convert(tmp_path / "m.safetensors", tmp_path / "o", folder / "config.json", answers=tmp_path / "few.json")
 

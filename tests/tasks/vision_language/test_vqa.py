@@ -11,6 +11,7 @@ import pytest
 from comodal.analysis.pages.report import write_report
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
+from comodal.tasks.vision_language.answer_files import read_answer_vocabulary
 from comodal.tasks.vision_language.question_answering.vqa import (
     compute_vqa_accuracies,
     count_unreachable_questions,
@@ -22,7 +23,6 @@ from comodal.tasks.vision_language.question_answering.vqa_files import (
     VQAQuestion,
     build_answer_vocabulary,
     compute_soft_scores,
-    read_answer_vocabulary,
     read_vqa_questions,
     write_vqa_results,
 )

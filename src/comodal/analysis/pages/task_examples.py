@@ -39,13 +39,14 @@ from comodal.media.image import read_image
 from comodal.models.checkpoint import find_model_folder
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.retrieval.caption_retrieval import recipe as retrieval
+from comodal.tasks.vision_language.answer_files import read_model_vocabulary
 from comodal.tasks.vision_language.grounding.flickr30k_entities import recipe as phrases
 from comodal.tasks.vision_language.grounding.refcoco import recipe as grounding
 from comodal.tasks.vision_language.nlvr2 import recipe as nlvr2
 from comodal.tasks.vision_language.question_answering.gqa import recipe as gqa
 from comodal.tasks.vision_language.question_answering.visual_genome import recipe as visual_genome
 from comodal.tasks.vision_language.question_answering.vqa import recipe as vqa
-from comodal.tasks.vision_language.question_answering.vqa_files import read_model_vocabulary
+from comodal.tasks.vision_language.sentence_classification import TASK_FILE
 from comodal.tasks.vision_language.snli_ve import recipe as entailment
 from comodal.tasks.vision_language.text_image_examples import TaskDataset, TaskExample
 from comodal.tasks.vision_language.vcr import recipe as vcr
@@ -153,7 +154,7 @@ def predict_example(run: Path, head: Head, evaluated: EvaluatedExample, dataset:
         assert isinstance(target, np.ndarray)
         count = len(target)  # of regions, padding has a score too
         names = (
-            read_model_vocabulary(run)
+            read_model_vocabulary(run, head)
             if head.kind == "answers"
             else [format_region_name(index) for index in range(count)]
         )
@@ -161,8 +162,8 @@ def predict_example(run: Path, head: Head, evaluated: EvaluatedExample, dataset:
     assert isinstance(target, int)
     exponentials = np.exp(scores - scores.max())
     names = (
-        read_json(find_model_folder(run) / "task.json", CheckpointError)["classes"]
-        if (find_model_folder(run) / "task.json").is_file()
+        read_json(find_model_folder(run) / TASK_FILE, CheckpointError)["classes"]
+        if (find_model_folder(run) / TASK_FILE).is_file()
         else [
             f"{decode_example_text(dataset, example, index)} ({dataset.store.ids[row]})"
             for index, row in enumerate(example.rows)

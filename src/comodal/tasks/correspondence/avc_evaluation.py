@@ -42,7 +42,9 @@ from comodal.tasks.correspondence.pair_decisions import (
 )
 
 MAX_GALLERY = 20_000  # whose margins take 1.6 GB
-CALIBRATION_MOMENTS = 256
+MAX_CALIBRATION_MOMENTS = 256
+MIN_CALIBRATION_MOMENTS = 32  # one batch of statistics
+CALIBRATION_RATIO = 8  # otherwise an eighth of the moments, so that small evaluations do not mostly calibrate
 UNTRAINED_SYSTEM = "untrained"
 
 
@@ -118,7 +120,8 @@ def evaluate_avc(model: Path, data: Path, evaluation: AVCEvaluation = DEFAULT_AV
     compute = evaluation.resolve()
     moments = open_moments(data, evaluation.split, trained, evaluation)
     untrained = make_untrained_copy(trained, evaluation.seed)
-    calibrate_batch_norms(untrained, untrained, *read_first_moments(moments, CALIBRATION_MOMENTS))
+    count = count_calibration_moments(moments.num_moments)
+    calibrate_batch_norms(untrained, untrained, *read_first_moments(moments, count))
     models = {"trained": trained, UNTRAINED_SYSTEM: untrained}
     features, seconds = compute_moment_features(models, moments, compute, evaluation.workers)
     groups = number_sources(moments.sources)
@@ -153,6 +156,13 @@ def evaluate_avc(model: Path, data: Path, evaluation: AVCEvaluation = DEFAULT_AV
     if needs_threshold:
         settings |= {"threshold": thresholds["trained"], "threshold split": evaluation.threshold_split}
     return report_avc(results, model, data, evaluation.split, evaluation.seed, settings, evaluation.out)
+
+
+def count_calibration_moments(num_moments: int) -> int:
+    """The number of moments that calibrate the untrained network: an eighth, from 32 to 256, and at most all."""
+    return min(
+        num_moments, max(MIN_CALIBRATION_MOMENTS, min(MAX_CALIBRATION_MOMENTS, num_moments // CALIBRATION_RATIO))
+    )
 
 
 def load_correspondence_model(path: Path) -> L3Net | ClipClassifier:

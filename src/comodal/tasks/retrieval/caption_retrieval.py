@@ -138,6 +138,7 @@ class RetrievalSettings(NamedTuple):
     seed: int
     zero_shot: bool
     score_type: ScoreType
+    task_token: int | None = None
 
 
 class RetrievalResult(NamedTuple):
@@ -205,12 +206,12 @@ def evaluate_retrieval(
         check_first_stage(retrieval_data, captions, split)
     print_line(describe_gallery(gallery, split))
     settings = RetrievalSettings(
-        evaluation.resolve(), ranking.batch_size, max_regions, rerank, ranking.seed, ranking.zero_shot, ranking.scores
-    )
+        evaluation.resolve(), ranking.batch_size, max_regions, rerank, ranking.seed, ranking.zero_shot, ranking.scores,
+        evaluation.task_token,
+    )  # fmt: skip
     results = {"trained": rank_queries(trained, retrieval_data, settings, "trained")}
-    results["untrained"] = rank_queries(
-        make_untrained_copy(trained, ranking.seed), retrieval_data, settings, "untrained"
-    )
+    untrained = make_untrained_copy(trained, ranking.seed)
+    results["untrained"] = rank_queries(untrained, retrieval_data, settings, "untrained")
     systems = {name: result.ranks for name, result in results.items()}
     if (first := results["trained"].first_stage) is not None:
         systems["first_stage"] = first
@@ -226,10 +227,8 @@ def evaluate_retrieval(
         write_retrieval_results(out, metrics, systems, gallery)
         card_settings: dict[str, str | int | None] = {"rerank": rerank, "scores": ranking.scores}
         card_settings |= {"precision": settings.compute.precision, "max_regions": max_regions}
-        write_card(
-            build_retrieval_card(metrics, retrieval_data, split, method, model, captions, card_settings, ranking.seed),
-            out,
-        )
+        about = (method, model, captions, card_settings, ranking.seed)
+        write_card(build_retrieval_card(metrics, retrieval_data, split, *about), out)
     return metrics
 
 
@@ -335,7 +334,8 @@ def rank_queries(
 def build_pair_scorer(model: RetrievalModel, gallery: Gallery, settings: RetrievalSettings) -> PairScorer:
     """A pair scorer with these settings."""
     model, score_head = model.to(settings.compute.device), select_scoring_head(model, settings.zero_shot)
-    return PairScorer(unwrap_backbone(model), gallery, settings.compute, settings.batch_size, score_head)
+    about = (settings.compute, settings.batch_size, score_head, settings.task_token)
+    return PairScorer(unwrap_backbone(model), gallery, *about)
 
 
 def search_two_stages(

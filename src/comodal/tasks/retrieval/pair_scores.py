@@ -106,6 +106,7 @@ class PairScorer:
             always fp32.
         batch_size: Pairs per forward pass; None chooses it for the device.
         score: Scores both pooled streams in fp32; by default the log odds of the alignment head.
+        task_token: Task token, for a model that has them (12-in-1); by default that of Flickr30k retrieval.
     """
 
     def __init__(
@@ -115,11 +116,13 @@ class PairScorer:
         compute: Compute = CPU_COMPUTE,
         batch_size: int | None = None,
         score: Callable[[Tensor, Tensor], Float32[Tensor, "batch"]] | None = None,
+        task_token: int | None = None,
     ) -> None:
         batch_size = compute.sequence_batch if batch_size is None else batch_size
         if batch_size < 1:
             raise ValueError(f"batch_size ({batch_size}) must be positive")
         self.model, self.gallery, self.batch_size = model.to(compute.device), gallery, batch_size
+        self.task_token = choose_task_token(model.config, "score", task_token)
         self.compute, self.device, self.score = compute, compute.device, score or self.compute_log_odds
         self.texts = EncodingCache(gallery.lengths, self._encode_texts, batch_size)
         self.images = EncodingCache(gallery.counts, self._encode_images, batch_size)
@@ -206,8 +209,7 @@ class PairScorer:
 
     def _encode_texts(self, indices: Sequence[int]) -> Float[Tensor, "batch tokens dim"]:
         token_ids = torch.stack([self.gallery.get_token_ids(index) for index in indices]).to(self.device)
-        task_token = choose_task_token(self.model.config, "score", None)
-        task_ids = None if task_token is None else torch.full_like(token_ids[:, 0], task_token)
+        task_ids = None if self.task_token is None else torch.full_like(token_ids[:, 0], self.task_token)
         return self.model.encode_text(token_ids, torch.zeros_like(token_ids), None, task_ids).hidden_states
 
     def _encode_images(self, indices: Sequence[int]) -> Float[Tensor, "batch regions dim"]:

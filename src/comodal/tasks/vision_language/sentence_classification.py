@@ -47,6 +47,7 @@ from comodal.tasks.vision_language.vilbert_fine_tuning import (
 from comodal.training.recipe_run import Run
 
 NO_PREDICTION = -1
+TASK_FILE = "task.json"  # in the model folder: the classes of a model of one task
 
 
 class ImageSentence(NamedTuple):
@@ -161,7 +162,7 @@ def build_sentence_run(
     )
     files = [data, *([validation] if validation else [])]
     extra_files = {
-        "task.json": json.dumps({"task": task.name, "classes": task.classes, "max_tokens": max_tokens}).encode()
+        TASK_FILE: json.dumps({"task": task.name, "classes": task.classes, "max_tokens": max_tokens}).encode()
     }
     return build_vilbert_run(
         parts,

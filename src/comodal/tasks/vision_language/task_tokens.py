@@ -8,6 +8,7 @@ from comodal.models.vilbert.vilbert_config import ViLBERTConfig
 
 NUM_TASK_TOKENS = 20  # of the original
 TASK_TOKENS = {"vqa": 1, "gqa": 15, "score": 8, "regions": 10, "pairs": 12, "entailment": 13}  # by the name of a head
+VCR_ANSWER_TOKEN, VCR_RATIONALE_TOKEN = 5, 6
 
 
 def choose_task_token(config: ViLBERTConfig | SingleStreamConfig, head: str, task_token: int | None) -> int | None:

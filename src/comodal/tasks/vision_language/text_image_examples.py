@@ -61,12 +61,14 @@ class TaskExample(NamedTuple):
         rows: The row of each text's image in the store.
         target: Scores of answers or of regions (row 0 is the whole image), or the index of the correct choice; None
             if unknown.
+        task_token: The task token of its part of the task (VCR has two); None for the token of the task.
     """
 
     key: str
     texts: tuple[TokenizedText, ...]
     rows: tuple[int, ...]
     target: Float32[np.ndarray, "columns"] | int | None
+    task_token: int | None = None
 
 
 @runtime_checkable
@@ -128,6 +130,7 @@ class TaskDataset:
         batch_size: Examples per step, over all processes.
         seed: Seed of the order; None keeps the order of the source.
         task_token: Task token of the texts; None for a model without task tokens.
+        is_token_fixed: Whether all texts have that token, also those of examples with a token of their own.
     """
 
     def __init__(
@@ -141,13 +144,14 @@ class TaskDataset:
         batch_size: int,
         seed: int | None,
         task_token: int | None = None,
+        is_token_fixed: bool = False,
     ) -> None:
         if not len(source):
             raise ValueError("a task needs at least one example")
         self.source: ExampleSource = source
         self.store, self.tokenizer, self.max_regions = store, tokenizer, max_regions
         self.has_visual_tokens, self.ablate, self.batch_size, self.seed = has_visual_tokens, ablate, batch_size, seed
-        self.task_token = task_token
+        self.task_token, self.is_token_fixed = task_token, is_token_fixed
         self.lengths = np.array([source.length(index) for index in range(len(source))])
         self.orders: dict[int, np.ndarray] = {}
 
@@ -198,9 +202,16 @@ class TaskDataset:
             region_mask=torch.from_numpy(region_mask),
             image_indices=torch.from_numpy(images.astype(np.int64)),
             targets=torch.from_numpy(collate_targets(examples)),
-            task_ids=torch.full((0 if self.task_token is None else len(texts),), self.task_token or 0),
+            task_ids=torch.tensor(self.collate_task_tokens(examples), dtype=torch.int64),
             keys=tuple(example.key for example in examples),
         )
+
+    def collate_task_tokens(self, examples: Sequence[TaskExample]) -> list[int]:
+        """The task token of each text; none for a model without task tokens."""
+        if self.task_token is None:
+            return []
+        own = [None if self.is_token_fixed else example.task_token for example in examples for _ in example.texts]
+        return [self.task_token if token is None else token for token in own]
 
     def ablate_text(self, text: TokenizedText) -> TokenizedText:
         """The tokens of a text; only [CLS] and [SEP] if text is ablated."""

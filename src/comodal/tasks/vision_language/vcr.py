@@ -2,7 +2,8 @@
 
 Each choice is a text paired with the image: [CLS] question [SEP] answer [SEP], and for rationales
 [CLS] question [SEP] correct answer [SEP] rationale [SEP]. A linear layer scores it; a softmax is taken over the four.
-One network is trained on both: batches of 64, learning rate 2e-5, 20 epochs. Q -> AR counts a question as correct if
+One network is trained on both: batches of 64, learning rate 2e-5, 20 epochs. A model with task tokens (12-in-1) has one
+for answers (5) and one for rationales (6). Q -> AR counts a question as correct if
 both choices are; as usual, the rationale is chosen given the correct answer.
 """
 
@@ -35,6 +36,7 @@ from comodal.tasks.evaluation.results_card import (
     report_results,
 )
 from comodal.tasks.vision_language.image_rows import ImageRows
+from comodal.tasks.vision_language.task_tokens import VCR_ANSWER_TOKEN, VCR_RATIONALE_TOKEN
 from comodal.tasks.vision_language.text_image_examples import FixedExamples, TaskExample, tokenize_text_pair
 from comodal.tasks.vision_language.vcr_files import NUM_VCR_CHOICES, VCRExample, read_vcr_examples, write_vcr_submission
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
@@ -140,8 +142,9 @@ def build_answer_choices(
         tokenize_text_pair(tokenizer, [vcr_example.question], choice, max_tokens) for choice in vcr_example.answers
     )
     return TaskExample(
-        f"{vcr_example.key} answer", texts, (find_image_row(vcr_example, rows),) * NUM_VCR_CHOICES, vcr_example.answer
-    )
+        f"{vcr_example.key} answer", texts, (find_image_row(vcr_example, rows),) * NUM_VCR_CHOICES, vcr_example.answer,
+        VCR_ANSWER_TOKEN,
+    )  # fmt: skip
 
 
 def build_rationale_choices(
@@ -156,6 +159,7 @@ def build_rationale_choices(
         texts,
         (find_image_row(vcr_example, rows),) * NUM_VCR_CHOICES,
         target,
+        VCR_RATIONALE_TOKEN,
     )
 
 

@@ -1,8 +1,9 @@
 """Fine-tuning and evaluating a ViLBERT, or its single-stream baseline, on a task (ViLBERT, section 3.3).
 
-Every task trains the whole network and a new head with AdamW. As in facebookresearch/vilbert-multi-task, the learning
-rate of the head is 1e-4 (a head on regions has the task's learning rate), and that of the pretrained layers is the
-task's. It rises linearly over a tenth of the steps, then decays linearly.
+Every task trains the whole network and a head with AdamW. A head of the model with the same layers (and answers) goes
+on training, as in 12-in-1; otherwise the head is new. As in facebookresearch/vilbert-multi-task, the learning rate of
+the head is 1e-4 (a head on regions has the task's learning rate), and that of the pretrained layers is the task's. It
+rises linearly over a tenth of the steps, then decays linearly.
 With validation examples, the model has the weights of the best validation score. Departs from the original: the
 learning rate has no steps at epochs 5 and 7, and nothing is selected on a test split.
 """
@@ -36,6 +37,7 @@ from comodal.progress import track_progress
 from comodal.tasks.evaluation.metrics import check_finite_scores
 from comodal.tasks.evaluation.results_card import hash_card_file
 from comodal.tasks.vision_language.bert_start import build_network_from_bert
+from comodal.tasks.vision_language.continued_heads import continue_heads
 from comodal.tasks.vision_language.region_record import collect_region_record
 from comodal.tasks.vision_language.task_tokens import choose_task_token
 from comodal.tasks.vision_language.text_image_examples import (
@@ -176,6 +178,7 @@ class FineTuningData(NamedTuple):
         store: The region store.
         tokenizer: The vocabulary.
         pretrained: Names of the parameters that are not randomly initialized.
+        fine_tuned: The model in the folder, if it has heads that go on training.
     """
 
     model: ViLBERT | SingleStream
@@ -183,6 +186,7 @@ class FineTuningData(NamedTuple):
     store: RegionStore
     tokenizer: WordPieceTokenizer
     pretrained: tuple[str, ...]
+    fine_tuned: TaskModel | None = None
 
 
 def load_fine_tuning_data(model: Path, regions: Path, fine_tune: ViLBERTFineTuneConfig) -> FineTuningData:
@@ -202,17 +206,17 @@ def load_fine_tuning_data(model: Path, regions: Path, fine_tune: ViLBERTFineTune
         is_pretrained, store = fine_tune.start_from == "pretrained", RegionStore(regions)
         built = build_network_from_bert(model, store, fine_tune.from_bert, fine_tune.seed, is_pretrained)
         return FineTuningData(built.network, None, store, built.tokenizer, built.filled)
-    network, store, tokenizer = load_any_vilbert(model), RegionStore(regions), WordPieceTokenizer.read(model)
+    loaded, store, tokenizer = load_model(model), RegionStore(regions), WordPieceTokenizer.read(model)
+    network = get_backbone(loaded, model)
     check_region_compatibility(model, network.config.num_visual_tokens, network.config.region_feature_dim, store)
     names = tuple(name for name, _ in network.named_parameters())
     if fine_tune.start_from == "scratch":
-        network, names = make_untrained_copy(network, fine_tune.seed), ()
-    return FineTuningData(network, model, store, tokenizer, names)
+        return FineTuningData(make_untrained_copy(network, fine_tune.seed), model, store, tokenizer, ())
+    return FineTuningData(network, model, store, tokenizer, names, loaded if isinstance(loaded, TaskModel) else None)
 
 
-def load_any_vilbert(path: Path) -> ViLBERT | SingleStream:
-    """Loads a ViLBERT or a single stream, or the backbone of a fine-tuned model."""
-    model = load_model(path)
+def get_backbone(model: nn.Module, path: Path) -> ViLBERT | SingleStream:
+    """A ViLBERT or a single stream, or the backbone of a fine-tuned model; `path` is for messages."""
     backbone = model.vilbert if isinstance(model, TaskModel) else model
     if not isinstance(backbone, ViLBERT | SingleStream):
         raise CheckpointError(f"{path}: a {type(model).__name__}; fine-tuning starts from a ViLBERT")
@@ -256,7 +260,10 @@ def build_vilbert_run(
     files: Mapping[str, bytes],
 ) -> Run:
     """The run of a task: batches, optimizer and learning rate."""
-    objective = FineTuningObjective(add_task_head(parts.model, head, fine_tune.seed), head.name, compute_loss)
+    network = add_task_head(parts.model, head, fine_tune.seed)
+    if parts.folder is not None and parts.fine_tuned is not None:
+        continue_heads(network, parts.fine_tuned, parts.folder, files)
+    objective = FineTuningObjective(network, head.name, compute_loss)
     has_visual_tokens = parts.model.config.num_visual_tokens > 0
     task_token = choose_task_token(parts.model.config, head.name, fine_tune.task_token)
 
@@ -264,8 +271,9 @@ def build_vilbert_run(
         max_regions, size = fine_tune.max_regions, fine_tune.batch_size
         ablate = fine_tune.ablate
         examples = TaskDataset(
-            source, parts.store, parts.tokenizer, max_regions, has_visual_tokens, ablate, size, seed, task_token
-        )
+            source, parts.store, parts.tokenizer, max_regions, has_visual_tokens, ablate, size, seed, task_token,
+            fine_tune.task_token is not None,
+        )  # fmt: skip
         return Loader(examples, size, fine_tune.workers, length)
 
     batches = make_loader(train, fine_tune.seed, None)
@@ -334,6 +342,10 @@ class LoadedTaskModel(NamedTuple):
     compute: Compute
     task_token: int | None = None
 
+    def get_head(self, name: str) -> Head:
+        """The specification of a head that the model has."""
+        return next(head for head in self.model.config.heads if head.name == name)
+
 
 def load_fine_tuned_model(
     model: Path, regions: Path, ablate: Ablation, max_regions: int, compute: Compute, head: str
@@ -362,7 +374,8 @@ def score_examples(loaded: LoadedTaskModel, head: str, examples: Sequence[TaskEx
     size = loaded.compute.sequence_batch
     task_token = choose_task_token(loaded.model.config.vilbert, head, loaded.task_token)
     reading = (loaded.store, loaded.tokenizer, loaded.max_regions, has_visual_tokens, loaded.ablate)
-    batches = TaskDataset(unlabeled, *reading, size, seed=None, task_token=task_token)
+    is_fixed = loaded.task_token is not None
+    batches = TaskDataset(unlabeled, *reading, size, seed=None, task_token=task_token, is_token_fixed=is_fixed)
     device = loaded.compute.device
     model = loaded.model.to(device).eval()
     starts = range(0, len(order), size)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
 from comodal.models.vilbert.heads import Head
-from comodal.tasks.vision_language.question_answering.vqa_files import read_safe_pickle
+from comodal.tasks.vision_language.answer_files import read_safe_pickle
 from comodal.tasks.vision_language.vcr_files import BoxCounts, write_vcr_boxes
 from comodal.text_files import read_json
 

@@ -11,13 +11,14 @@ from typing import Any
 
 from comodal.errors import DataError
 from comodal.flat_parameters import flatten_parameters
+from comodal.tasks.vision_language.answer_files import GQA_HEAD
 from comodal.tasks.vision_language.question_answering.single_answer import (
     QuestionTask,
     SingleAnswerQuestion,
     build_question_run,
     evaluate_questions,
 )
-from comodal.tasks.vision_language.question_answering.vqa_files import GQA_HEAD, AnsweringConfig
+from comodal.tasks.vision_language.question_answering.vqa_files import AnsweringConfig
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
     DEFAULT_EVALUATION,
     EvaluationOptions,

@@ -29,14 +29,15 @@ from comodal.tasks.evaluation.results_card import (
     read_training_settings,
     report_results,
 )
-from comodal.tasks.vision_language.image_rows import ImageRows
-from comodal.tasks.vision_language.question_answering.vqa import ScoredQuestions, build_question_examples
-from comodal.tasks.vision_language.question_answering.vqa_files import (
+from comodal.tasks.vision_language.answer_files import (
     ANSWERS_FILE,
-    AnsweringConfig,
+    encode_answers,
     read_answer_vocabulary,
     read_model_vocabulary,
 )
+from comodal.tasks.vision_language.image_rows import ImageRows
+from comodal.tasks.vision_language.question_answering.vqa import ScoredQuestions, build_question_examples
+from comodal.tasks.vision_language.question_answering.vqa_files import AnsweringConfig
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
     EvaluationOptions,
     LoadedTaskModel,
@@ -138,7 +139,7 @@ def build_question_run(
         compute_fine_tuning_fingerprint(
             fine_tune, parts.store, [*questions_by_path, *([answering.answers] if answering.answers else [])]
         ),
-        {ANSWERS_FILE: (json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n").encode()},
+        {ANSWERS_FILE: encode_answers(vocabulary)},
     )
 
 
@@ -196,7 +197,8 @@ def evaluate_questions(
         DataError: An image is missing, and the official evaluation refuses that.
     """
     loaded = evaluation.load_model(model, regions, task.head)
-    vocabulary, (all_questions, excluded) = read_model_vocabulary(model), task.read_questions(questions)
+    vocabulary = read_model_vocabulary(model, loaded.get_head(task.head))
+    all_questions, excluded = task.read_questions(questions)
     predictions = answer_questions(loaded, task, questions, all_questions, max_tokens, vocabulary)
     submitted = {
         item.key: predictions.get(item.key, "") for item in all_questions

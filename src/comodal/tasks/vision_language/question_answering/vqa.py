@@ -5,7 +5,6 @@ of 256, learning rate 4e-5, 20 epochs. As in the original's code, the vocabulary
 where both are given. The evaluation computes the official accuracy, or writes a submission where answers are unknown.
 """
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,16 +34,19 @@ from comodal.tasks.evaluation.results_card import (
     read_training_settings,
     report_results,
 )
-from comodal.tasks.vision_language.image_rows import ImageRows
-from comodal.tasks.vision_language.question_answering.vqa_files import (
+from comodal.tasks.vision_language.answer_files import (
     ANSWERS_FILE,
     VQA_HEAD,
+    encode_answers,
+    read_answer_vocabulary,
+    read_model_vocabulary,
+)
+from comodal.tasks.vision_language.image_rows import ImageRows
+from comodal.tasks.vision_language.question_answering.vqa_files import (
     AnsweringConfig,
     VQAQuestion,
     build_answer_vocabulary,
     compute_soft_scores,
-    read_answer_vocabulary,
-    read_model_vocabulary,
     read_vqa_questions,
     write_vqa_results,
 )
@@ -136,7 +138,7 @@ def recipe(
         read_examples(train_questions, train_excluded, questions[0]),
         read_examples(held_out_questions, held_out_excluded, validation_questions) if validation_questions else None,
         compute_fine_tuning_fingerprint(fine_tune, parts.store, files),
-        {ANSWERS_FILE: (json.dumps(vocabulary, ensure_ascii=False, indent=0) + "\n").encode()},
+        {ANSWERS_FILE: encode_answers(vocabulary)},
     )
 
 
@@ -264,7 +266,10 @@ def evaluate_vqa(
         comodal evaluate vqa --model runs/vqa --questions test2015_questions.json --regions coco/ --out submission/
     """
     loaded = evaluation.load_model(model, regions, VQA_HEAD)
-    vocabulary, (question_list, excluded) = read_model_vocabulary(model), read_vqa_questions(questions, annotations)
+    vocabulary, (question_list, excluded) = (
+        read_model_vocabulary(model, loaded.get_head(VQA_HEAD)),
+        read_vqa_questions(questions, annotations),
+    )
     rows = ImageRows(loaded.store, "coco")
     keyed_questions = ((str(question.question_id), question.image, question.text) for question in question_list)
     examples, _ = build_question_examples(keyed_questions, rows, loaded.tokenizer, max_tokens)

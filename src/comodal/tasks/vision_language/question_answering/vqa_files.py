@@ -13,15 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from comodal.data.regions.safe_unpickler import load_pickle
-from comodal.errors import CheckpointError, DataError
+from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
-from comodal.models.checkpoint import find_model_folder
 from comodal.tasks.vision_language.question_answering.vqa_metric import normalize_answer
-from comodal.text_files import read_json, read_lines
+from comodal.text_files import read_json
 
-VQA_HEAD, GQA_HEAD = "vqa", "gqa"  # of models
-ANSWERS_FILE = "answers.json"  # in the model folder
 MIN_ANSWER_COUNT = 9
 REASON_NO_ANNOTATION = "question without annotation"
 REASON_NO_QUESTION = "annotation without question"
@@ -165,40 +161,6 @@ def build_answer_vocabulary(questions: Iterable[VQAQuestion], min_answer_count: 
     return [answer for answer, count in counts.items() if count >= min_answer_count]
 
 
-def read_answer_vocabulary(path: Path) -> list[str]:
-    """Reads an answer vocabulary: a list of answers or {answer: index}, as JSON or as the original's pickle, or a
-    text file (.txt) with one answer per line.
-
-    Raises:
-        DataError: It cannot be read, has another format, or its indices are not 0, 1, 2, ...
-    """
-    if path.suffix == ".txt":
-        content: Any = [line.strip() for line in read_lines(path) if line.strip()]
-    else:
-        content = read_safe_pickle(path) if path.suffix in (".pkl", ".p") else read_json(path)
-    if isinstance(content, dict):
-        has_indices = all(isinstance(index, int) and not isinstance(index, bool) for index in content.values())
-        if not has_indices or sorted(content.values()) != list(range(len(content))):
-            raise DataError(f"{path}: the {len(content)} answers do not have the indices 0, 1, 2, ...")
-        content = sorted(content, key=lambda answer: content[answer])
-    if not isinstance(content, list) or not content or not all(isinstance(answer, str) for answer in content):
-        raise DataError(f"{path}: neither a list of answers nor answers with indices")
-    if len(set(content)) < len(content):
-        duplicate = next(answer for answer, times in Counter(content).items() if times > 1)
-        raise DataError(f"{path}: the answer {duplicate!r} is a duplicate")
-    return content
-
-
-def read_safe_pickle(path: Path) -> Any:
-    """Reads a pickle of lists, dicts, texts and numbers without running any code in it."""
-    try:
-        return load_pickle(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    except DataError as error:
-        raise DataError(f"{path}: {error}") from error
-
-
 def compute_soft_scores(answers: Sequence[str], index_by_answer: Mapping[str, int]) -> dict[int, float]:
     """The soft score of each answer of the vocabulary that annotators gave."""
     counts = Counter(answer for answer in answers if answer in index_by_answer)
@@ -212,11 +174,3 @@ def write_vqa_results(path: Path, answers: Mapping[int, str]) -> None:
     """Writes the server's submission file: a list of question_id and answer."""
     rows = [{"question_id": question_id, "answer": answer} for question_id, answer in sorted(answers.items())]
     write_bytes_atomically(path, (json.dumps(rows) + "\n").encode())
-
-
-def read_model_vocabulary(model: Path) -> list[str]:
-    """The answer vocabulary of a fine-tuned model, from the file in its folder."""
-    path = find_model_folder(model) / ANSWERS_FILE
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing: it has the answer of each output of the model")
-    return read_answer_vocabulary(path)
