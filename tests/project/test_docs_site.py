@@ -14,7 +14,10 @@ from tests.support.paths import ROOT
 
 DOCS = ROOT / "docs"
 PAGES = [
-    path for pattern in ("*", "quickstart/*") for path in sorted(DOCS.glob(pattern)) if path.suffix in (".md", ".rst")
+    path
+    for pattern in ("*", "quickstart/*", "tasks/*")
+    for path in sorted(DOCS.glob(pattern))
+    if path.suffix in (".md", ".rst")
 ]
 TOCTREE = re.compile(r"^:::\{toctree\}\n(.*?)^:::$", re.MULTILINE | re.DOTALL)
 INCLUDE = re.compile(r"^:::\{include\} (\S+)$", re.MULTILINE)
