@@ -36,7 +36,7 @@ from tests.support.paths import ROOT
 from tests.support.small_tasks import config as small_config
 from tests.support.synthetic_media import tone, write_video
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"(?:<!-- not run: needs (?P<needs>[^>]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)```", re.DOTALL)
 INLINE = re.compile(r"`comodal ([^`]+)`")
 COMMANDS = list_all_commands()
