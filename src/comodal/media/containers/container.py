@@ -19,7 +19,12 @@ from comodal.media.containers.edit_lists import read_edit_ends
 from comodal.media.containers.fragments import FragmentedTrack, find_damaged_box, read_fragmented_tracks
 from comodal.media.containers.holes import MIN_GAP_SECONDS, find_holes
 from comodal.media.containers.matroska_segments import has_second_segment
-from comodal.media.containers.packet_decoder import LOSSLESS_CODECS, decode_packet, describe_ffmpeg_error
+from comodal.media.containers.packet_decoder import (
+    LOSSLESS_CODECS,
+    decode_packet,
+    describe_ffmpeg_error,
+    keep_overlapping_audio,
+)
 from comodal.media.containers.presentation_order import PresentationOrder
 from comodal.media.containers.timeline import FORMATS_WITHOUT_ZERO, Timeline
 from comodal.media.containers.track import (
@@ -340,7 +345,8 @@ def _demux_packets(container: InputContainer, tracks: Sequence[Track]) -> Iterat
     """Packets in the order of the file. A broken packet ends the file, and the decoders are flushed."""
     read = 0
     try:
-        for packet in container.demux([track.stream for track in tracks]):
+        packets: Iterable[av.Packet] = container.demux([track.stream for track in tracks])
+        for packet in keep_overlapping_audio(packets) if container.format.name == MP4_FORMAT else packets:
             if packet.size == 0 and packet.dts is None:
                 _check_fully_read(container, tracks, read)
                 _mark_damaged_boxes(container, tracks)

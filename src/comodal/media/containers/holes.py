@@ -1,7 +1,8 @@
 """Parts that are missing in the middle of a file: lost packets of a broadcast, damaged fragments or clusters.
 
 A pause in the packets of one stream may be a frame that is shown for long. It is a hole if the container reports a
-damaged packet beside it (a jump of the continuity counter of MPEG-TS), or if video and audio pause together.
+damaged packet beside it (a jump of the continuity counter of MPEG-TS), or if video and audio pause together. In a file
+with one stream, a long pause is a hole where pauses are rare: in a slide show they are not.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ MIN_GAP_SECONDS = 0.03  # between packets
 MIN_SHARED_GAP_SECONDS = 0.5  # for which both streams pause
 MIN_SHARED_FRACTION = 0.5  # of the longer pause of the two
 NEAR_SECONDS = 0.25  # between a damaged packet and the gap that it belongs to
+MAX_LONE_GAPS = 0.05  # of the packets of a stream that is alone in its file may be followed by a gap
 MAX_GAPS = 10_000  # of a stream
 
 
@@ -24,6 +26,7 @@ class StreamGaps:
     gaps: list[tuple[float, float]] = field(default_factory=list)
     damaged: list[float] = field(default_factory=list)
     key_frames: list[float] = field(default_factory=list)
+    packets: int = 0
 
     def record_gap(self, start: float, end: float) -> None:
         """Record a pause of the stream, if it is long enough."""
@@ -59,7 +62,8 @@ def find_holes(streams: Sequence[StreamGaps]) -> list[Hole]:
         others = [other for other in streams if other is not stream]
         for start, end in stream.gaps:
             is_damaged = any(start - NEAR_SECONDS <= seconds <= end + NEAR_SECONDS for seconds in damaged)
-            shared = min((_measure_shared_gap(start, end, other) for other in others), default=0.0)
+            alone = end - start if len(stream.gaps) <= MAX_LONE_GAPS * stream.packets else 0.0
+            shared = min((_measure_shared_gap(start, end, other) for other in others), default=alone)
             if is_damaged or shared >= MIN_SHARED_GAP_SECONDS:
                 restarts = [seconds for seconds in stream.key_frames if seconds >= end - MIN_GAP_SECONDS]
                 holes.append(Hole(stream.kind, start, end, min(restarts, default=end)))

@@ -1,5 +1,7 @@
 """Decodes packets; one that cannot be decoded is recorded as a loss of its track."""
 
+from collections.abc import Iterable, Iterator
+
 import av
 
 from comodal.media.containers.track import Track
@@ -14,6 +16,27 @@ def decode_packet(track: Track, packet: av.Packet) -> list[av.VideoFrame] | list
     except av.FFmpegError as error:
         track.record_loss(packet, describe_ffmpeg_error(error))
         return _decode_despite_checksum(track, packet) if track.stream.codec_context.name in LOSSLESS_CODECS else []
+
+
+def keep_overlapping_audio(packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
+    """The packets of an mp4 file, with audio that FFmpeg would leave out because its fragment has the time of the
+    fragment before it, as muxers write it with one fragment for each packet. Such audio is not the same twice.
+
+    What an edit leaves out has times that increase.
+    """
+    latest: dict[int, int | None] = {}
+    for packet in packets:
+        is_audio = packet.size > 0 and isinstance(packet.stream, av.AudioStream)
+        if is_audio and packet.is_discard and packet.pts is not None and packet.pts == latest.get(packet.stream_index):
+            kept = av.Packet(bytes(packet))
+            kept.stream, kept.time_base = packet.stream, packet.time_base
+            kept.pts, kept.dts, kept.duration = packet.pts, packet.dts, packet.duration
+            kept.is_keyframe = packet.is_keyframe
+            yield kept
+        else:
+            yield packet
+        if is_audio:
+            latest[packet.stream_index] = packet.pts
 
 
 def _decode_despite_checksum(track: Track, packet: av.Packet) -> list[av.VideoFrame] | list[av.AudioFrame]:

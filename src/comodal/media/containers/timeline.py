@@ -79,6 +79,7 @@ class _Course:
         """Record a packet that continues the segment."""
         if packet.dts is None:
             return
+        self.gaps.packets += 1
         start_seconds = self.to_seconds(packet.dts)
         step = 0.0 if self.last is None else max(start_seconds - self.last, 0.0)
         length = self.to_seconds(packet.duration) if packet.duration else step if step <= MIN_PAUSE_SECONDS else 0.0
