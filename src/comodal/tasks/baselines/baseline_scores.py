@@ -48,6 +48,7 @@ def score_baselines(
     evaluated: Sequence[BaselineItem],
     store: RegionStore,
     id_format: ImageIdFormat | None = None,
+    measure: Callable[[Sequence[str | None]], np.ndarray] | None = None,
 ) -> tuple[dict[str, float], str]:
     """The accuracy of each baseline with its interval by group, as TASK.baseline.NAME, and a description for the card.
 
@@ -60,6 +61,7 @@ def score_baselines(
         evaluated: The scored items, all with labels.
         store: The region store of the evaluated images.
         id_format: The kind of the image ids.
+        measure: The score of each item, from 0 to 1, by its predicted label; by default whether it is correct.
 
     Raises:
         DataError: The training file or its region store cannot be read.
@@ -76,10 +78,11 @@ def score_baselines(
     )
     groups, metrics = [item.group for item in evaluated], {}
     for name, labels in predictions.labels.items():
-        is_correct = np.array([label == item.label for label, item in zip(labels, evaluated, strict=True)])
-        low, high = compute_bootstrap_interval(is_correct, np.random.default_rng(0), groups=groups)
+        is_correct = [label == item.label for label, item in zip(labels, evaluated, strict=True)]
+        values = np.array(is_correct) if measure is None else measure(labels)
+        low, high = compute_bootstrap_interval(values, np.random.default_rng(0), groups=groups)
         key = f"{task}.baseline.{name}"
-        metrics |= {key: float(is_correct.mean()), f"{key}.low": low, f"{key}.high": high}
+        metrics |= {key: float(values.mean()), f"{key}.low": low, f"{key}.high": high}
     print_line(f"Baselines: {predictions.about}; {time.perf_counter() - start:.1f} s", stderr=True)
     return metrics, f"{options.train_data.name}: {predictions.about}"
 

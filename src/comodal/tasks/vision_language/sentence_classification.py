@@ -223,7 +223,11 @@ def evaluate_statements(
         metrics = compute_sentence_metrics(task, predicted, truth, [statement.group for statement in sentences])
         evaluated = list_baseline_items(sentences)
         baseline_metrics, fitted = score_baselines(
-            task.name, baselines, lambda path: list_baseline_items(task.read_sentences(path)[0]), evaluated, loaded.store
+            task.name,
+            baselines,
+            lambda path: list_baseline_items(task.read_sentences(path)[0]),
+            evaluated,
+            loaded.store,
         )
         metrics |= baseline_metrics
     settings = {
