@@ -59,7 +59,10 @@ def test_words_alone_decide():
 def test_only_the_image_decides(store: RegionStore):
     training, evaluated, rows = ask_color(range(90)), ask_color(range(90, 120)), ImageRows(store)
     found = fit_and_predict(
-        training, evaluated, lambda one: pool_regions(rows, one), lambda one: pool_regions(rows, one)
+        training,
+        evaluated,
+        lambda one: pool_regions(rows.store, rows.find, one),
+        lambda one: pool_regions(rows.store, rows.find, one),
     )
     assert accuracy(found.labels["words"], evaluated) == pytest.approx(1 / 3)  # one answer to the only question
     assert accuracy(found.labels["words_and_regions"], evaluated) == 1.0
@@ -87,7 +90,12 @@ def test_scores_worked_by_hand(store: RegionStore, tmp_path: Path):
         BaselineItem("?", (n,), label, n) for n, label in (("4", "green"), ("5", "red"), ("6", "green"), ("7", "blue"))
     ]
     metrics, about = score_baselines(
-        "gqa", BaselineOptions(tmp_path / "train.json"), lambda _: training, evaluated, store
+        "gqa",
+        BaselineOptions(tmp_path / "train.json"),
+        lambda _: training,
+        evaluated,
+        store,
+        lambda one: ImageRows(one).find,
     )
     assert metrics["gqa.baseline.most_frequent"] == 0.5
     # Wilson's interval of 2 of 4
@@ -100,7 +108,10 @@ def test_a_missing_image_has_no_prediction_with_regions(store: RegionStore):
     evaluated = [*ask_color(range(90, 93)), BaselineItem("what color is it", ("none",), "red", "none")]
     rows = ImageRows(store)
     found = fit_and_predict(
-        ask_color(range(90)), evaluated, lambda one: pool_regions(rows, one), lambda one: pool_regions(rows, one)
+        ask_color(range(90)),
+        evaluated,
+        lambda one: pool_regions(rows.store, rows.find, one),
+        lambda one: pool_regions(rows.store, rows.find, one),
     )
     assert found.labels["words_and_regions"] == [*(color_of(n) for n in range(90, 93)), None]
 
@@ -108,16 +119,20 @@ def test_a_missing_image_has_no_prediction_with_regions(store: RegionStore):
 def test_two_images_are_concatenated(store: RegionStore):
     rows = ImageRows(store)
     expected = [store.read_regions(row).features.astype(np.float32).mean(0) for row in (3, 5)]
-    pooled = pool_regions(rows, ("3", "5"))
+    pooled = pool_regions(rows.store, rows.find, ("3", "5"))
     assert pooled is not None
     np.testing.assert_allclose(pooled, np.concatenate(expected), rtol=1e-6)
 
 
 def test_nothing_to_fit_on_is_said(store: RegionStore, tmp_path: Path):
     items = ask_color(range(3))
-    metrics, about = score_baselines("gqa", BaselineOptions(tmp_path / "a.json"), lambda _: items, items, store)
+    metrics, about = score_baselines(
+        "gqa", BaselineOptions(tmp_path / "a.json"), lambda _: items, items, store, lambda one: ImageRows(one).find
+    )
     assert metrics == {} and "not fitted" in about
-    assert score_baselines("gqa", BaselineOptions(), lambda _: items, items, store) == (
+    assert score_baselines(
+        "gqa", BaselineOptions(), lambda _: items, items, store, lambda one: ImageRows(one).find
+    ) == (
         {},
         "not fitted: --train-data was not given",
     )

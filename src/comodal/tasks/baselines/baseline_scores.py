@@ -9,17 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from comodal.console import print_line
-from comodal.data.image_ids import ImageIdFormat
 from comodal.data.regions.region_store import RegionStore
 from comodal.tasks.baselines.text_and_region_classifiers import (
     BASELINE_LABELS,
     BaselineItem,
+    FindRow,
     fit_and_predict,
     pool_regions,
 )
 from comodal.tasks.evaluation.metrics import compute_bootstrap_interval
 from comodal.tasks.evaluation.results_card import ScoreEntry
-from comodal.tasks.vision_language.image_rows import ImageRows
 
 NOT_FITTED = "not fitted: --train-data was not given"
 BASELINE_SETTING = "baselines"
@@ -47,7 +46,7 @@ def score_baselines(
     read_training: Callable[[Path], Sequence[BaselineItem]],
     evaluated: Sequence[BaselineItem],
     store: RegionStore,
-    id_format: ImageIdFormat | None = None,
+    index_images: Callable[[RegionStore], FindRow],
     measure: Callable[[Sequence[str | None]], np.ndarray] | None = None,
 ) -> tuple[dict[str, float], str]:
     """The accuracy of each baseline with its interval by group, as TASK.baseline.NAME, and a description for the card.
@@ -60,7 +59,7 @@ def score_baselines(
         read_training: Reads the items of the training file.
         evaluated: The scored items, all with labels.
         store: The region store of the evaluated images.
-        id_format: The kind of the image ids.
+        index_images: Builds the function that finds the row of an image in a store.
         measure: The score of each item, from 0 to 1, by its predicted label; by default whether it is correct.
 
     Raises:
@@ -73,8 +72,8 @@ def score_baselines(
     predictions = fit_and_predict(
         read_training(options.train_data),
         evaluated,
-        partial(pool_regions, ImageRows(training_store, id_format)),
-        partial(pool_regions, ImageRows(store, id_format)),
+        partial(pool_regions, training_store, index_images(training_store)),
+        partial(pool_regions, store, index_images(store)),
     )
     groups, metrics = [item.group for item in evaluated], {}
     for name, labels in predictions.labels.items():

@@ -17,7 +17,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from comodal.tasks.vision_language.image_rows import ImageRows
+from comodal.data.regions.region_store import RegionStore
 
 MAX_ITEMS, MAX_WORDS, MAX_LABELS, MAX_COMPONENTS, MAX_ITERATIONS = 20_000, 5_000, 300, 64, 50
 BLOCK_ITEMS = 4096
@@ -51,13 +51,16 @@ class BaselinePredictions(NamedTuple):
     about: str
 
 
+FindRow = Callable[[str], int | None]  # the row of an image in a store
 PoolRegions = Callable[[Sequence[str]], Float32[np.ndarray, " features"] | None]
 
 
-def pool_regions(rows: ImageRows, images: Sequence[str]) -> Float32[np.ndarray, " features"] | None:
+def pool_regions(
+    store: RegionStore, find_row: FindRow, images: Sequence[str]
+) -> Float32[np.ndarray, " features"] | None:
     """The mean region feature of each image, concatenated; None if an image is missing or has no region."""
-    found = [rows.find(image) for image in images]
-    features = [rows.store.read_regions(row).features for row in found if row is not None]
+    found = [find_row(image) for image in images]
+    features = [store.read_regions(row).features for row in found if row is not None]
     if len(features) < len(images) or not all(len(feature) for feature in features):
         return None
     return np.concatenate([feature.astype(np.float32).mean(0) for feature in features])

@@ -228,6 +228,7 @@ def evaluate_statements(
             lambda path: list_baseline_items(task.read_sentences(path)[0]),
             evaluated,
             loaded.store,
+            lambda store: ImageRows(store).find,
         )
         metrics |= baseline_metrics
     settings = {

@@ -231,7 +231,8 @@ def evaluate_questions(
         metrics = score_single_answers(task, counted_questions, submitted, predictions)
         baseline_metrics, fitted = score_baselines(
             task.name, baselines, lambda path: list_baseline_items(task.read_questions(path)[0]),
-            list_baseline_items(counted_questions), loaded.store, "visual_genome",
+            list_baseline_items(counted_questions), loaded.store,
+            lambda store: ImageRows(store, "visual_genome").find,
         )  # fmt: skip
         metrics |= baseline_metrics
         num_unknown = sum(item.answer not in known_answers for item in counted_questions)

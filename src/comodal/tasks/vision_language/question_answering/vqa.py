@@ -311,7 +311,7 @@ def evaluate_vqa(
             lambda path: list_baseline_items(read_vqa_questions(path, train_annotations)[0]),
             list_baseline_items(question_list),
             loaded.store,
-            "coco",
+            lambda store: ImageRows(store, "coco").find,
             lambda labels: compute_vqa_accuracies(
                 question_list,
                 {item.question_id: label or "" for item, label in zip(question_list, labels, strict=True)},
