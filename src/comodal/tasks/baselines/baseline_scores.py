@@ -75,7 +75,8 @@ def score_baselines(
         partial(pool_regions, training_store, index_images(training_store)),
         partial(pool_regions, store, index_images(store)),
     )
-    groups, metrics = [item.group for item in evaluated], {}
+    groups = [item.group for item in evaluated]
+    metrics: dict[str, float] = {}
     for name, labels in predictions.labels.items():
         is_correct = [label == item.label for label, item in zip(labels, evaluated, strict=True)]
         values = np.array(is_correct) if measure is None else measure(labels)
