@@ -10,6 +10,7 @@ import pytest
 from comodal.cli.program import main
 from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.errors import DataError
+from comodal.tasks.evaluation.results_card import results
 from comodal.tasks.vision_language import nlvr2, snli_ve
 from comodal.tasks.vision_language.image_rows import ImageRows
 from comodal.training.run import train
@@ -42,6 +43,7 @@ def entailments(count: int = 40) -> list[dict]:
 
 
 MISSING = {"image is not in the store (incorrect)": 1}
+NO_BASELINES = "not fitted: --train-data was not given"
 SETTINGS = {"epochs": 80.0, "batch_size": 40, "learning_rate": 2e-3, "workers": 0}
 
 
@@ -51,6 +53,7 @@ def test_entailment_is_learnt_from_picture_and_sentence_together(store: RegionSt
     assert train(snli_ve.recipe, settings, tmp_path / "tuned", device="cpu", precision="fp32") == 0
     out = tmp_path / "out"
     found = snli_ve.evaluate_entailment(tmp_path / "tuned", data, store.folder, out=out)
+    assert json.loads((out / "card.json").read_text())["settings"]["baselines"] == NO_BASELINES
     assert found["entailment.accuracy"] >= 0.95
     assert found["entailment.chance_level"] == 0.5
     for blank in (
@@ -148,6 +151,15 @@ def test_without_labels_there_are_predictions_and_no_score(
     labelled = write(tmp_path / "some.jsonl", [*entailments(3), entailments(1)[0] | {"Flickr30K_ID": "999"}])
     found = snli_ve.evaluate_entailment(tmp_path / "tuned", labelled, store.folder, out=tmp_path / "out")
     assert found["entailment.accuracy"] == pytest.approx(found["entailment.accuracy.predicted"] * 6 / 7)
+    others = write(tmp_path / "others.jsonl", [*entailments()[6:], entailments(4)[-1] | {"gold_label": "neutral"}])
+    snli_ve.evaluate_entailment(tmp_path / "tuned", labelled, store.folder, out=tmp_path / "out", train_data=others)
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    # 37 of each class and a neutral one: contradiction is the first of equals, and right for 3 of 7
+    assert card["scores"]["baseline: most frequent label"]["value"] == pytest.approx(3 / 7)
+    assert set(card["scores"]) >= {"baseline: bag of words", "baseline: bag of words and region features"}
+    assert "linear models on 75 of 75 training items, 3 labels" in card["settings"]["baselines"]
+    shown = results(tmp_path / "out")
+    assert shown["..baseline: most frequent label"] == pytest.approx(3 / 7)
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert card["counts"] == MISSING | {"items": 7, "predicted": 6}
     assert card["scores"]["accuracy, of the predicted items"]["value"] == found["entailment.accuracy.predicted"]

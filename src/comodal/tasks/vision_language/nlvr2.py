@@ -11,6 +11,7 @@ from pathlib import Path
 from comodal.errors import DataError
 from comodal.flat_parameters import flatten_parameters
 from comodal.models.vilbert.heads import Head
+from comodal.tasks.baselines.baseline_scores import DEFAULT_BASELINES, BaselineOptions
 from comodal.tasks.vision_language.sentence_classification import (
     ImageSentence,
     SentenceTask,
@@ -92,6 +93,7 @@ def evaluate_nlvr2(
     regions: Path,
     max_tokens: int = NLVR2_MAX_TOKENS,
     evaluation: EvaluationOptions = NLVR2_EVALUATION,
+    baselines: BaselineOptions = DEFAULT_BASELINES,
 ) -> dict[str, float]:
     """Predicts whether each sentence is true of its two images, and reports the accuracy.
 
@@ -101,6 +103,7 @@ def evaluate_nlvr2(
         regions: The region store of the images.
         max_tokens: Maximum number of tokens of a sentence.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
+        baselines: The training split that the baselines on the card are fitted on.
         out: Folder for results.json, predictions.csv and the results card; nothing is written without it.
 
     Returns:
@@ -113,4 +116,4 @@ def evaluate_nlvr2(
     Examples:
         comodal evaluate nlvr2 --model runs/nlvr2 --data dev.json --regions nlvr2/ --out results/nlvr2
     """
-    return evaluate_statements(NLVR2_TASK, model, data, regions, max_tokens, evaluation)
+    return evaluate_statements(NLVR2_TASK, model, data, regions, max_tokens, evaluation, baselines)

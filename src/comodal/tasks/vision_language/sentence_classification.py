@@ -17,6 +17,13 @@ from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
+from comodal.tasks.baselines.baseline_scores import (
+    BASELINE_SETTING,
+    BaselineOptions,
+    build_baseline_entries,
+    score_baselines,
+)
+from comodal.tasks.baselines.text_and_region_classifiers import BaselineItem
 from comodal.tasks.evaluation.missing_images import (
     build_interval_settings,
     build_score_entries,
@@ -177,7 +184,13 @@ def build_sentence_run(
 
 
 def evaluate_statements(
-    task: SentenceTask, model: Path, data: Path, regions: Path, max_tokens: int, evaluation: EvaluationOptions
+    task: SentenceTask,
+    model: Path,
+    data: Path,
+    regions: Path,
+    max_tokens: int,
+    evaluation: EvaluationOptions,
+    baselines: BaselineOptions,
 ) -> dict[str, float]:
     """Reports the accuracy where labels are known, and writes predictions; a missing prediction counts as incorrect.
 
@@ -205,12 +218,23 @@ def evaluate_statements(
     )
     if sentences[0].label is None:
         print_line(f"{data} has no labels, so there is no score; the predictions are in predictions.csv")
-        metrics = {f"{task.name}.items": float(len(sentences))}
+        metrics, fitted = {f"{task.name}.items": float(len(sentences))}, "not fitted: there is no score"
     else:
         truth = np.array([task.classes.index(str(statement.label)) for statement in sentences])
         metrics = compute_sentence_metrics(task, predicted, truth, [statement.group for statement in sentences])
+        evaluated = list_baseline_items(sentences)
+        baseline_metrics, fitted = score_baselines(
+            task.name,
+            baselines,
+            lambda path: list_baseline_items(task.read_sentences(path)[0]),
+            evaluated,
+            loaded.store,
+            lambda store: ImageRows(store).find,
+        )
+        metrics |= baseline_metrics
     settings = {
         "ablate": evaluation.ablate,
+        BASELINE_SETTING: fitted,
         **build_interval_settings(metrics, [statement.group for statement in sentences], task.groups),
     }
     region_source = str(loaded.store.about["provenance"])
@@ -220,6 +244,11 @@ def evaluate_statements(
         evaluation.out,
     )
     return metrics
+
+
+def list_baseline_items(sentences: Sequence[ImageSentence]) -> list[BaselineItem]:
+    """The sentences as items of the baselines."""
+    return [BaselineItem(sentence.text, sentence.images, sentence.label, sentence.group) for sentence in sentences]
 
 
 def compute_sentence_metrics(
@@ -248,6 +277,7 @@ def build_sentence_card(
         paper = next(official_accuracy, None) if is_paper_protocol(counts, settings["ablate"], training) else None
         scores = build_score_entries("accuracy", key, metrics, counts, paper)
         scores["largest class"] = ScoreEntry(metrics[f"{task.name}.chance_level"])
+        scores |= build_baseline_entries(task.name, metrics)
         scores |= {f"recall of {name}": ScoreEntry(metrics[f"{task.name}.recall.{name}"]) for name in task.classes}
     return ResultsCard(
         task=task.name,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from comodal.flat_parameters import flatten_parameters
 from comodal.models.vilbert.heads import Head
+from comodal.tasks.baselines.baseline_scores import DEFAULT_BASELINES, BaselineOptions
 from comodal.tasks.vision_language.sentence_classification import (
     ImageSentence,
     SentenceTask,
@@ -88,6 +89,7 @@ def evaluate_entailment(
     regions: Path,
     max_tokens: int = SNLI_VE_MAX_TOKENS,
     evaluation: EvaluationOptions = SNLI_VE_EVALUATION,
+    baselines: BaselineOptions = DEFAULT_BASELINES,
 ) -> dict[str, float]:
     """Predicts whether an image entails, contradicts or is neutral to each sentence, and reports the accuracy.
 
@@ -97,6 +99,7 @@ def evaluate_entailment(
         regions: The region store of the images.
         max_tokens: Maximum number of tokens of a sentence.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
+        baselines: The training split that the baselines on the card are fitted on.
         out: Folder for results.json, predictions.csv and the results card; nothing is written without it.
 
     Returns:
@@ -110,4 +113,4 @@ def evaluate_entailment(
     Examples:
         comodal evaluate entailment --model runs/entailment --data snli_ve_test.jsonl --regions flickr30k/ --out ve/
     """
-    return evaluate_statements(SNLI_VE_TASK, model, data, regions, max_tokens, evaluation)
+    return evaluate_statements(SNLI_VE_TASK, model, data, regions, max_tokens, evaluation, baselines)

@@ -12,6 +12,7 @@ from typing import Any
 from comodal.errors import DataError
 from comodal.flat_parameters import flatten_parameters
 from comodal.tasks.vision_language.answer_files import GQA_HEAD
+from comodal.tasks.baselines.baseline_scores import DEFAULT_BASELINES, BaselineOptions
 from comodal.tasks.vision_language.question_answering.single_answer import (
     QuestionTask,
     SingleAnswerQuestion,
@@ -113,6 +114,7 @@ def evaluate_gqa(
     regions: Path,
     max_tokens: int = GQA_MAX_TOKENS,
     evaluation: EvaluationOptions = DEFAULT_EVALUATION,
+    baselines: BaselineOptions = DEFAULT_BASELINES,
 ) -> dict[str, float]:
     """Answers GQA's questions, and computes the accuracy as the official script does.
 
@@ -122,6 +124,7 @@ def evaluate_gqa(
         regions: The region store of the images.
         max_tokens: Maximum number of tokens of a question.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
+        baselines: The training split that the baselines on the card are fitted on.
         out: Folder for results.json, submission.json and the results card; nothing is written without it.
 
     Returns:
@@ -135,4 +138,4 @@ def evaluate_gqa(
     Examples:
         comodal evaluate gqa --model runs/gqa --questions testdev_balanced_questions.json --regions gqa/ --out gqa/
     """
-    return evaluate_questions(GQA_TASK, model, questions, regions, max_tokens, evaluation)
+    return evaluate_questions(GQA_TASK, model, questions, regions, max_tokens, evaluation, baselines)

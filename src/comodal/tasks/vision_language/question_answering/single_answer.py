@@ -14,6 +14,13 @@ from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
+from comodal.tasks.baselines.baseline_scores import (
+    BASELINE_SETTING,
+    BaselineOptions,
+    build_baseline_entries,
+    score_baselines,
+)
+from comodal.tasks.baselines.text_and_region_classifiers import BaselineItem
 from comodal.tasks.evaluation.missing_images import (
     build_interval_settings,
     build_score_entries,
@@ -189,7 +196,13 @@ def select_trainable_questions(
 
 
 def evaluate_questions(
-    task: QuestionTask, model: Path, questions: Path, regions: Path, max_tokens: int, evaluation: EvaluationOptions
+    task: QuestionTask,
+    model: Path,
+    questions: Path,
+    regions: Path,
+    max_tokens: int,
+    evaluation: EvaluationOptions,
+    baselines: BaselineOptions,
 ) -> dict[str, float]:
     """Reports the accuracy where answers are known, and writes predictions; a missing prediction counts as incorrect.
 
@@ -218,6 +231,12 @@ def evaluate_questions(
     )
     if counted_questions:
         metrics = score_single_answers(task, counted_questions, submitted, predictions)
+        baseline_metrics, fitted = score_baselines(
+            task.name, baselines, lambda path: list_baseline_items(task.read_questions(path)[0]),
+            list_baseline_items(counted_questions), loaded.store,
+            lambda store: ImageRows(store, "visual_genome").find,
+        )  # fmt: skip
+        metrics |= baseline_metrics
         num_unknown = sum(item.answer not in known_answers for item in counted_questions)
         if len(counted_questions) < len(all_questions):
             counts["not in the official score"] = len(all_questions) - len(counted_questions)
@@ -225,16 +244,22 @@ def evaluate_questions(
             counts[f"{REASON_NOT_IN_VOCABULARY} (counted as incorrect)"] = num_unknown
     else:
         print_line("The questions have no answers, so there is no score; submission.json is for the server.")
-        metrics = {f"{task.name}.items": float(len(all_questions))}
+        metrics, fitted = {f"{task.name}.items": float(len(all_questions))}, "not fitted: there is no score"
     region_source = str(loaded.store.about["provenance"])
     settings = {
         "ablate": evaluation.ablate,
+        BASELINE_SETTING: fitted,
         **build_interval_settings(metrics, [item.image for item in scored], "images"),
     }
     report_results(
         metrics, build_questions_card(task, metrics, model, questions, region_source, settings, counts), evaluation.out
     )
     return metrics
+
+
+def list_baseline_items(questions: Sequence[SingleAnswerQuestion]) -> list[BaselineItem]:
+    """The questions as items of the baselines; questions about one image are a group."""
+    return [BaselineItem(question.text, (question.image,), question.answer, question.image) for question in questions]
 
 
 def answer_questions(
@@ -296,8 +321,11 @@ def build_questions_card(
     scores: dict[str, ScoreEntry] = {}
     if "accuracy" in metrics_by_name:
         scores = build_score_entries("accuracy", "accuracy", metrics_by_name, counts)
+        scores |= build_baseline_entries(task.name, metrics)
         scores |= {
-            name: ScoreEntry(value) for name, value in metrics_by_name.items() if not name.startswith("accuracy")
+            name: ScoreEntry(value)
+            for name, value in metrics_by_name.items()
+            if not name.startswith(("accuracy", "baseline."))
         }
     files, all_settings = {"questions": questions}, {**settings, **read_training_settings(model)}
     return ResultsCard(

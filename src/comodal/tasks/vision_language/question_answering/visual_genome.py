@@ -12,6 +12,7 @@ from typing import Any
 from comodal.errors import DataError
 from comodal.flat_parameters import flatten_parameters
 from comodal.tasks.vision_language.answer_files import VQA_HEAD
+from comodal.tasks.baselines.baseline_scores import DEFAULT_BASELINES, BaselineOptions
 from comodal.tasks.vision_language.question_answering.single_answer import (
     QuestionTask,
     SingleAnswerQuestion,
@@ -128,6 +129,7 @@ def evaluate_visual_genome(
     regions: Path,
     max_tokens: int = VISUAL_GENOME_MAX_TOKENS,
     evaluation: EvaluationOptions = DEFAULT_EVALUATION,
+    baselines: BaselineOptions = DEFAULT_BASELINES,
 ) -> dict[str, float]:
     """Answers Visual Genome's questions, and computes the accuracy after VQA's answer normalization.
 
@@ -137,6 +139,7 @@ def evaluate_visual_genome(
         regions: The region store of the images.
         max_tokens: Maximum number of tokens of a question.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
+        baselines: The training split that the baselines on the card are fitted on.
         out: Folder for results.json, submission.json and the results card; nothing is written without it.
 
     Returns:
@@ -150,4 +153,4 @@ def evaluate_visual_genome(
     Examples:
         comodal evaluate visual_genome --model runs/vg --questions held_out.json --regions vg/ --out results/vg
     """
-    return evaluate_questions(VISUAL_GENOME_TASK, model, questions, regions, max_tokens, evaluation)
+    return evaluate_questions(VISUAL_GENOME_TASK, model, questions, regions, max_tokens, evaluation, baselines)

@@ -18,6 +18,14 @@ from comodal.errors import DataError
 from comodal.flat_parameters import flatten_parameters
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
+from comodal.tasks.baselines.baseline_scores import (
+    BASELINE_SETTING,
+    DEFAULT_BASELINES,
+    BaselineOptions,
+    build_baseline_entries,
+    score_baselines,
+)
+from comodal.tasks.baselines.text_and_region_classifiers import BaselineItem
 from comodal.tasks.evaluation.missing_images import (
     REASON_MISSING_IMAGE,
     build_interval_settings,
@@ -240,7 +248,9 @@ def evaluate_vqa(
     regions: Path,
     annotations: Path | None = None,
     max_tokens: int = VQA_MAX_TOKENS,
+    train_annotations: Path | None = None,
     evaluation: EvaluationOptions = DEFAULT_EVALUATION,
+    baselines: BaselineOptions = DEFAULT_BASELINES,
 ) -> dict[str, float]:
     """Answers questions about images, and computes the official VQA accuracy.
 
@@ -250,7 +260,9 @@ def evaluate_vqa(
         regions: The region store of the images.
         annotations: The official annotations; without them there is a submission and no score.
         max_tokens: Maximum number of tokens of a question.
+        train_annotations: The official annotations of `train_data`.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
+        baselines: The training split that the baselines on the card are fitted on.
         out: Folder for results.json, submission.json and the results card; nothing is written without it.
 
     Returns:
@@ -265,6 +277,10 @@ def evaluate_vqa(
         comodal evaluate vqa --model runs/vqa --questions q.json --annotations a.json --regions coco/ --out results/vqa
         comodal evaluate vqa --model runs/vqa --questions test2015_questions.json --regions coco/ --out submission/
     """
+    if (baselines.train_data is None) != (train_annotations is None):
+        raise DataError(
+            f"{baselines.train_data or train_annotations}: --train-data and --train-annotations go together"
+        )
     loaded = evaluation.load_model(model, regions, VQA_HEAD)
     vocabulary, (question_list, excluded) = (
         read_model_vocabulary(model, loaded.get_head(VQA_HEAD)),
@@ -288,21 +304,39 @@ def evaluate_vqa(
     )
     if annotations is None:
         print_line("Without annotations there is no score; submission.json is for the server.")
-        metrics, intervals = {"vqa.items": float(len(question_list))}, {}
+        metrics, intervals, fitted = {"vqa.items": float(len(question_list))}, {}, "not fitted: there is no score"
     else:
         accuracies = compute_vqa_accuracies(question_list, predictions)
         metrics = score_vqa_answers(question_list, accuracies, {int(example.key) for example in examples})
         is_graded = not np.isin(accuracies, (0.0, 1.0)).all()
         intervals = build_interval_settings(metrics, [item.image for item in question_list], "images", is_graded)
+        baseline_metrics, fitted = score_baselines(
+            "vqa",
+            baselines,
+            lambda path: list_baseline_items(read_vqa_questions(path, train_annotations)[0]),
+            list_baseline_items(question_list),
+            loaded.store,
+            lambda store: ImageRows(store, "coco").find,
+            lambda labels: compute_vqa_accuracies(
+                question_list,
+                {item.question_id: label or "" for item, label in zip(question_list, labels, strict=True)},
+            ),
+        )
+        metrics |= baseline_metrics
         files["annotations"] = annotations
         counts |= count_unreachable_questions([item.answers for item in question_list], vocabulary)
-    settings = {"ablate": evaluation.ablate, **intervals}
+    settings = {"ablate": evaluation.ablate, BASELINE_SETTING: fitted, **intervals}
     report_results(
         metrics,
         build_vqa_card(metrics, model, files, str(loaded.store.about["provenance"]), settings, counts),
         evaluation.out,
     )
     return metrics
+
+
+def list_baseline_items(questions: Sequence[VQAQuestion]) -> list[BaselineItem]:
+    """The questions as items of the baselines, labeled with their most common answer."""
+    return [BaselineItem(item.text, (item.image,), item.most_common or None, item.image) for item in questions]
 
 
 def count_unreachable_questions(human_answers: Iterable[Sequence[str]], vocabulary: Sequence[str]) -> dict[str, int]:
@@ -359,6 +393,7 @@ def build_vqa_card(
     if "vqa.accuracy" in metrics:
         paper = paper if is_paper_protocol(counts, settings["ablate"], training) else None
         scores = build_score_entries("accuracy", "vqa.accuracy", metrics, counts, paper)
+        scores |= build_baseline_entries("vqa", metrics)
         scores["majority"] = ScoreEntry(metrics["vqa.majority"])
     kinds = {key.removeprefix("vqa.answer_type."): value for key, value in metrics.items() if ".answer_type." in key}
     scores |= {kind: ScoreEntry(value) for kind, value in kinds.items()}
