@@ -11,8 +11,8 @@ from typing import Any
 
 from comodal.errors import DataError
 from comodal.flat_parameters import flatten_parameters
-from comodal.tasks.vision_language.answer_files import VQA_HEAD
 from comodal.tasks.baselines.baseline_scores import DEFAULT_BASELINES, BaselineOptions
+from comodal.tasks.vision_language.answer_files import VQA_HEAD
 from comodal.tasks.vision_language.question_answering.single_answer import (
     QuestionTask,
     SingleAnswerQuestion,
