@@ -17,8 +17,7 @@ Prepare data, train and evaluate, as the commands `comodal prepare`, `comodal tr
 
 Public names, each with its own help, such as `help(comodal.load)`:
 
-- models: `load`, `AudioVisualPipeline`, `VisionLanguagePipeline`, `DualEncoderPipeline`, `L3Net`, `L3NetConfig`,
-  `ViLBERT`, `ViLBERTConfig`, `DualEncoder`, `DualEncoderConfig`
+- models: `load`, `AudioVisualPipeline`, `VisionLanguagePipeline`, `L3Net`, `L3NetConfig`, `ViLBERT`, `ViLBERTConfig`
 - data: `prepare_videos`, `prepare_pairs`, `prepare_regions`, `extract_regions`, `synthesize`, `ShardReader`
 - training and use: `train`, `evaluate`, `EvaluationResult`, `export`, `push_to_hub`
 - errors: `ComodalError`, and its kinds `MediaError`, `DataError`, `CheckpointError`, `RecipeError`
@@ -48,11 +47,8 @@ if TYPE_CHECKING:
     from comodal.errors import RecipeError as RecipeError
     from comodal.hub import push_to_hub as push_to_hub
     from comodal.inference.audio_visual import AudioVisualPipeline as AudioVisualPipeline
-    from comodal.inference.joint_space.dual_encoder_pipeline import DualEncoderPipeline as DualEncoderPipeline
     from comodal.inference.load_pipeline import load as load
     from comodal.inference.vision_language import VisionLanguagePipeline as VisionLanguagePipeline
-    from comodal.models.dual_encoder.dual_encoder import DualEncoder as DualEncoder
-    from comodal.models.dual_encoder.dual_encoder import DualEncoderConfig as DualEncoderConfig
     from comodal.models.l3net.l3net import L3Net as L3Net
     from comodal.models.l3net.l3net import L3NetConfig as L3NetConfig
     from comodal.models.vilbert.vilbert import ViLBERT as ViLBERT
@@ -70,9 +66,6 @@ _DEFINED_IN = {
     "CheckpointError": "comodal.errors",
     "ComodalError": "comodal.errors",
     "DataError": "comodal.errors",
-    "DualEncoder": "comodal.models.dual_encoder.dual_encoder",
-    "DualEncoderConfig": "comodal.models.dual_encoder.dual_encoder",
-    "DualEncoderPipeline": "comodal.inference.joint_space.dual_encoder_pipeline",
     "EvaluationResult": "comodal.tasks.evaluate_task",
     "L3Net": "comodal.models.l3net.l3net",
     "L3NetConfig": "comodal.models.l3net.l3net",

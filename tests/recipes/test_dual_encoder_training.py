@@ -16,6 +16,7 @@ from comodal.cli.program import main
 from comodal.data.captions.caption_files import read_captions
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError, RecipeError
+from comodal.inference.joint_space.dual_encoder_pipeline import DualEncoderPipeline
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
 from comodal.models.dual_encoder.dual_encoder import DualEncoder
@@ -188,7 +189,7 @@ def test_the_pipeline_embeds_new_images_and_texts(tmp_path: Path, world: World):
     chosen = settings((tmp_path / "regions", tmp_path / "captions.jsonl", world[2]), batch_size=4, steps=2)
     train(recipe, chosen, tmp_path / "run", **OPTIONS)
     pipeline = comodal.load(tmp_path / "run", device="cpu", precision="fp32")
-    assert isinstance(pipeline, comodal.DualEncoderPipeline)
+    assert isinstance(pipeline, DualEncoderPipeline)
     paths = [tmp_path / "photos" / f"{i}.png" for i in range(4)]
     images, texts = pipeline.embed_image(paths), pipeline.embed_text([f"a {word}" for word in words])
     np.testing.assert_allclose(np.linalg.norm(images, axis=1), 1, atol=1e-5)

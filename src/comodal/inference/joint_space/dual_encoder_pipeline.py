@@ -96,9 +96,9 @@ class DualEncoderPipeline:
             raise ValueError("no images")
         return np.concatenate(rows)
 
-    def score(self, image: Any, texts: str | Sequence[str]) -> Float32[np.ndarray, "texts"]:
+    def score(self, image: Any, texts: str | Sequence[str]) -> Float32[np.ndarray, " texts"]:
         """The cosine of an image with each text, from -1 to 1."""
-        similarities: Float32[np.ndarray, "texts"] = self.embed_text(texts) @ self.embed_image(image)[0]
+        similarities: Float32[np.ndarray, " texts"] = self.embed_text(texts) @ self.embed_image(image)[0]
         return similarities
 
 
