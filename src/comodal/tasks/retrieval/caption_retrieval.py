@@ -268,7 +268,7 @@ def build_ranking_method(
         return RankingMethod("contrastive", None, False)
     if select_scoring_head(model, settings.zero_shot) is not None:
         return RankingMethod("fine-tuned", num_fitted, exact and is_paper_network(unwrap_backbone(model)))
-    return RankingMethod("zero-shot", num_fitted, exact and is_paper_network(model))
+    return RankingMethod("zero-shot", num_fitted, exact and isinstance(model, ViLBERT) and is_paper_network(model))
 
 
 def is_paper_network(model: ViLBERT | SingleStream | DualEncoder) -> bool:
