@@ -162,6 +162,7 @@ RUNS: dict[str, str | Callable[[Path], list[str]]] = {
     "av_digits": make_digits,
     "busy_machine": "--seconds 0.2 --repeats 1",
     "captions": make_stamps,
+    "distillation": make_stamps,
     "detector": "--short-side 96 --proposals 10 --repeats 1 --threads 1",
     "easy_vqa": make_easy_questions,
     "embedding": "--batch 1 --width 4 --repeats 1 --threads 1",
