@@ -16,6 +16,7 @@ from comodal.cli.program import main
 from comodal.data.captions.caption_files import read_captions
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError, RecipeError
+from comodal.hub import format_model_card
 from comodal.inference.joint_space.dual_encoder_pipeline import DualEncoderPipeline
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
@@ -202,6 +203,13 @@ def test_the_pipeline_embeds_new_images_and_texts(tmp_path: Path, world: World):
             np.testing.assert_allclose(model.embed_image(mean[None, None], None)[0].numpy(), image, atol=1e-4)
     np.testing.assert_allclose(pipeline.score(Image.open(paths[1]), ["a ball", "a bird"]), texts[[0, 2]] @ images[1],
                                atol=1e-5)  # fmt: skip
+
+
+def test_its_model_card_on_the_hub_names_its_own_paper(run: Path):
+    config = json.loads((run / "model" / "config.json").read_text())
+    card = format_model_card("captions", config, [], "mit")
+    assert "- dual-encoder" in card and "- vilbert" not in card
+    assert "A `DualEncoder` trained with comodal, after Radford et al." in card
 
 
 def test_it_is_listed(capsys: pytest.CaptureFixture):
