@@ -43,6 +43,12 @@ from comodal.text_files import read_text
 PAPERS = {
     "L3Net": "Arandjelović & Zisserman, *Look, Listen and Learn*, ICCV 2017",
     "ViLBERT": "Lu, Batra, Parikh & Lee, *ViLBERT*, NeurIPS 2019",
+    "DualEncoder": "Radford et al., *Learning Transferable Visual Models From Natural Language Supervision*, ICML 2021",
+}
+TAGS = {
+    "L3Net": ("audio-visual", "l3-net"),
+    "ViLBERT": ("vision-and-language", "vilbert"),
+    "DualEncoder": ("vision-and-language", "dual-encoder"),
 }
 MODEL_FILE_PATTERNS = (
     *("*.json", "*.safetensors", "*.md", "*.txt"),
@@ -248,19 +254,18 @@ def format_model_card(
 ) -> str:
     """README.md of a shared model: the hub's front matter, usage, and evaluation results."""
     kind = str(config.get("class", "")).rpartition(":")[2]
-    is_l3net = kind.startswith("L3")
+    system = "L3Net" if kind.startswith("L3") else kind if kind in PAPERS else "ViLBERT"
     front: dict[str, Any] = {
         "license": license,
         "library_name": "comodal",
-        "tags": ["self-supervised", *(("audio-visual", "l3-net") if is_l3net else ("vision-and-language", "vilbert"))],
+        "tags": ["self-supervised", *TAGS[system]],
     }
     if cards:
         front["model-index"] = [{"name": name, "results": [format_model_index_result(card) for card in cards]}]
-    paper = PAPERS["L3Net" if is_l3net else "ViLBERT"]
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
         f"# {name}",
-        f"A `{kind}` trained with comodal, after {paper}.",
+        f"A `{kind}` trained with comodal, after {PAPERS[system]}.",
         f"```\npip install 'comodal[hub]'\ncomodal pull OWNER/NAME MODEL\n"
         f"comodal {format_example_command(kind, config)}\n```",
         *([regions] if regions else []),

@@ -72,6 +72,10 @@ RECIPES = Registry(
         "vilbert": RegistryEntry(
             "comodal.recipes.vilbert_pretraining:recipe", "masked modeling and alignment on images with captions"
         ),
+        "dual_encoder": RegistryEntry(
+            "comodal.recipes.dual_encoder_training:recipe",
+            "one vector for a caption and one for an image, by contrastive learning",
+        ),
         "joint": RegistryEntry(
             "comodal.recipes.joint_training:recipe", "12-in-1: one ViLBERT on several tasks, with task tokens"
         ),

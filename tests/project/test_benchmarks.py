@@ -163,6 +163,7 @@ RUNS: dict[str, str | Callable[[Path], list[str]]] = {
     "avc_evaluation": "--width 4 --image-size 32 --moments 1 --repeats 1 --threads 1",
     "busy_machine": "--seconds 0.2 --repeats 1",
     "captions": make_stamps,
+    "distillation": make_stamps,
     "detector": "--short-side 96 --proposals 10 --repeats 1 --threads 1",
     "easy_vqa": make_easy_questions,
     "embedding": "--batch 1 --width 4 --repeats 1 --threads 1",

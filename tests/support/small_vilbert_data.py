@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from comodal.data.captions.caption_files import read_captions
 from comodal.data.regions.region_store import RegionWriter
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
 from comodal.synthetic.synthesize import MIN_SCENES, synthesize
+from tests.support.small_bert import write_small_bert
 from tests.support.small_captions import write_captions
 from tests.support.small_tasks import DIM, config
 
@@ -48,6 +50,14 @@ def small_vilbert(folder: Path) -> list[str]:
     return [*words, "--batch-size", "8", "--validation-pairs", "0", "--data-fraction", "1"]
 
 
+def small_dual_encoder(folder: Path) -> list[str]:
+    regions, captions = write_captions(folder, 24)
+    texts = [caption.caption for caption in read_captions(captions).captions]
+    bert = write_small_bert(folder / "bert", WordPieceTokenizer.from_texts(texts).vocabulary)
+    words = ["--data", str(regions), "--captions", str(captions), "--bert", str(bert), "--steps", "2"]
+    return [*words, "--batch-size", "8", "--validation-pairs", "0"]
+
+
 def small_vqa(folder: Path) -> list[str]:
     words, files = write_task_set(folder, "coco"), folder / "world" / "coco" / "vqa"
     questions = files / "v2_OpenEnded_mscoco_train2014_questions.json"
@@ -76,6 +86,7 @@ def small_retrieval(folder: Path) -> list[str]:
 
 SMALL_VILBERT_DATA: dict[str, Callable[[Path], list[str]]] = {
     "vilbert": small_vilbert,
+    "dual_encoder": small_dual_encoder,
     "vqa": small_vqa,
     "grounding": small_grounding,
     "vcr": small_vcr,

@@ -113,6 +113,21 @@ class CaptionBatch(Tensors):
 
 
 @dataclass(frozen=True)
+class ImageTextBatch(Tensors):
+    """Captions, each with the regions of its image, unmasked. Row 0 of the regions is the whole image."""
+
+    token_ids: Int64[Tensor, "batch length"]
+    token_mask: Bool[Tensor, "batch length"]
+    text_features: Float[
+        Tensor, "batch text_features"
+    ]  # of a frozen text encoder; no columns if it computes in training
+    region_features: Float[Tensor, "batch regions features"]
+    region_mask: Bool[Tensor, "batch regions"]
+    image_rows: Int64[Tensor, "batch"]  # the row of each image in the store
+    keys: tuple[str, ...]  # the caption and its image
+
+
+@dataclass(frozen=True)
 class TaskBatch(Tensors):
     """Texts with images, and the targets: answers, the index of the correct text, or a score for each region.
 

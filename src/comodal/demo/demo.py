@@ -37,7 +37,8 @@ from comodal.regions.extract import extract_regions
 from comodal.synthetic.synthesize import synthesize
 from comodal.tasks.audio.esc50 import evaluate_esc50
 from comodal.tasks.image.linear_classification import evaluate_images
-from comodal.tasks.retrieval.caption_retrieval import ScoreType, evaluate_retrieval
+from comodal.tasks.retrieval.caption_retrieval import evaluate_retrieval
+from comodal.tasks.retrieval.pair_scores import ScoreType
 from comodal.tasks.vision_language import snli_ve
 from comodal.tasks.vision_language.grounding import refcoco
 from comodal.tasks.vision_language.grounding.refcoco import evaluate_grounding

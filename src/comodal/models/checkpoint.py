@@ -47,6 +47,7 @@ MODEL_MODULES = {  # class named in config.json -> its module in comodal.models
     "ViLBERT": "vilbert.vilbert",
     "SingleStream": "vilbert.single_stream",
     "TaskModel": "vilbert.task_model",
+    "DualEncoder": "dual_encoder.dual_encoder",
     "C4": "detectors.detector_c4",
     "FPN": "detectors.detector_fpn",
     "Codebook": "codebook.codebook",

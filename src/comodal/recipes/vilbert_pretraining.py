@@ -23,7 +23,7 @@ from comodal.data.captions.caption_files import Caption, read_captions
 from comodal.data.captions.caption_matching import match_captions, split_matched_captions
 from comodal.data.captions.caption_pairs import NegativeSampling
 from comodal.data.captions.masking import MASKING_PROBABILITY
-from comodal.data.loader import Loader
+from comodal.data.loader import Loader, Samples
 from comodal.data.regions.region_store import RegionStore
 from comodal.data.sources.splits import hash_to_fraction
 from comodal.errors import CheckpointError, DataError, RecipeError
@@ -175,7 +175,7 @@ def build_caption_pairs(
 
 
 def make_caption_validation_loader(
-    pairs: Callable[[MatchedPairs, int], CaptionDataset], held_out: MatchedPairs, batch_size: int,
+    pairs: Callable[[MatchedPairs, int], Samples], held_out: MatchedPairs, batch_size: int,
     loading: CaptionLoading,
 ) -> Loader | None:  # fmt: skip
     """The fixed pairs of validation, in whole batches; None without validation."""

@@ -36,7 +36,7 @@ from comodal.media.image import read_image, resize_short_side
 from comodal.models.checkpoint import find_model_folder
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.regions.extract import ExtractionPool, ExtractionWorkers, load_extractor_of_model
-from comodal.tasks.retrieval.caption_retrieval import RETRIEVAL_HEAD, select_scoring_head
+from comodal.tasks.retrieval.gallery_ranking import RETRIEVAL_HEAD, select_scoring_head
 from comodal.tasks.retrieval.pair_scores import PairScorer
 
 HIT_THUMBNAIL_SIDE = 224  # short side of an image on a page, in pixels

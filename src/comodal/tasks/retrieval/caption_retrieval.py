@@ -4,56 +4,48 @@ Zero-shot, the alignment head of pretraining scores every pair. Fine-tuning (`co
 head to choose the matching pair among four, with a hard negative (hard_negatives.py). The paper's settings: learning
 rate 2e-5, batches of 64, 20 epochs. The baselines are chance level and an untrained network of the same shape. A
 caption's own image is correct; for an image, any of its captions is.
-With `rerank`, the model scores only the top candidates of a linear first stage (first_stage.py), fitted on training
-captions (not zero-shot) whose images must not be in the gallery. Its own recall and the recall lost are reported.
+With `rerank`, the model scores only the top candidates of a first stage: linear projections (first_stage.py), fitted on
+training captions (not zero-shot) whose images must not be in the gallery, or a dual encoder. The recall of the first
+stage and the recall lost are reported.
 """
 
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from comodal.console import print_line
 from comodal.data.captions.caption_files import read_captions
 from comodal.data.captions.caption_matching import match_captions, split_matched_captions
 from comodal.errors import CheckpointError, DataError
 from comodal.flat_parameters import flatten_parameters
-from comodal.hardware import Compute
 from comodal.media.tokenizer import DEFAULT_MAX_TOKENS
 from comodal.models.checkpoint import load_model, make_untrained_copy
-from comodal.models.vilbert.heads import Head, fuse_pooled_streams
+from comodal.models.dual_encoder.dual_encoder import DualEncoder
 from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import ViLBERTConfig
-from comodal.progress import track_progress
 from comodal.tasks.evaluation.results_card import write_card
-from comodal.tasks.retrieval.first_stage import MAX_CAPTIONS, TwoStageSearch, fit_projections
+from comodal.tasks.retrieval.first_stage import MAX_CAPTIONS
 from comodal.tasks.retrieval.gallery import (
     DEFAULT_HELD_OUT_FRACTION,
     CaptionSplit,
     Gallery,
     IndexedCaptions,
     RetrievalData,
-    build_gallery,
     load_retrieval_data,
 )
-from comodal.tasks.retrieval.hard_negatives import FourWayDataset
-from comodal.tasks.retrieval.pair_scores import PairScorer, RankingOptions, ScoreType
-from comodal.tasks.retrieval.retrieval_ranks import (
-    DIRECTIONS,
-    RECALL_CUTOFFS,
-    CorrectCandidates,
-    RetrievalRanks,
-    list_image_answers,
-    list_text_answers,
-    rank_answer_sets,
-    rank_score_matrix,
-    reorder_by_caption,
+from comodal.tasks.retrieval.gallery_ranking import (
+    RETRIEVAL_HEAD,
+    RetrievalModel,
+    RetrievalSettings,
+    rank_queries,
+    select_scoring_head,
+    unwrap_backbone,
 )
+from comodal.tasks.retrieval.hard_negatives import FourWayDataset
+from comodal.tasks.retrieval.pair_scores import RankingOptions
 from comodal.tasks.retrieval.retrieval_results import (
     RETRIEVAL_TASK,
     RankingMethod,
@@ -73,10 +65,7 @@ from comodal.tasks.vision_language.vilbert_fine_tuning import (
 )
 from comodal.training.recipe_run import Run
 
-RETRIEVAL_HEAD = Head("score", "linear", 1)  # named as in 12-in-1
 PAPER_NUM_REGIONS = 36
-MIN_SAMPLED_QUERIES = 20  # queries for which the whole gallery is scored, to measure re-ranking
-RetrievalModel = ViLBERT | SingleStream | TaskModel
 RETRIEVAL_FINE_TUNING = ViLBERTFineTuneConfig(batch_size=64, learning_rate=2e-5, max_regions=36)
 
 
@@ -128,27 +117,6 @@ def recipe(
     )
 
 
-class RetrievalSettings(NamedTuple):
-    """The settings of an evaluation of one network."""
-
-    compute: Compute
-    batch_size: int | None
-    max_regions: int
-    rerank: int | None
-    seed: int
-    zero_shot: bool
-    score_type: ScoreType
-    task_token: int | None = None
-
-
-class RetrievalResult(NamedTuple):
-    """The ranks by a network, the ranks by the first stage if there is one, and further metrics."""
-
-    ranks: RetrievalRanks
-    first_stage: RetrievalRanks | None
-    metrics: dict[str, float]
-
-
 ALIGNMENT_RANKING, RETRIEVAL_EVALUATION = RankingOptions(), EvaluationOptions(max_regions=PAPER_NUM_REGIONS)
 
 
@@ -164,8 +132,8 @@ def evaluate_retrieval(
     """Retrieves images by captions and captions by images, and reports recall@1, 5 and 10 and ranks.
 
     Args:
-        model: Run or model folder of a ViLBERT (pretrained or fine-tuned by `comodal train retrieval`) or of its
-            single-stream baseline, with the vocabulary.
+        model: Run or model folder of a ViLBERT (pretrained or fine-tuned by `comodal train retrieval`), of its
+            single-stream baseline or of a dual encoder, with the vocabulary.
         captions: Any file that `comodal train vilbert` reads.
         regions: The region store of the images, prepared like that of the training.
         split: The split to search; by default test, or validation where there is no test split: of the captions, or
@@ -184,11 +152,12 @@ def evaluate_retrieval(
     Raises:
         DataError: A file is missing or damaged, does not fit the model, the split has no captions, or --rerank would
             be fitted on images of the gallery.
-        CheckpointError: There is no ViLBERT in the folder.
+        CheckpointError: There is no ViLBERT and no dual encoder in the folder.
 
     Examples:
         comodal evaluate retrieval --zero-shot --model RUN --captions captions.jsonl --regions regions/ --out results/
         comodal evaluate retrieval --zero-shot --model RUN --captions cc.tsv --regions cc/ --rerank 50
+        comodal evaluate retrieval --model DUAL_ENCODER_RUN --captions captions.jsonl --regions regions/
     """
     ranking.check()
     rerank, max_regions, out = ranking.rerank, evaluation.max_regions, evaluation.out
@@ -196,18 +165,20 @@ def evaluate_retrieval(
     trained = load_scoring_model(model, ranking.zero_shot)
     if ranking.scores == "contrastive":
         check_contrastive_head(trained, model)
+    if isinstance(trained, DualEncoder) and rerank is not None:
+        raise DataError(f"{model}: a dual encoder ranks the whole gallery by one matrix product; leave out --rerank")
     if select_scoring_head(trained, ranking.zero_shot) is None and unwrap_backbone(trained).config.task_tokens:
         raise DataError(f"{model}: a model with task tokens (12-in-1); zero-shot retrieval is for pretrained models")
     retrieval_data = load_retrieval_data(
         model, unwrap_backbone(trained).config, captions, regions, split, max_regions, evaluation.ablate
     )
     gallery, split = retrieval_data.gallery, retrieval_data.split
-    if rerank is not None:
+    if rerank is not None and ranking.first_stage is None:
         check_first_stage(retrieval_data, captions, split)
     print_line(describe_gallery(gallery, split))
     settings = RetrievalSettings(
         evaluation.resolve(), ranking.batch_size, max_regions, rerank, ranking.seed, ranking.zero_shot, ranking.scores,
-        evaluation.task_token,
+        ranking.first_stage, evaluation.task_token,
     )  # fmt: skip
     results = {"trained": rank_queries(trained, retrieval_data, settings, "trained")}
     untrained = make_untrained_copy(trained, ranking.seed)
@@ -226,6 +197,8 @@ def evaluate_retrieval(
     if out is not None:
         write_retrieval_results(out, metrics, systems, gallery)
         card_settings: dict[str, str | int | None] = {"rerank": rerank, "scores": ranking.scores}
+        if ranking.first_stage is not None:
+            card_settings["first_stage"] = str(ranking.first_stage)
         card_settings |= {"precision": settings.compute.precision, "max_regions": max_regions}
         about = (method, model, captions, card_settings, ranking.seed)
         write_card(build_retrieval_card(metrics, retrieval_data, split, *about), out)
@@ -240,7 +213,7 @@ def load_scoring_model(path: Path, zero_shot: bool) -> RetrievalModel:
     """
     model = load_model(path)
     if not isinstance(model, RetrievalModel):
-        raise CheckpointError(f"{path}: a {type(model).__name__}; this needs a ViLBERT")
+        raise CheckpointError(f"{path}: a {type(model).__name__}; this needs a ViLBERT or a dual encoder")
     if isinstance(model, TaskModel) and not zero_shot and RETRIEVAL_HEAD.name not in model.heads:
         names = ", ".join(model.heads)
         raise CheckpointError(f"{path} is fine-tuned for {names}, not for retrieval; use --zero-shot for alignment")
@@ -276,8 +249,12 @@ def build_ranking_method(
     model: RetrievalModel, retrieval_data: RetrievalData, settings: RetrievalSettings
 ) -> RankingMethod:
     """How pairs are ranked, and whether this is the paper's setting: its network, 36 regions, fp32, no first stage."""
-    num_fitted = None if settings.rerank is None else min(len(retrieval_data.train), MAX_CAPTIONS)
+    num_fitted = None
+    if settings.rerank is not None:
+        num_fitted = 0 if settings.first_stage is not None else min(len(retrieval_data.train), MAX_CAPTIONS)
     exact = settings.compute.precision == "fp32" and settings.max_regions == PAPER_NUM_REGIONS and num_fitted is None
+    if isinstance(model, DualEncoder):
+        return RankingMethod("dual encoder", None, False)
     if settings.score_type == "contrastive":
         return RankingMethod("contrastive", None, False)
     if select_scoring_head(model, settings.zero_shot) is not None:
@@ -285,24 +262,11 @@ def build_ranking_method(
     return RankingMethod("zero-shot", num_fitted, exact and isinstance(model, ViLBERT) and is_paper_network(model))
 
 
-def is_paper_network(model: ViLBERT | SingleStream) -> bool:
+def is_paper_network(model: ViLBERT | SingleStream | DualEncoder) -> bool:
     """Whether a network has the sizes of the paper's base model with six co-attention layers."""
     sizes = ("text", "vision", "joint_dim", "joint_heads", "co_attention_layers", "region_feature_dim", "co_attention")
     paper = ViLBERTConfig()
     return isinstance(model, ViLBERT) and all(getattr(model.config, n) == getattr(paper, n) for n in sizes)
-
-
-def unwrap_backbone(model: RetrievalModel) -> ViLBERT | SingleStream:
-    """The backbone of a model."""
-    return model.vilbert if isinstance(model, TaskModel) else model
-
-
-def select_scoring_head(model: RetrievalModel, zero_shot: bool) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """The scoring function of a pair: the fine-tuned head, or None for the alignment head."""
-    if zero_shot or not isinstance(model, TaskModel):
-        return None
-    heads = model.heads
-    return lambda text, vision: heads[RETRIEVAL_HEAD.name](fuse_pooled_streams(text, vision, heads.fusion))[:, 0]
 
 
 def describe_gallery(gallery: Gallery, split: CaptionSplit) -> str:
@@ -311,89 +275,3 @@ def describe_gallery(gallery: Gallery, split: CaptionSplit) -> str:
     shared = f", {captions - texts:,} identical to another" if texts < captions else ""
     truncated = f", {gallery.num_truncated:,} truncated" if gallery.num_truncated else ""
     return f"{split}: {captions:,} captions{shared}{truncated}; {len(gallery.counts):,} images"
-
-
-def rank_queries(
-    model: RetrievalModel, retrieval_data: RetrievalData, settings: RetrievalSettings, name: str
-) -> RetrievalResult:
-    """The ranks by one network."""
-    scorer = build_pair_scorer(model, retrieval_data.gallery, settings)
-    if settings.rerank is not None:
-        return search_two_stages(scorer, retrieval_data, settings)
-    start_seconds = time.perf_counter()
-    if settings.score_type == "contrastive":
-        scores = scorer.compute_contrastive_matrix()
-    else:
-        scores = scorer.score_all_pairs(lambda tiles: iter(track_progress(tiles, f"scoring pairs, {name}")))
-    pairs_per_second = scores.size / (time.perf_counter() - start_seconds)
-    return RetrievalResult(
-        rank_score_matrix(scores, retrieval_data.gallery), None, {"pairs_per_second": pairs_per_second}
-    )
-
-
-def build_pair_scorer(model: RetrievalModel, gallery: Gallery, settings: RetrievalSettings) -> PairScorer:
-    """A pair scorer with these settings."""
-    model, score_head = model.to(settings.compute.device), select_scoring_head(model, settings.zero_shot)
-    about = (settings.compute, settings.batch_size, score_head, settings.task_token)
-    return PairScorer(unwrap_backbone(model), gallery, *about)
-
-
-def search_two_stages(
-    scorer: PairScorer, retrieval_data: RetrievalData, settings: RetrievalSettings
-) -> RetrievalResult:
-    """Both directions in two stages, and the recall of scoring the whole gallery on a sample of the queries."""
-    assert settings.rerank is not None
-    gallery, rng = scorer.gallery, np.random.default_rng(settings.seed)
-    sampled = rng.permutation(len(retrieval_data.train))[:MAX_CAPTIONS].tolist()
-    if not sampled:
-        raise DataError("the first stage of --rerank is fitted on captions of the training split, and there are none")
-    train_gallery = build_gallery(
-        [retrieval_data.train[i] for i in sampled],
-        gallery.store,
-        retrieval_data.tokenizer,
-        scorer.model.config,
-        settings.max_regions,
-        gallery.ablate,
-    )
-    two_stages = TwoStageSearch(
-        scorer, fit_projections(build_pair_scorer(scorer.model, train_gallery, settings), settings.seed)
-    )
-    to_texts, to_images = list_text_answers(gallery), list_image_answers(gallery)
-    texts, images = np.arange(len(gallery.lengths)), np.arange(len(gallery.counts))
-    by_text = two_stages.rank_images_for_texts(texts, to_texts, settings.rerank)
-    by_image = two_stages.rank_texts_for_images(images, to_images, settings.rerank)
-    metrics = {"rerank.top_k": float(settings.rerank)}
-    for direction, ranks in zip(DIRECTIONS, (by_text, by_image), strict=True):
-        metrics[f"rerank.{direction}.recall"] = float((ranks.first_stage < settings.rerank).mean())
-    metrics |= measure_sampled_recall(two_stages, settings.rerank, rng)
-    return RetrievalResult(
-        RetrievalRanks(reorder_by_caption(by_text.reranked, gallery), by_image.reranked),
-        RetrievalRanks(reorder_by_caption(by_text.first_stage, gallery), by_image.first_stage),
-        metrics,
-    )
-
-
-def measure_sampled_recall(two_stages: TwoStageSearch, top_k: int, rng: np.random.Generator) -> dict[str, float]:
-    """Recall in two stages and with the whole gallery scored, on as many queries as double the cost, or 20."""
-    gallery = two_stages.scorer.gallery
-    texts, images = len(gallery.lengths), len(gallery.counts)
-    direction_inputs = (
-        (texts, images, list_text_answers(gallery), two_stages.rank_images_for_texts),
-        (images, texts, list_image_answers(gallery), two_stages.rank_texts_for_images),
-    )
-    metrics: dict[str, float] = {}
-    for direction, (queries, candidates, correct_candidates, find) in zip(DIRECTIONS, direction_inputs, strict=True):
-        count = min(queries, max(MIN_SAMPLED_QUERIES, top_k * queries // candidates))
-        query_ids = np.sort(rng.permutation(queries)[:count])
-        sides = np.repeat(query_ids, candidates), np.tile(np.arange(candidates), count)
-        scores = two_stages.scorer.score_pairs(*(sides if direction == DIRECTIONS[0] else sides[::-1]))
-        sampled_candidates = CorrectCandidates(
-            [correct_candidates.correct[query] for query in query_ids.tolist()], correct_candidates.weights
-        )
-        exact = rank_answer_sets(scores.reshape(count, candidates), sampled_candidates)
-        reranked = find(query_ids, correct_candidates, top_k).reranked
-        metrics[f"rerank.{direction}.sample"] = float(count)
-        for cut in RECALL_CUTOFFS:
-            metrics[f"rerank.{direction}.sample.r{cut}"] = float((reranked < cut).mean())
-            metrics[f"rerank.{direction}.sample.r{cut}.exact"] = float((exact < cut).mean())
-    return metrics

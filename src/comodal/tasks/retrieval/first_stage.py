@@ -2,7 +2,7 @@
 
 The projections take the mean and the maximum over the tokens of each unimodal encoding. They are trained on captions
 of the training split with a contrastive loss in both directions, as in CLIP. The whole model then scores the top
-candidates of the first stage.
+candidates of the first stage. A trained dual encoder can take the place of the projections.
 """
 
 from typing import NamedTuple
@@ -95,6 +95,13 @@ def optimize_projections(
     return EncodingProjections(maps.text.eval(), maps.image.eval())
 
 
+class GalleryEmbeddings(NamedTuple):
+    """Embeddings of the texts and images of a gallery in one space."""
+
+    texts: Float32[np.ndarray, "texts dim"]
+    images: Float32[np.ndarray, "images dim"]
+
+
 class TwoStageRanks(NamedTuple):
     """The rank of each set of correct candidates, in the first stage and after re-ranking by the model."""
 
@@ -107,15 +114,23 @@ class TwoStageSearch:
 
     Args:
         scorer: The pair scorer of the gallery.
-        maps: The result of `fit_projections`.
+        first_stage: The result of `fit_projections`, or embeddings of the gallery by another network.
     """
 
     @torch.inference_mode()
-    def __init__(self, scorer: PairScorer, maps: EncodingProjections) -> None:
+    def __init__(self, scorer: PairScorer, first_stage: EncodingProjections | GalleryEmbeddings) -> None:
         self.scorer = scorer
-        gallery = scorer.gallery
-        self.texts = maps.text(scorer.compute_summaries("texts", np.arange(len(gallery.lengths)))).numpy()
-        self.images = maps.image(scorer.compute_summaries("images", np.arange(len(gallery.counts)))).numpy()
+        self.texts, self.images = (
+            first_stage if isinstance(first_stage, GalleryEmbeddings) else self._project_gallery(first_stage)
+        )
+
+    def _project_gallery(self, maps: EncodingProjections) -> GalleryEmbeddings:
+        """The projections of the unimodal encodings of the gallery."""
+        scorer, gallery = self.scorer, self.scorer.gallery
+        return GalleryEmbeddings(
+            maps.text(scorer.compute_summaries("texts", np.arange(len(gallery.lengths)))).numpy(),
+            maps.image(scorer.compute_summaries("images", np.arange(len(gallery.counts)))).numpy(),
+        )
 
     def rank_images_for_texts(
         self, texts: Int64[np.ndarray, "some"], correct: CorrectCandidates, top_k: int

@@ -25,10 +25,11 @@ from comodal.data.sources.splits import SPLITS_HELD_OUT_FIRST, split_by_hash
 from comodal.errors import DataError
 from comodal.media.tokenizer import DEFAULT_MAX_TOKENS, WordPieceTokenizer
 from comodal.models.checkpoint import find_model_folder, read_model_about
+from comodal.models.dual_encoder.dual_encoder import DualEncoderConfig
 from comodal.models.vilbert import single_stream, vilbert
 from comodal.tasks.vision_language.text_image_examples import Ablation
 
-RetrievalModelConfig = vilbert.ViLBERTConfig | single_stream.SingleStreamConfig
+RetrievalModelConfig = vilbert.ViLBERTConfig | single_stream.SingleStreamConfig | DualEncoderConfig
 CaptionSplit = Literal["test", "validation", "train", "all"]
 IndexedCaptions = list[tuple[Caption, int]]
 DEFAULT_HELD_OUT_FRACTION = 0.02  # the recipe's validation fraction, where neither captions nor run define a split
@@ -74,6 +75,7 @@ class Gallery:
         ablate: The ablated modality; the counts of texts and images stay the same.
 
     Attributes:
+        pairs: The captions, each with the row of its image.
         text_of, image_of: The text and the image of each caption.
         lengths: Number of tokens of each text.
         counts: Number of regions of each image.
@@ -90,6 +92,7 @@ class Gallery:
         has_visual_tokens: bool = False,
         ablate: Ablation = "none",
     ) -> None:
+        self.pairs = list(pairs)
         self.store, self.max_regions, self.has_visual_tokens, self.ablate = (
             store,
             max_regions,

@@ -7,6 +7,7 @@ head is computed, and the last layers only at the first tokens. Scores equal tho
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -76,6 +77,8 @@ class RankingOptions:
             trained with `--contrastive-weight`; each text and image is encoded once. "alignment" scores every
             pair with the whole model.
         rerank: Number of top candidates of the first stage that the model scores; without it, the model scores all.
+        first_stage: Run or model folder of a dual encoder of the same regions, the first stage of --rerank; by default
+            two projections are fitted on the captions of the training split.
         batch_size: Pairs per forward pass; by default chosen for the device.
         seed: Seed of the untrained network and of the first stage.
     """
@@ -83,6 +86,7 @@ class RankingOptions:
     zero_shot: bool = False
     scores: ScoreType = "alignment"
     rerank: int | None = None
+    first_stage: Path | None = None
     batch_size: int | None = None
     seed: int = 0
 
@@ -92,6 +96,8 @@ class RankingOptions:
             raise ValueError(f"rerank ({self.rerank}) must be at least 1")
         if self.scores == "contrastive" and self.rerank is not None:
             raise ValueError("--scores contrastive ranks everything: leave out --rerank")
+        if self.first_stage is not None and self.rerank is None:
+            raise ValueError("--first-stage is for two-stage retrieval: add --rerank")
 
 
 class PairScorer:

@@ -34,12 +34,13 @@ class RankingMethod(NamedTuple):
     """How pairs are ranked.
 
     Args:
-        scored_by: The score: alignment head of pretraining, fine-tuned head, or contrastive embeddings.
-        num_fitted: Number of training captions that the first stage is fitted on; None without a first stage.
+        scored_by: The score: alignment head of pretraining, fine-tuned head, contrastive embeddings, or a dual encoder.
+        num_fitted: Number of training captions that the first stage is fitted on; 0 for a dual encoder, None without a
+            first stage.
         is_paper_setting: Whether network and settings are the paper's.
     """
 
-    scored_by: Literal["zero-shot", "fine-tuned", "contrastive"]
+    scored_by: Literal["zero-shot", "fine-tuned", "contrastive", "dual encoder"]
     num_fitted: int | None
     is_paper_setting: bool
 
@@ -48,6 +49,8 @@ class RankingMethod(NamedTuple):
         """The name of the method; with a first stage fitted on the data set's captions it is not zero-shot."""
         if self.num_fitted is None:
             return self.scored_by
+        if not self.num_fitted:
+            return f"first stage by a dual encoder, re-ranked {self.scored_by}"
         return f"first stage fitted on {self.num_fitted:,} training captions, re-ranked {self.scored_by}"
 
 

@@ -282,10 +282,8 @@ def evaluate_vqa(
             f"{baselines.train_data or train_annotations}: --train-data and --train-annotations go together"
         )
     loaded = evaluation.load_model(model, regions, VQA_HEAD)
-    vocabulary, (question_list, excluded) = (
-        read_model_vocabulary(model, loaded.get_head(VQA_HEAD)),
-        read_vqa_questions(questions, annotations),
-    )
+    vocabulary = read_model_vocabulary(model, loaded.get_head(VQA_HEAD))
+    question_list, excluded = read_vqa_questions(questions, annotations)
     rows = ImageRows(loaded.store, "coco")
     keyed_questions = ((str(question.question_id), question.image, question.text) for question in question_list)
     examples, _ = build_question_examples(keyed_questions, rows, loaded.tokenizer, max_tokens)
