@@ -27,7 +27,9 @@ from comodal.models.ave_net.ave_net import (
     Comparison,
     ImageBackbone,
 )
+from comodal.models.ave_net.musicnn_vgg import MUSICNN_SPECTROGRAM_CONFIG, MUSICNN_VGG
 from comodal.models.checkpoint import load_model
+from comodal.models.convert.convert_musicnn import convert_musicnn, find_musicnn_weights
 from comodal.models.efficientnet_lite0 import LITE0, build_efficientnet_lite0
 from comodal.models.l3net.l3net_classifier import load_any_l3net
 from comodal.objectives.avc import AudioVisualCorrespondence
@@ -67,8 +69,8 @@ class AVENetwork:
     Args:
         variant: Network: paper is the paper's; small trains on two CPU cores.
         image_backbone: Image tower: vgg, or efficientnet_lite0 with ImageNet weights (extra `lite`).
-        audio_backbone: Audio tower: vgg, or spectrogram_statistics, the mean and standard deviation of each band over
-            time, which has no weights.
+        audio_backbone: Audio tower: vgg; musicnn_vgg, trained on music, which takes audio at 16 kHz (`pip install
+            --no-deps musicnn`); or spectrogram_statistics, the mean and standard deviation of each band over time.
         comparison: distance is AVE-Net; localization is AVOL-Net, which scores each position of the image.
         width: Filters of the first convolution block of VGG towers; by default 64 for paper and 16 for small.
         image_size: Side of the images in pixels. They are cropped from frames resized to 8/7 of it; by default 64 for
@@ -90,6 +92,7 @@ class AVENetwork:
             defaults,
             image_backbone=self.image_backbone,
             audio_backbone=self.audio_backbone,
+            spectrogram=MUSICNN_SPECTROGRAM_CONFIG if self.audio_backbone == MUSICNN_VGG else defaults.spectrogram,
             comparison=self.comparison,
             width=defaults.width if self.width is None else self.width,
             image_size=default_size if self.image_size is None else self.image_size,
@@ -199,16 +202,14 @@ def check_frozen_towers(initial: AVEInitialState, config: AVENetConfig) -> None:
 
 
 def copy_initial_weights(model: AVENet, start_from: Path | None) -> None:
-    """Copies the weights of a run, or without one those of EfficientNet-Lite0 where it is the image tower.
+    """Copies the weights of a run, or without one those that pretrained towers come with.
 
     Raises:
         CheckpointError: The folder holds no such model, or its network has another configuration.
-        DataError: EfficientNet-Lite0 is not installed.
+        DataError: The package of a pretrained tower is not installed.
     """
-    uses_lite0 = model.config.image_backbone == LITE0
     if start_from is None:
-        if uses_lite0:
-            model.image_tower.load_state_dict(build_efficientnet_lite0().state_dict(), strict=False)
+        load_pretrained_towers(model)
         return
     other = load_model(start_from)
     if isinstance(other, AVENet):
@@ -228,5 +229,16 @@ def copy_initial_weights(model: AVENet, start_from: Path | None) -> None:
                 raise CheckpointError(
                     f"{start_from}: its {name.replace('_', ' ')} has another shape: start from it with its --width"
                 ) from error
-    if uses_lite0:
+    load_pretrained_towers(model)
+
+
+def load_pretrained_towers(model: AVENet) -> None:
+    """Loads the weights of the towers that come with some.
+
+    Raises:
+        DataError: Their package is not installed.
+    """
+    if model.config.image_backbone == LITE0:
         model.image_tower.load_state_dict(build_efficientnet_lite0().state_dict(), strict=False)
+    if model.config.audio_backbone == MUSICNN_VGG:
+        model.audio_tower.load_state_dict(convert_musicnn(find_musicnn_weights()))

@@ -6,7 +6,7 @@ depends on their Euclidean distance alone, so the distance also ranks images by 
 maximum.
 
 The towers are L3-Net's, with a stride of 2 in conv1_1. For small data the image tower can be an ImageNet network, and
-the audio tower fixed statistics of the spectrogram. Neither is in the paper.
+the audio tower a network trained on music, or fixed statistics of the spectrogram. None of these is in the paper.
 """
 
 import math
@@ -19,6 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comodal.errors import check_number
+from comodal.models.ave_net.musicnn_vgg import (
+    MUSICNN_FILTERS,
+    MUSICNN_SPECTROGRAM_CONFIG,
+    MUSICNN_VGG,
+    MusicnnVGG,
+)
 from comodal.models.efficientnet_lite0 import LITE0, LITE0_CHANNELS, build_untrained_lite0
 from comodal.models.l3net.l3net import (
     MAX_IMAGE_SIZE,
@@ -33,7 +39,7 @@ from comodal.models.l3net.vgg import VGGTower, init_conv_weights
 from comodal.models.pretrained import PretrainedModel
 
 ImageBackbone = Literal["vgg", "efficientnet_lite0"]
-AudioBackbone = Literal["vgg", "spectrogram_statistics"]
+AudioBackbone = Literal["vgg", "musicnn_vgg", "spectrogram_statistics"]
 Comparison = Literal["distance", "localization"]
 MAX_EMBEDDING_DIM = 1 << 12
 UNRELATED_DISTANCE = math.sqrt(2)  # of orthogonal unit vectors; the initial threshold of a match
@@ -53,8 +59,8 @@ class AVENetConfig:
         width: Filters of the first block of a VGG tower.
         first_stride: Stride of conv1_1 of a VGG tower.
         image_backbone: The image tower: vgg, or efficientnet_lite0.
-        audio_backbone: The audio tower: vgg, or spectrogram_statistics, the mean and the standard deviation of each
-            band over time, which has no weights.
+        audio_backbone: The audio tower: vgg; musicnn_vgg, which needs `MUSICNN_SPECTROGRAM_CONFIG`; or
+            spectrogram_statistics, the mean and the standard deviation of each band over time, which has no weights.
         embedding_dim: Dimension of the embeddings, and of the layer before them.
         comparison: distance is AVE-Net; localization is AVOL-Net.
         norm_eps: Epsilon of batch normalization.
@@ -81,6 +87,8 @@ class AVENetConfig:
         check_number("embedding_dim", self.embedding_dim, 1, MAX_EMBEDDING_DIM)
         check_number("norm_eps", self.norm_eps, 0, 1)
         check_number("norm_momentum", self.norm_momentum, 0, 1)
+        if (self.audio_backbone == MUSICNN_VGG) != (self.spectrogram == MUSICNN_SPECTROGRAM_CONFIG):
+            raise ValueError("audio_backbone musicnn_vgg and its spectrogram are only used together")
         samples = round(self.audio_seconds * self.sample_rate)
         if samples + self.spectrogram.zeros_before + self.spectrogram.zeros_after < self.spectrogram.window_samples:
             raise ValueError(
@@ -151,6 +159,8 @@ class AVENet(PretrainedModel, nn.Module):
             self.image_tower, image_channels = VGGTower(3, config.width, False, (), *norm), channels
         if config.audio_backbone == "vgg":
             self.audio_tower, audio_channels = VGGTower(1, config.width, False, (), *norm), channels
+        elif config.audio_backbone == MUSICNN_VGG:
+            self.audio_tower, audio_channels = MusicnnVGG(), MUSICNN_FILTERS
         else:
             bands = config.spectrogram.mel_bands or config.spectrogram.n_fft // 2 + 1
             self.audio_tower, audio_channels = SpectrogramStatistics(), 2 * bands
