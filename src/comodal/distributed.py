@@ -5,7 +5,6 @@ Every function also works in a single process, so that callers need not distingu
 
 import os
 from datetime import timedelta
-
 from typing import Any
 
 import torch

@@ -19,6 +19,7 @@ from comodal.tasks.correspondence.avc_evaluation import evaluate_avc
 from comodal.tasks.evaluation.results_card import read_card
 from comodal.text_files import read_log
 from comodal.training.run import train
+from tests.support.musicnn_weights import make_musicnn_weights, write_bundle
 from tests.support.small_world import write_world
 
 SMALL = {"variant": "small", "width": 4, "image_size": 24, "batch_size": 8, "workers": 0, "validation_pairs": 8}
@@ -77,7 +78,24 @@ def test_lite0_starts_from_its_imagenet_weights(shards: Path):
     expected = build_efficientnet_lite0().state_dict()
     weights = run.objective.model.image_tower.state_dict()
     assert len(weights) > 200 and all(torch.equal(value, expected[name]) for name, value in weights.items())
-    assert recipe(shards, **{k: v for k, v in SMALL.items() if k != "image_size"}).objective.model.config.image_size == 64
+    assert (
+        recipe(shards, **{k: v for k, v in SMALL.items() if k != "image_size"}).objective.model.config.image_size == 64
+    )
+
+
+def test_musicnn_starts_from_the_weights_of_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The tower is found in an installed package, and takes audio at 16 kHz."""
+    weights = make_musicnn_weights()
+    write_bundle(tmp_path / "musicnn" / "MSD_vgg", weights)
+    (tmp_path / "musicnn" / "__init__.py").write_text("raise ImportError('it needs TensorFlow')")
+    monkeypatch.syspath_prepend(tmp_path)
+    write_world(tmp_path / "shards" / "train", 12, rate=16_000)
+    options = {"audio_backbone": "musicnn_vgg", "frozen_towers": "audio", "objective": "contrastive"}
+    parameters = {**SMALL, **options, "data": tmp_path / "shards", "steps": 1, "validation_pairs": 0}
+    train(recipe, parameters, tmp_path / "run", **CPU)
+    tower = AVENet.from_pretrained(tmp_path / "run").audio_tower
+    assert np.array_equal(tower.convolutions[2].weight[7, 5].detach(), weights["3CNN/kernel"][:, :, 5, 7])
+    assert np.array_equal(tower.norms[3].running_var, weights["batch_normalization_4/moving_variance"])
 
 
 def test_weights_that_do_not_fit_are_refused(shards: Path, tmp_path: Path):

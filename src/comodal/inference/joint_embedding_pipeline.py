@@ -126,7 +126,9 @@ class JointEmbeddingPipeline:
         waveform = resample_audio(samples.astype(np.float32), round(rate), config.sample_rate).astype(np.float32)
         length = round(config.audio_seconds * config.sample_rate)
         if len(waveform) < length:
-            raise ValueError(f"{len(waveform)} samples at {config.sample_rate} Hz are shorter than a window of {length}")
+            raise ValueError(
+                f"{len(waveform)} samples at {config.sample_rate} Hz are shorter than a window of {length}"
+            )
         return waveform, length
 
     def split_batch(self, batch: Tensor) -> Iterator[Tensor]:

@@ -132,7 +132,11 @@ def load_match_model(path: Path) -> L3Net | AVENet:
 
 
 def match_files(
-    model: L3Net | AVENet, medium: Any, audio: Any = None, hop_seconds: float = 1.0, sample_rate: int | float | None = None
+    model: L3Net | AVENet,
+    medium: Any,
+    audio: Any = None,
+    hop_seconds: float = 1.0,
+    sample_rate: int | float | None = None,
 ) -> MatchResult:
     """Predictions for an image or a video with audio, or for a video with its own audio.
 

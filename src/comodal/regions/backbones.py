@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from comodal.data.regions.region_store import Regions
 from comodal.errors import CheckpointError
-from comodal.models.efficientnet_lite0 import LITE0, LITE0_STRIDE, build_efficientnet_lite0
 from comodal.models.checkpoint import compute_weights_checksum
 from comodal.models.detectors.pooling import pool_boxes
+from comodal.models.efficientnet_lite0 import LITE0, LITE0_STRIDE, build_efficientnet_lite0
 from comodal.models.l3net.l3net import L3Net, load_l3net
 from comodal.regions.detector_files import NetworkFiles
 from comodal.regions.region_extractor import ExtractorSource, Maps, fingerprint_extractor

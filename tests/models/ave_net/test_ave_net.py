@@ -57,7 +57,11 @@ def test_embeddings_are_unit_vectors():
 def test_decisions_depend_on_the_distance_alone():
     """Unit vectors at 90 degrees are sqrt(2) apart, the initial threshold; at 0 degrees the margin is 2 sqrt(2), at 180
     degrees 2 (sqrt(2) - 2)."""
-    first, at_right_angle, opposite = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), torch.tensor([[-1.0, 0.0]])
+    first, at_right_angle, opposite = (
+        torch.tensor([[1.0, 0.0]]),
+        torch.tensor([[0.0, 1.0]]),
+        torch.tensor([[-1.0, 0.0]]),
+    )
     model = make_model()
     for other, margin in ((first, math.sqrt(8)), (at_right_angle, 0.0), (opposite, math.sqrt(8) - 4)):
         logits = model.fuse_pairs(first, other)[0]
@@ -113,7 +117,9 @@ def test_spectrogram_statistics_are_the_mean_and_the_deviation_over_time():
     _, audio = make_inputs(2)
     spectrogram = model.spectrogram(audio)[:, 0]
     features = model.audio_tower(spectrogram[:, None]).flatten(1)
-    expected = torch.cat([spectrogram.mean(2), (spectrogram - spectrogram.mean(2, keepdim=True)).square().mean(2).sqrt()], 1)
+    expected = torch.cat(
+        [spectrogram.mean(2), (spectrogram - spectrogram.mean(2, keepdim=True)).square().mean(2).sqrt()], 1
+    )
     assert torch.allclose(features, expected, atol=1e-4)
     assert not list(model.audio_tower.parameters())
 

@@ -1,7 +1,5 @@
-"""The weights of musicnn's VGG: a TensorFlow checkpoint written here byte by byte, and the network against plain loops."""
+"""The weights of musicnn's VGG: a TensorFlow checkpoint written byte by byte, and the network against plain loops."""
 
-import struct
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,62 +13,11 @@ from comodal.models.ave_net.musicnn_vgg import MUSICNN_SPECTROGRAM_CONFIG, Music
 from comodal.models.convert.convert_musicnn import convert_musicnn, find_musicnn_weights
 from comodal.models.convert.tensor_bundle import read_tensor_bundle
 from comodal.models.l3net.spectrogram import Spectrogram
-
-
-def varint(value: int) -> bytes:
-    return bytes([value & 127 | 128]) + varint(value >> 7) if value > 127 else bytes([value])
-
-
-def write_bundle(folder: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """A tensor bundle as tensorflow/core/util/tensor_bundle describes it, with keys that share prefixes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    data, entries = b"", [(b"", b"\x08\x01")]  # the header: one shard
-    for name, value in sorted(tensors.items()):
-        raw = value.astype("<f4").tobytes()
-        dims = b"".join(b"\x12" + varint(len(d)) + d for d in (b"\x08" + varint(size) for size in value.shape))
-        entry = b"\x08\x01\x12" + varint(len(dims)) + dims
-        entry += b"\x20" + varint(len(data)) + b"\x28" + varint(len(raw)) + b"\x35" + b"\0" * 4
-        entries.append((name.encode(), entry))
-        data += raw
-
-    def block(rows: list[tuple[bytes, bytes]]) -> bytes:
-        out, last = b"", b""
-        for key, value in rows:
-            shared = next((i for i, (a, b) in enumerate(zip(key, last, strict=False)) if a != b), min(len(key), len(last)))
-            out += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
-            last = key
-        return out + struct.pack("<II", 0, 1)
-
-    half = len(entries) // 2
-    table, handles = b"", []
-    for rows in (entries[:half], entries[half:]):
-        body = block(rows)
-        handles.append((rows[-1][0], varint(len(table)) + varint(len(body))))
-        table += body + b"\0" + b"\0" * 4  # not compressed, checksum
-    index = block(handles)
-    footer = varint(0) + varint(0) + varint(len(table)) + varint(len(index))
-    table += index + b"\0" + b"\0" * 4
-    table += footer.ljust(40, b"\0") + struct.pack("<Q", 0xDB4775248B80FB57)
-    (folder / ".index").write_bytes(table)
-    (folder / ".data-00000-of-00001").write_bytes(data)
-
-
-def make_weights() -> dict[str, np.ndarray]:
-    rng, weights = np.random.default_rng(0), {}
-    for layer in range(6):
-        if layer:
-            weights[f"{layer}CNN/kernel"] = rng.normal(0, 0.05, (3, 3, 1 if layer == 1 else 128, 128))
-            weights[f"{layer}CNN/bias"] = rng.normal(0, 0.1, 128)
-        norm, size = "batch_normalization" + (f"_{layer}" if layer else ""), 128 if layer else 1
-        for name in ("gamma", "moving_variance"):
-            weights[f"{norm}/{name}"] = rng.uniform(0.5, 1.5, size)
-        for name in ("beta", "moving_mean"):
-            weights[f"{norm}/{name}"] = rng.normal(0, 0.1, size)
-    return {name: value.astype(np.float32) for name, value in weights.items()}
+from tests.support.musicnn_weights import make_musicnn_weights, write_bundle
 
 
 def test_a_bundle_is_read_as_it_was_written(tmp_path: Path):
-    tensors = make_weights() | {"scalar": np.float32(3.5)}
+    tensors = make_musicnn_weights() | {"scalar": np.float32(3.5)}
     write_bundle(tmp_path, tensors)
     read = read_tensor_bundle(tmp_path)
     assert read.keys() == tensors.keys()
@@ -80,7 +27,7 @@ def test_a_bundle_is_read_as_it_was_written(tmp_path: Path):
 def test_the_tower_is_the_original_layer_by_layer(tmp_path: Path):
     """models.py, `vgg`: conv2d with 'same' padding and ReLU, batch_normalization (epsilon 1e-3), max_pooling2d with
     [4, 1] and strides of 2 first, then [2, 2]; the input is (batch, frames, bands)."""
-    weights = make_weights()
+    weights = make_musicnn_weights()
     write_bundle(tmp_path, weights)
     tower = MusicnnVGG().eval()
     tower.load_state_dict(convert_musicnn(tmp_path))
@@ -119,7 +66,7 @@ def test_the_spectrogram_is_the_logarithm_of_the_power_in_96_bands():
 @pytest.mark.parametrize("damage", ["missing", "truncated", "compressed", "another network"])
 def test_damaged_checkpoints_are_refused(damage: str, tmp_path: Path):
     folder = tmp_path / "MSD_vgg"
-    write_bundle(folder, make_weights() if damage != "another network" else {"dense/bias": np.ones(3)})
+    write_bundle(folder, make_musicnn_weights() if damage != "another network" else {"dense/bias": np.ones(3)})
     if damage == "missing":
         (folder / ".index").unlink()
     elif damage == "truncated":
@@ -133,7 +80,7 @@ def test_damaged_checkpoints_are_refused(damage: str, tmp_path: Path):
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("comodal.models.convert.convert_musicnn.find_spec", lambda name: None)
+    monkeypatch.setattr("comodal.models.convert.convert_musicnn.find_spec", lambda _: None)
     with pytest.raises(DataError, match="pip install --no-deps musicnn"):
         find_musicnn_weights()
 

@@ -243,8 +243,8 @@ class AVENet(PretrainedModel, nn.Module):
     def decide(self, comparison: Float[Tensor, "*pairs"]) -> Float[Tensor, "*pairs 2"]:
         """The logits (mismatch, match) of distances, or of AVOL-Net's maximal scores.
 
-        AVOL-Net's layer gives the logit of match; that of mismatch is 0, so that a softmax is its sigmoid. The layer has
-        one input, so it is computed without a matrix product, which autocast would round.
+        AVOL-Net's layer gives the logit of match; that of mismatch is 0, so that a softmax is its sigmoid. The layer
+        has one input, so it is computed without a matrix product, which autocast would round.
         """
         logits = comparison[..., None] * self.decision.weight[:, 0] + self.decision.bias
         return logits if self.config.comparison == "distance" else F.pad(logits, (1, 0))

@@ -38,9 +38,7 @@ class MusicnnVGG(nn.Module):
         self.convolutions = nn.ModuleList(
             nn.Conv2d(channels[layer], MUSICNN_FILTERS, 3, padding=1) for layer in range(MUSICNN_CONVOLUTIONS)
         )
-        self.norms = nn.ModuleList(
-            nn.BatchNorm2d(MUSICNN_FILTERS, KERAS_NORM_EPS) for _ in range(MUSICNN_CONVOLUTIONS)
-        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(MUSICNN_FILTERS, KERAS_NORM_EPS) for _ in range(MUSICNN_CONVOLUTIONS))
 
     def forward(
         self, spectrogram: Float[Tensor, "batch 1 bands frames"]

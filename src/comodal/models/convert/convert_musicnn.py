@@ -1,6 +1,7 @@
 """The weights of musicnn's VGG (PyPI `musicnn` 0.1.0, ISC license), read from the installed package.
 
-The package is only searched for its files, never imported, so TensorFlow is not needed: `pip install --no-deps musicnn`.
+The package is only searched for its files and never imported, so TensorFlow is not needed:
+`pip install --no-deps musicnn`.
 """
 
 from importlib.util import find_spec

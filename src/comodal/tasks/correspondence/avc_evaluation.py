@@ -93,8 +93,8 @@ def evaluate_avc(model: Path, data: Path, evaluation: AVCEvaluation = DEFAULT_AV
     the same source video are no candidates. Ties count as ahead of the correct one.
 
     Args:
-        model: Run or model folder of an L3-Net, of an AVE-Net, or of `comodal train clip_classes`, whose decision is the scalar
-            product of the two vectors of class probabilities ("supervised direct combination").
+        model: Run or model folder of an L3-Net, of an AVE-Net, or of `comodal train clip_classes`, whose decision is
+            the scalar product of the two vectors of class probabilities ("supervised direct combination").
         data: Folder written by `comodal prepare`.
         evaluation: The options.
 
@@ -175,7 +175,9 @@ def load_correspondence_model(path: Path) -> L3Net | AVENet | ClipClassifier:
     return model
 
 
-def open_moments(data: Path, split: str, model: L3Net | AVENet | ClipClassifier, evaluation: AVCEvaluation) -> MomentDataset:
+def open_moments(
+    data: Path, split: str, model: L3Net | AVENet | ClipClassifier, evaluation: AVCEvaluation
+) -> MomentDataset:
     """The moments of a split."""
     config = model.config.l3net if isinstance(model, ClipClassifier) else model.config
     folder = data / split
