@@ -42,11 +42,12 @@ def read_tensor_bundle(folder: Path, name: str = "") -> dict[str, Tensor]:
     tensors = {}
     try:
         for key, entry in iterate_table(table):
-            fields = parse_proto(entry)
-            if not key or fields.get(1) != TYPE_FLOAT32:  # the entry without a name is the header
+            numbers, messages = parse_proto(entry)
+            if not key or numbers.get(1) != TYPE_FLOAT32:  # the entry without a name is the header
                 continue
-            shape = [parse_proto(part).get(1, 0) for part in iterate_repeated(fields.get(2, b""), 2)]
-            start, size = fields.get(4, 0), fields.get(5, 0)
+            _, shape_messages = parse_proto(b"".join(messages.get(2, [])))
+            shape = [parse_proto(dimension)[0].get(1, 0) for dimension in shape_messages.get(2, [])]
+            start, size = numbers.get(4, 0), numbers.get(5, 0)
             values = torch.frombuffer(bytearray(data[start : start + size]), dtype=torch.float32)
             tensors[key.decode()] = values.reshape(shape)
     except (IndexError, ValueError, RuntimeError, struct.error, UnicodeDecodeError, TypeError) as error:
@@ -101,32 +102,20 @@ def read_varint(data: bytes, position: int) -> tuple[int, int]:
             return value, position
 
 
-def iterate_proto(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protocol buffer message: number and value."""
-    position = 0
+def parse_proto(message: bytes) -> tuple[dict[int, int], dict[int, list[bytes]]]:
+    """The numbers of a protocol buffer message by field, and its messages, which may be repeated."""
+    position, numbers, messages = 0, dict[int, int](), dict[int, list[bytes]]()
     while position < len(message):
         tag, position = read_varint(message, position)
-        kind = tag & 7
-        value: int | bytes
+        field, kind = tag >> 3, tag & 7
         if kind == 0:
-            value, position = read_varint(message, position)
+            numbers[field], position = read_varint(message, position)
         elif kind == 2:
             length, position = read_varint(message, position)
-            value, position = message[position : position + length], position + length
+            messages.setdefault(field, []).append(message[position : position + length])
+            position += length
         elif kind == 5:
-            value, position = message[position : position + 4], position + 4
+            position += 4  # a checksum
         else:
             raise ValueError(f"a field of kind {kind}")
-        yield tag >> 3, value
-
-
-def parse_proto(message: bytes) -> dict[int, int | bytes]:
-    """The last value of each field."""
-    return dict(iterate_proto(message))
-
-
-def iterate_repeated(message: bytes, field: int) -> Iterator[bytes]:
-    """All values of a repeated field of messages."""
-    for number, value in iterate_proto(message):
-        if number == field:
-            yield value
+    return numbers, messages
