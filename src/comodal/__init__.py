@@ -17,8 +17,8 @@ Prepare data, train and evaluate, as the commands `comodal prepare`, `comodal tr
 
 Public names, each with its own help, such as `help(comodal.load)`:
 
-- models: `load`, `AudioVisualPipeline`, `JointEmbeddingPipeline`, `VisionLanguagePipeline`, `L3Net`, `L3NetConfig`,
-  `AVENet`, `AVENetConfig`, `ViLBERT`, `ViLBERTConfig`
+- models: `load`, `AudioVisualPipeline`, `VisionLanguagePipeline`, `L3Net`, `L3NetConfig`, `AVENet`, `ViLBERT`,
+  `ViLBERTConfig`
 - data: `prepare_videos`, `prepare_pairs`, `prepare_regions`, `extract_regions`, `synthesize`, `ShardReader`
 - training and use: `train`, `evaluate`, `EvaluationResult`, `export`, `push_to_hub`
 - errors: `ComodalError`, and its kinds `MediaError`, `DataError`, `CheckpointError`, `RecipeError`
@@ -48,11 +48,9 @@ if TYPE_CHECKING:
     from comodal.errors import RecipeError as RecipeError
     from comodal.hub import push_to_hub as push_to_hub
     from comodal.inference.audio_visual import AudioVisualPipeline as AudioVisualPipeline
-    from comodal.inference.joint_embedding_pipeline import JointEmbeddingPipeline as JointEmbeddingPipeline
     from comodal.inference.load_pipeline import load as load
     from comodal.inference.vision_language import VisionLanguagePipeline as VisionLanguagePipeline
     from comodal.models.ave_net.ave_net import AVENet as AVENet
-    from comodal.models.ave_net.ave_net import AVENetConfig as AVENetConfig
     from comodal.models.l3net.l3net import L3Net as L3Net
     from comodal.models.l3net.l3net import L3NetConfig as L3NetConfig
     from comodal.models.vilbert.vilbert import ViLBERT as ViLBERT
@@ -67,13 +65,11 @@ if TYPE_CHECKING:
 
 _DEFINED_IN = {
     "AVENet": "comodal.models.ave_net.ave_net",
-    "AVENetConfig": "comodal.models.ave_net.ave_net",
     "AudioVisualPipeline": "comodal.inference.audio_visual",
     "CheckpointError": "comodal.errors",
     "ComodalError": "comodal.errors",
     "DataError": "comodal.errors",
     "EvaluationResult": "comodal.tasks.evaluate_task",
-    "JointEmbeddingPipeline": "comodal.inference.joint_embedding_pipeline",
     "L3Net": "comodal.models.l3net.l3net",
     "L3NetConfig": "comodal.models.l3net.l3net",
     "MediaError": "comodal.errors",

@@ -12,6 +12,7 @@ from PIL import Image
 import comodal
 from comodal.cli.program import main
 from comodal.errors import CheckpointError
+from comodal.inference.joint_embedding_pipeline import JointEmbeddingPipeline
 from comodal.models.ave_net.ave_net import SMALL_AVE_NET_CONFIG, AVENet
 from comodal.models.checkpoint import save_model
 from comodal.models.vilbert.vilbert import ViLBERT
@@ -34,13 +35,13 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def pipeline(folder: Path) -> comodal.JointEmbeddingPipeline:
+def pipeline(folder: Path) -> JointEmbeddingPipeline:
     pipeline = comodal.load(folder / "model", device="cpu", precision="fp32")
-    assert isinstance(pipeline, comodal.JointEmbeddingPipeline)
+    assert isinstance(pipeline, JointEmbeddingPipeline)
     return pipeline
 
 
-def test_an_image_is_embedded_by_its_center(folder: Path, pipeline: comodal.JointEmbeddingPipeline):
+def test_an_image_is_embedded_by_its_center(folder: Path, pipeline: JointEmbeddingPipeline):
     """A short side of 64 is 8/7 of 56, so nothing is resized."""
     pixels = np.asarray(Image.open(folder / "image.png"))
     center = torch.from_numpy(pixels[4:60, 4:60].copy()).permute(2, 0, 1)[None]
@@ -50,7 +51,7 @@ def test_an_image_is_embedded_by_its_center(folder: Path, pipeline: comodal.Join
     assert np.allclose(pipeline.embed_image([pixels, pixels]), np.repeat(expected, 2, 0), atol=1e-5)
 
 
-def test_audio_is_embedded_by_its_windows(folder: Path, pipeline: comodal.JointEmbeddingPipeline):
+def test_audio_is_embedded_by_its_windows(folder: Path, pipeline: JointEmbeddingPipeline):
     samples, _ = soundfile.read(folder / "noise.wav", dtype="float32")
     vectors, seconds = pipeline.embed_audio(folder / "noise.wav", hop_seconds=0.5)
     assert seconds.tolist() == [0.0, 0.5, 1.0, 1.5]
@@ -61,7 +62,7 @@ def test_audio_is_embedded_by_its_windows(folder: Path, pipeline: comodal.JointE
         pipeline.embed_audio(samples[:24_000], RATE)
 
 
-def test_a_match_is_the_networks_probability(folder: Path, pipeline: comodal.JointEmbeddingPipeline):
+def test_a_match_is_the_networks_probability(folder: Path, pipeline: JointEmbeddingPipeline):
     image = torch.from_numpy(np.asarray(Image.open(folder / "image.png")).copy()).permute(2, 0, 1)[None]
     samples, _ = soundfile.read(folder / "noise.wav", dtype="float32")
     with torch.inference_mode():
