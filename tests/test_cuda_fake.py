@@ -22,7 +22,8 @@ from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.task_model import TaskModelConfig as TaskConfig
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.objectives.avc import AllPairs, AudioVisualCorrespondence, FrozenTowersCorrespondence
+from comodal.objectives.avc import AllPairs, AudioVisualCorrespondence
+from comodal.objectives.frozen_parts import BOTH_TOWERS
 from comodal.objectives.pretraining import ViLBERTPretraining, count_target_columns
 from comodal.recipes.avc_pretraining import AVC_VARIANTS
 from comodal.recipes.clip_classification import ClipClassificationObjective
@@ -80,7 +81,7 @@ def test_supervised_baselines_train_and_score_pairs():
     classifier = ClipClassifierConfig(config, 2)
     train_on_the_fake_gpu(lambda: ClipClassificationObjective(ClipClassifier(classifier)), labeled, "bf16")
     pairs = AudioVisualBatch(image, audio, torch.zeros(4, dtype=torch.bool), torch.arange(4), tuple("abcd"))
-    train_on_the_fake_gpu(lambda: FrozenTowersCorrespondence(L3Net(config)), pairs, "fp32")
+    train_on_the_fake_gpu(lambda: AudioVisualCorrespondence(L3Net(config), BOTH_TOWERS), pairs, "fp32")
     with fake_gpu():
         for model in (ClipClassifier(classifier).to(GPU), L3Net(config).to(GPU)):
             features = embed_batch(model, pairs.to(GPU), FakeCompute(precision="bf16"), 2)

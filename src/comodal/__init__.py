@@ -17,7 +17,8 @@ Prepare data, train and evaluate, as the commands `comodal prepare`, `comodal tr
 
 Public names, each with its own help, such as `help(comodal.load)`:
 
-- models: `load`, `AudioVisualPipeline`, `VisionLanguagePipeline`, `L3Net`, `L3NetConfig`, `ViLBERT`, `ViLBERTConfig`
+- models: `load`, `AudioVisualPipeline`, `VisionLanguagePipeline`, `L3Net`, `L3NetConfig`, `AVENet`, `ViLBERT`,
+  `ViLBERTConfig`
 - data: `prepare_videos`, `prepare_pairs`, `prepare_regions`, `extract_regions`, `synthesize`, `ShardReader`
 - training and use: `train`, `evaluate`, `EvaluationResult`, `export`, `push_to_hub`
 - errors: `ComodalError`, and its kinds `MediaError`, `DataError`, `CheckpointError`, `RecipeError`
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from comodal.inference.audio_visual import AudioVisualPipeline as AudioVisualPipeline
     from comodal.inference.load_pipeline import load as load
     from comodal.inference.vision_language import VisionLanguagePipeline as VisionLanguagePipeline
+    from comodal.models.ave_net.ave_net import AVENet as AVENet
     from comodal.models.l3net.l3net import L3Net as L3Net
     from comodal.models.l3net.l3net import L3NetConfig as L3NetConfig
     from comodal.models.vilbert.vilbert import ViLBERT as ViLBERT
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from comodal.training.run import train as train
 
 _DEFINED_IN = {
+    "AVENet": "comodal.models.ave_net.ave_net",
     "AudioVisualPipeline": "comodal.inference.audio_visual",
     "CheckpointError": "comodal.errors",
     "ComodalError": "comodal.errors",

@@ -5,9 +5,11 @@ Every function also works in a single process, so that callers need not distingu
 
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from comodal.hardware import find_device
 
@@ -84,3 +86,32 @@ def all_gather_texts(values: tuple[str, ...]) -> tuple[str, ...]:
     parts: list[tuple[str, ...]] = [()] * count_processes()
     dist.all_gather_object(parts, values)
     return tuple(value for part in parts for value in part)
+
+
+class GatherRows(torch.autograd.Function):
+    """The rows of all processes, in the order of their ranks. The gradient is that of the sum of all losses."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.num_rows = len(rows)
+        parts = [torch.empty_like(rows) for _ in range(count_processes())]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(gradient)
+        return gradient.narrow(0, get_process_rank() * ctx.num_rows, ctx.num_rows)
+
+
+def all_gather_rows(rows: Tensor) -> Tensor:
+    """Gathers the rows of all processes in the order of their ranks, with gradients; every process has as many rows.
+
+    The gradient is summed over the losses of all processes. Where every process computes the same loss of the gathered
+    rows, the mean over processes, which `DistributedDataParallel` takes, is the gradient of that loss.
+    """
+    if count_processes() == 1:
+        return rows
+    gathered: Tensor = GatherRows.apply(rows.contiguous())
+    return gathered

@@ -32,7 +32,7 @@ from comodal.models.checkpoint import (
     load_model,
     read_model_config,
 )
-from comodal.regions.backbones import LITE0
+from comodal.models.efficientnet_lite0 import LITE0
 from comodal.regions.region_network import check_stored_network
 from comodal.tasks.evaluation.results_card import CARD_FILE, read_card, render_card_markdown
 from comodal.tasks.vision_language.answer_files import VQA_HEAD

@@ -65,6 +65,10 @@ RECIPES = Registry(
         "l3net": RegistryEntry(
             "comodal.recipes.avc_pretraining:recipe", "audio-visual correspondence on clips of video, without labels"
         ),
+        "ave_net": RegistryEntry(
+            "comodal.recipes.ave_net_pretraining:recipe",
+            "a joint embedding space of images and audio (AVE-Net, AVOL-Net), on clips of video",
+        ),
         "clip_classes": RegistryEntry(
             "comodal.recipes.clip_classification:recipe",
             "classification of labeled clips by image and by audio (L3-Net's supervised baselines)",

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from comodal.cli.program import main
-from comodal.inference.draw_boxes import draw_grounded_boxes
+from comodal.inference.figures.draw_boxes import draw_grounded_boxes
 from comodal.inference.vision_language import EncodedImage, GroundedBox
 from comodal.models.checkpoint import load_model, save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig

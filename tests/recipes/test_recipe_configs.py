@@ -44,10 +44,19 @@ def small_fusion(folder: Path) -> list[str]:
     return [*small_l3net(folder), "--start-from", f"{folder / 'classes'}"]
 
 
+def small_ave_net(folder: Path) -> list[str]:
+    """Without the weights of musicnn, which no package of the tests has."""
+    for seed, split in enumerate(("train", "validation")):
+        write_world(folder / "shards" / split, 8, seed=seed, short_side=76)
+    words = ["--data", f"{folder / 'shards'}", "--steps", "2", "--batch-size", "4", "--image-size", "64"]
+    return [*words, "--validation-pairs", "4", "--audio-backbone", "spectrogram_statistics"]
+
+
 # For each config, or for each recipe that has configs: small data, and the flags for two steps on it, which override
 # the config.
 SMALL_DATA: dict[str, Callable[[Path], list[str]]] = {
     "l3net": small_l3net,
+    "ave_net": small_ave_net,
     "clip_classes": small_clip_classes,
     "l3net_supervised_pretraining": small_fusion,
 } | SMALL_VILBERT_DATA

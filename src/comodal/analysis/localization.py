@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from comodal.analysis.heatmaps import resize_maps
 from comodal.hardware import get_module_device
+from comodal.models.ave_net.ave_net import AVENet
 from comodal.models.l3net.l3net import L3Net
 
 
@@ -56,9 +57,14 @@ class AudioVisualMaps(NamedTuple):
 
 @torch.inference_mode()
 def predict_by_position(
-    model: L3Net, image: UInt8[Tensor, "batch 3 height width"], audio: Float[Tensor, "batch samples"]
+    model: L3Net | AVENet, image: UInt8[Tensor, "batch 3 height width"], audio: Float[Tensor, "batch samples"]
 ) -> LocalizationResult:
     """The margin of the whole image, and of each of its positions alone."""
+    if isinstance(model, AVENet):
+        device = get_module_device(model)
+        logits = model(image.to(device), audio.to(device)).logits
+        position_margins = model.localize(image.to(device), audio.to(device))
+        return LocalizationResult((logits[:, 1] - logits[:, 0]).float().cpu(), position_margins.float().cpu())
     maps = encode_both_towers(model, image, audio)
     audio_features = maps.audio_features
     image_margin = compute_match_margin(model, maps.image_features, audio_features)

@@ -20,7 +20,7 @@ from jaxtyping import Float, Float32, UInt8
 from comodal.analysis.localization import find_map_peak, predict_by_position
 from comodal.analysis.pages.match_page import MatchWindow, draw_match_windows, write_match_page
 from comodal.console import Table, print_json, print_line
-from comodal.errors import DataError, MediaError
+from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.files import write_bytes_atomically
 from comodal.hardware import DeviceName, Precision, resolve_compute
 from comodal.media.audio import resample_audio, stream_audio
@@ -29,7 +29,9 @@ from comodal.media.storage.refused_formats import RefusalReason
 from comodal.media.storage.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from comodal.media.user_inputs import to_rgb_array, to_waveform
 from comodal.media.video import MAX_SILENT_PEAK, iterate_frames
-from comodal.models.l3net.l3net import L3Net, load_l3net
+from comodal.models.ave_net.ave_net import AVENet
+from comodal.models.checkpoint import load_model
+from comodal.models.l3net.l3net import L3Net
 
 MAX_SIDE_RATIO = 16  # maximum aspect ratio of an image, as of a video
 GPU_WINDOWS = 64  # windows on a GPU; a CPU takes one at a time
@@ -78,7 +80,7 @@ def match(
     Args:
         files: An image or a video, then audio (or a video, whose audio is used); a video alone is matched with its own
             audio.
-        model: Run folder or model folder of an L3-Net.
+        model: Run folder or model folder of an L3-Net or an AVE-Net.
         hop_seconds: Time between predictions; each takes one second of audio (or the model's window).
         json: Print JSON instead of a table.
         out: An image (.png) or a page (.html) to write: predictions over time, and frames with localization maps.
@@ -101,7 +103,7 @@ def match(
         raise ValueError(f"--out {out}: give a .png or a .html file")
     if len(files) > 2:
         raise DataError(f"{len(files)} files; match takes an image or a video, and audio")
-    network, compute = load_l3net(model), resolve_compute(device, precision)
+    network, compute = load_match_model(model), resolve_compute(device, precision)
     with compute.autocast():
         result = match_files(network.to(compute.device), files[0], files[1] if len(files) > 1 else None, hop_seconds)
     if json:
@@ -117,8 +119,24 @@ def match(
     return result
 
 
+def load_match_model(path: Path) -> L3Net | AVENet:
+    """Loads an L3-Net or an AVE-Net, in evaluation mode.
+
+    Raises:
+        CheckpointError: There is no model, it is damaged, or it is another kind of model.
+    """
+    model = load_model(path)
+    if not isinstance(model, L3Net | AVENet):
+        raise CheckpointError(f"{path}: a {type(model).__name__}; this needs an L3Net or an AVENet")
+    return model
+
+
 def match_files(
-    model: L3Net, medium: Any, audio: Any = None, hop_seconds: float = 1.0, sample_rate: int | float | None = None
+    model: L3Net | AVENet,
+    medium: Any,
+    audio: Any = None,
+    hop_seconds: float = 1.0,
+    sample_rate: int | float | None = None,
 ) -> MatchResult:
     """Predictions for an image or a video with audio, or for a video with its own audio.
 
@@ -174,7 +192,7 @@ def match_files(
 
 
 def score_windows(
-    model: L3Net,
+    model: L3Net | AVENet,
     medium: Path,
     frames: Iterable[UInt8[np.ndarray, "_ _ 3"]],
     blocks: Iterable[Float[np.ndarray, " _"]],
@@ -249,7 +267,7 @@ def cut_audio_windows(
 
 
 def predict_windows(
-    model: L3Net, inputs: Sequence[tuple[float, Float[np.ndarray, " samples"], UInt8[np.ndarray, "_ _ 3"]]]
+    model: L3Net | AVENet, inputs: Sequence[tuple[float, Float[np.ndarray, " samples"], UInt8[np.ndarray, "_ _ 3"]]]
 ) -> list[MatchWindow]:
     """The predictions for some windows, each with time, audio and frame. Frames of one size are computed in one batch.
     The prediction of a silent window is None, for silence is not evidence of match or mismatch.

@@ -151,7 +151,7 @@ def ground(
     draw(encoded_image, [TextPredictions(phrase, grounded_boxes)])
     print_grounded_boxes(grounded_boxes, options.json)
     if out is not None:
-        figure = import_object("comodal.inference.draw_boxes:draw_grounded_boxes")(
+        figure = import_object("comodal.inference.figures.draw_boxes:draw_grounded_boxes")(
             encoded_image, grounded_boxes, phrase
         )
         with write_atomically(out) as path:

@@ -44,6 +44,7 @@ MODEL_MODULES = {  # class named in config.json -> its module in comodal.models
     "L3Net": "l3net.l3net",
     "L3Classifier": "l3net.l3net_classifier",
     "ClipClassifier": "l3net.clip_classifier",
+    "AVENet": "ave_net.ave_net",
     "ViLBERT": "vilbert.vilbert",
     "SingleStream": "vilbert.single_stream",
     "TaskModel": "vilbert.task_model",

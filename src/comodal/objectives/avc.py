@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from comodal.data.batch import AudioVisualBatch
 from comodal.objectives.contrastive import compute_contrastive_loss
+from comodal.objectives.frozen_parts import FrozenPartsObjective
 
 
 def compute_correspondence_loss(logits: Float[Tensor, "batch 2"], is_match: Bool[Tensor, "batch"]) -> dict[str, Tensor]:
@@ -17,40 +18,15 @@ def compute_correspondence_loss(logits: Float[Tensor, "batch 2"], is_match: Bool
     return {"loss": F.cross_entropy(logits, target), "accuracy": (logits.argmax(-1) == target).float().mean()}
 
 
-class AudioVisualCorrespondence(nn.Module):
+class AudioVisualCorrespondence(FrozenPartsObjective):
     """The paper's objective: one image and one second of audio per sample, half of them matched.
 
-    Needs a model whose output for (image, audio) has `logits` of (batch, 2): mismatch, match.
+    Needs a model whose output for (image, audio) has `logits` of (batch, 2): mismatch, match. With frozen towers, only
+    the layers after them are trained.
     """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, batch: AudioVisualBatch) -> dict[str, Tensor]:
         return compute_correspondence_loss(self.model(batch.image, batch.audio).logits, batch.is_match)
-
-
-class FrozenTowersCorrespondence(AudioVisualCorrespondence):
-    """The paper's objective on the features of fixed towers: only the fusion network is trained.
-
-    The towers stay in evaluation mode, so that their batch norms keep the statistics that they were trained with.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
-        for tower in self.list_towers():
-            tower.requires_grad_(False)
-
-    def list_towers(self) -> list[nn.Module]:
-        """The parts of the model that are not trained."""
-        return [self.model.get_submodule(name) for name in ("image_tower", "audio_tower")]
-
-    def train(self, mode: bool = True) -> "FrozenTowersCorrespondence":
-        super().train(mode)
-        for tower in self.list_towers():
-            tower.eval()
-        return self
 
 
 class AllPairs(nn.Module):

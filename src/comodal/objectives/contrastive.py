@@ -1,7 +1,7 @@
 """Contrastive learning within a batch, in both directions (InfoNCE).
 
 Each row's positive is compared with the other rows of the batch. The loss of B indistinguishable rows is log B.
-Negatives come from the batch of one process.
+Whether negatives come from one process or from all is up to the objective.
 """
 
 from typing import NamedTuple

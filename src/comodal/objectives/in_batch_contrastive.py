@@ -5,39 +5,13 @@ flow back to the process that computed them. The mean over the processes has the
 batch.
 """
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from comodal import distributed
+from comodal.distributed import all_gather_rows
 from comodal.objectives.contrastive import ContrastiveLoss, compute_contrastive_loss
-
-
-class _GatherRows(torch.autograd.Function):
-    """Concatenates the rows of all processes in the order of their ranks; sums their gradients."""
-
-    @staticmethod
-    def forward(_context: Any, rows: Tensor) -> Tensor:
-        parts = [torch.empty_like(rows) for _ in range(distributed.count_processes())]
-        dist.all_gather(parts, rows.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(_context: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
-        dist.all_reduce(total)
-        return total.chunk(distributed.count_processes())[distributed.get_process_rank()]
-
-
-def gather_rows(rows: Float[Tensor, "batch dim"] | Int64[Tensor, "batch"]) -> Tensor:
-    """The rows of all processes, which have the same number of rows each; gradients flow to where a row came from."""
-    if distributed.count_processes() == 1:
-        return rows
-    gathered: Tensor = _GatherRows.apply(rows)
-    return gathered
 
 
 def compute_in_batch_contrastive_loss(
@@ -55,9 +29,9 @@ def compute_in_batch_contrastive_loss(
         log_temperature: Logarithm of the temperature that divides the cosines.
     """
     rows = len(first)
-    gathered = gather_rows(torch.cat([first, second], 1).float())
+    gathered = all_gather_rows(torch.cat([first, second], 1).float())
     all_first, all_second = gathered.split(first.shape[1], 1)
-    all_groups = gather_rows(groups)
+    all_groups = all_gather_rows(groups)
     scores = all_first @ all_second.T * (-log_temperature).exp()
     own = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     start = distributed.get_process_rank() * rows

@@ -24,6 +24,7 @@ from comodal.data.shards.pair_sampler import MatchedPairSampler, PairSampler
 from comodal.data.shards.shard_reader import ShardReader
 from comodal.errors import CheckpointError, DataError, check_number
 from comodal.flat_parameters import flatten_parameters
+from comodal.models.ave_net.ave_net import AVENetConfig
 from comodal.models.checkpoint import read_model_about
 from comodal.models.l3net.l3net import (
     L3EMBEDDING_L3NET_CONFIG,
@@ -34,7 +35,8 @@ from comodal.models.l3net.l3net import (
     make_small_l3net_config,
 )
 from comodal.models.l3net.l3net_classifier import load_any_l3net
-from comodal.objectives.avc import AllPairs, AudioVisualCorrespondence, FrozenTowersCorrespondence
+from comodal.objectives.avc import AllPairs, AudioVisualCorrespondence
+from comodal.objectives.frozen_parts import BOTH_TOWERS
 from comodal.training.memory_limits import check_model_fits
 from comodal.training.optimization import make_adam, make_cosine_schedule
 from comodal.training.recipe_run import PretrainingSchedule, Run, VariantDefaults
@@ -215,7 +217,7 @@ def build_avc_objective(model: L3Net, objective: Objective, trained_layers: Lite
     if trained_layers == "fusion" and objective == "all_pairs":
         raise ValueError("--trained-layers fusion is for --objective avc")
     if trained_layers == "fusion":
-        return FrozenTowersCorrespondence(model)
+        return AudioVisualCorrespondence(model, BOTH_TOWERS)
     return AllPairs(model) if objective == "all_pairs" else AudioVisualCorrespondence(model)
 
 
@@ -248,7 +250,7 @@ def copy_l3net_weights(model: L3Net, path: Path) -> None:
 
 
 def make_pair_validation_loader(
-    folder: Path, config: L3NetConfig, batch_size: int, loading: AVCLoading
+    folder: Path, config: L3NetConfig | AVENetConfig, batch_size: int, loading: AVCLoading
 ) -> Loader | None:
     """The fixed pairs of validation, in whole batches; None without validation."""
     if not loading.validation_pairs:
@@ -260,7 +262,7 @@ def make_pair_validation_loader(
 
 def make_clip_pairs(
     folder: Path,
-    config: L3NetConfig,
+    config: L3NetConfig | AVENetConfig,
     seed: int,
     augmentation: Augmentation | None,
     sampler: type[PairSampler] = PairSampler,

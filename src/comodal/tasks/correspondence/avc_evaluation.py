@@ -22,6 +22,7 @@ from comodal.data.sources.split_names import SPLITS
 from comodal.errors import CheckpointError, DataError, check_number
 from comodal.flat_parameters import flatten_parameters
 from comodal.hardware import Compute, ComputeOptions
+from comodal.models.ave_net.ave_net import AVENet
 from comodal.models.calibration import calibrate_batch_norms
 from comodal.models.checkpoint import load_model, make_untrained_copy
 from comodal.models.l3net.clip_classifier import ClipClassifier
@@ -94,14 +95,15 @@ def evaluate_avc(model: Path, data: Path, evaluation: AVCEvaluation = DEFAULT_AV
     the same source video are no candidates. Ties count as ahead of the correct one.
 
     Args:
-        model: Run or model folder of an L3-Net, or of `comodal train clip_classes`, whose decision is the scalar
-            product of the two vectors of class probabilities ("supervised direct combination").
+        model: Run or model folder of an L3-Net, of an AVE-Net, or of `comodal train clip_classes`, whose decision is
+            the scalar product of the two vectors of class probabilities ("supervised direct combination").
         data: Folder written by `comodal prepare`.
         evaluation: The options.
 
     Returns:
         avc.accuracy with its interval, avc.matched and avc.mismatched, avc.class.NAME where clips have labels, and
-        avc.image_to_audio and avc.audio_to_image with recall at 1, 5 and 10, median and mean rank; the same of the
+        avc.image_to_audio and avc.audio_to_image with recall at 1, 5 and 10, median and mean rank, and the pairwise
+        accuracy (the fraction of the other clips that rank behind the correct one, by chance 0.5); the same of the
         untrained network below avc.untrained, and avc.chance_level.
 
     Raises:
@@ -165,7 +167,7 @@ def count_calibration_moments(num_moments: int) -> int:
     )
 
 
-def load_correspondence_model(path: Path) -> L3Net | ClipClassifier:
+def load_correspondence_model(path: Path) -> L3Net | AVENet | ClipClassifier:
     """Loads a model that scores pairs.
 
     Raises:
@@ -174,14 +176,18 @@ def load_correspondence_model(path: Path) -> L3Net | ClipClassifier:
     model = load_model(path)
     if isinstance(model, ClipClassifier):
         return model
+    if isinstance(model, AVENet):
+        return model
     if not isinstance(model, L3Net):
-        raise CheckpointError(f"{path}: a {type(model).__name__}; this needs an L3Net or a ClipClassifier")
+        raise CheckpointError(f"{path}: a {type(model).__name__}; this needs an L3Net, an AVENet or a ClipClassifier")
     if not bool(model.fc1.weight.any()):
         raise CheckpointError(f"{path}: it has no fusion network, so it cannot score pairs; OpenL3's files have none")
     return model
 
 
-def open_moments(data: Path, split: str, model: L3Net | ClipClassifier, evaluation: AVCEvaluation) -> MomentDataset:
+def open_moments(
+    data: Path, split: str, model: L3Net | AVENet | ClipClassifier, evaluation: AVCEvaluation
+) -> MomentDataset:
     """The moments of a split."""
     config = model.config.l3net if isinstance(model, ClipClassifier) else model.config
     folder = data / split

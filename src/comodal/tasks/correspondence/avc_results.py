@@ -71,6 +71,11 @@ class AVCResults:
                     for name, value in ranks.items()
                     if not name.endswith(".predicted")
                 }
+                wins = decisions.ranks.compute_pairwise_accuracy(direction)
+                sources = self.sources[: self.gallery]
+                low, high = compute_bootstrap_interval(wins, np.random.default_rng(0), groups=sources)
+                name = f"{prefix}.{direction}.pairwise"
+                flat |= {name: float(wins.mean()), f"{name}.low": low, f"{name}.high": high}
         flat |= {f"{AVC_TASK}.class.{row.name}": row.accuracy for row in self.list_classes()}
         flat[f"{AVC_TASK}.chance_level"] = 0.5
         candidates = self.systems["trained"].ranks.candidates
@@ -173,6 +178,8 @@ def build_avc_card(
             for cut in RECALL_CUTOFFS:
                 label = f"{direction.replace('_', ' ')} R@{cut}{suffix}"
                 scores[label] = get_score_entry(metrics, f"{prefix}.{direction}.r{cut}")
+            label = f"{direction.replace('_', ' ')} pairwise accuracy{suffix}"
+            scores[label] = get_score_entry(metrics, f"{prefix}.{direction}.pairwise")
             scores[f"{direction.replace('_', ' ')} median rank{suffix}"] = ScoreEntry(
                 metrics[f"{prefix}.{direction}.median"]
             )

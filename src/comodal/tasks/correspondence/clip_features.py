@@ -20,6 +20,7 @@ from comodal.data.shards.clip_dataset import ClipPairDataset
 from comodal.data.shards.pair_sampler import ClipPair, PairSampler, draw_pair_times
 from comodal.data.shards.shard_reader import ShardReader
 from comodal.hardware import MEMORY_FORMATS, Compute, choose_training_layout
+from comodal.models.ave_net.ave_net import AVENetConfig
 from comodal.models.l3net.l3net import L3NetConfig
 from comodal.progress import track_progress
 
@@ -31,7 +32,9 @@ MOMENT_STREAM = 4  # separates the random state of the moments from that of othe
 
 @runtime_checkable
 class CorrespondenceModel(Protocol):
-    """A model that scores pairs from features of images and of audio: an L3-Net, or a pair of classifiers."""
+    """A model that scores pairs from features of images and of audio: an L3-Net, an AVE-Net, or a pair of
+    classifiers.
+    """
 
     def compute_image_features(self, image: Tensor, /) -> Tensor: ...
 
@@ -81,7 +84,12 @@ class MomentDataset(ClipPairDataset):
     """
 
     def __init__(
-        self, shards: ShardReader, config: L3NetConfig, max_clips: int | None, moments: int, seed: int
+        self,
+        shards: ShardReader,
+        config: L3NetConfig | AVENetConfig,
+        max_clips: int | None,
+        moments: int,
+        seed: int,
     ) -> None:
         self.clips = np.arange(min(len(shards), max_clips or len(shards)))
         self.moments = moments

@@ -95,6 +95,10 @@ class CrossModalRanks(NamedTuple):
     audio_to_image: Int64[np.ndarray, " clips"]
     candidates: Int64[np.ndarray, " clips"]  # of each query: the correct one, and those of other source videos
 
+    def compute_pairwise_accuracy(self, direction: str) -> Float[np.ndarray, " clips"]:
+        """For each query, the fraction of the other candidates that rank behind the correct one (chance level: 0.5)."""
+        return 1 - getattr(self, direction) / np.maximum(self.candidates - 1, 1)
+
 
 def rank_moments(margins: Float[np.ndarray, "clips clips"], groups: Int64[np.ndarray, " clips"]) -> CrossModalRanks:
     """Ranks the correct candidate of each query among those of other source videos; ties count as ahead of it."""
