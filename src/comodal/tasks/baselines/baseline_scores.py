@@ -14,8 +14,8 @@ from comodal.tasks.baselines.text_and_region_classifiers import (
     BASELINE_LABELS,
     BaselineItem,
     FindRow,
+    average_regions,
     fit_and_predict,
-    pool_regions,
 )
 from comodal.tasks.evaluation.metrics import compute_bootstrap_interval
 from comodal.tasks.evaluation.results_card import ScoreEntry
@@ -72,8 +72,8 @@ def score_baselines(
     predictions = fit_and_predict(
         read_training(options.train_data),
         evaluated,
-        partial(pool_regions, training_store, index_images(training_store)),
-        partial(pool_regions, store, index_images(store)),
+        partial(average_regions, training_store, index_images(training_store)),
+        partial(average_regions, store, index_images(store)),
     )
     groups = [item.group for item in evaluated]
     metrics: dict[str, float] = {}

@@ -55,7 +55,7 @@ FindRow = Callable[[str], int | None]  # the row of an image in a store
 PoolRegions = Callable[[Sequence[str]], Float32[np.ndarray, " features"] | None]
 
 
-def pool_regions(
+def average_regions(
     store: RegionStore, find_row: FindRow, images: Sequence[str]
 ) -> Float32[np.ndarray, " features"] | None:
     """The mean region feature of each image, concatenated; None if an image is missing or has no region."""
