@@ -223,7 +223,7 @@ def evaluate_questions(
         )
         write_bytes_atomically(evaluation.out / "submission.json", submission.encode())
     counted_questions = [item for item in all_questions if item.is_counted and item.answer is not None]
-    known_answers, scored = set(vocabulary), counted_questions or all_questions
+    valid_answers, scored = set(vocabulary), counted_questions or all_questions
     counts = {**count_items(len(scored), sum(item.key in predictions for item in scored)), **excluded}
     print_line(
         f"{task.title}, {questions.name}: {len(all_questions):,} questions"
@@ -237,7 +237,7 @@ def evaluate_questions(
             lambda store: ImageRows(store, "visual_genome").find,
         )  # fmt: skip
         metrics |= baseline_metrics
-        num_unknown = sum(item.answer not in known_answers for item in counted_questions)
+        num_unknown = sum(item.answer not in valid_answers for item in counted_questions)
         if len(counted_questions) < len(all_questions):
             counts["not in the official score"] = len(all_questions) - len(counted_questions)
         if num_unknown:

@@ -339,8 +339,8 @@ def list_baseline_items(questions: Sequence[VQAQuestion]) -> list[BaselineItem]:
 
 def count_unreachable_questions(human_answers: Iterable[Sequence[str]], vocabulary: Sequence[str]) -> dict[str, int]:
     """The number of questions without an answer in the vocabulary; they are scored too."""
-    known_answers = {normalize_answer(answer) for answer in vocabulary}
-    count = sum(known_answers.isdisjoint(map(normalize_answer, answers)) for answers in human_answers)
+    valid_answers = {normalize_answer(answer) for answer in vocabulary}
+    count = sum(valid_answers.isdisjoint(map(normalize_answer, answers)) for answers in human_answers)
     return {f"{REASON_NO_HUMAN_ANSWER} (still scored)": count} if count else {}
 
 
