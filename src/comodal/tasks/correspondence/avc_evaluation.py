@@ -121,10 +121,7 @@ def evaluate_avc(model: Path, data: Path, evaluation: AVCEvaluation = DEFAULT_AV
         raise ValueError(f"--threshold-split {evaluation.split}: the threshold must be chosen on another split")
     compute = evaluation.resolve()
     examples = open_examples(data, evaluation.split, trained, evaluation)
-    untrained = make_untrained_copy(trained, evaluation.seed)
-    count = count_calibration_examples(examples.num_examples)
-    calibrate_batch_norms(untrained, untrained, *read_first_examples(examples, count))
-    models = {"trained": trained, UNTRAINED_SYSTEM: untrained}
+    models = {"trained": trained, UNTRAINED_SYSTEM: build_untrained_control(trained, examples, evaluation.seed)}
     features, seconds = compute_example_features(models, examples, compute, evaluation.workers)
     groups = number_sources(examples.sources)
     pairs = draw_example_pairs(groups, evaluation.seed)
@@ -137,14 +134,9 @@ def evaluate_avc(model: Path, data: Path, evaluation: AVCEvaluation = DEFAULT_AV
         )
         for name, one in models.items()
     }
-    labels = read_clip_labels(examples.shards)
-    results = AVCResults(
-        pairs=pairs,
-        systems=systems,
-        sources=examples.sources,
-        labels=[labels[clip] for clip in examples.list_example_clips()],
-        gallery=gallery,
-    )
+    clip_labels = read_clip_labels(examples.shards)
+    labels = [clip_labels[clip] for clip in examples.list_example_clips()]
+    results = AVCResults(pairs=pairs, systems=systems, sources=examples.sources, labels=labels, gallery=gallery)
     print_line(
         f"{data / evaluation.split}: {len(examples):,} clips, {examples.num_examples:,} examples, {len(pairs.image):,} "
         f"pairs; {len(pairs.image) / max(seconds, 1e-9):,.0f} pairs a second with {len(models)} networks"
@@ -158,6 +150,14 @@ def evaluate_avc(model: Path, data: Path, evaluation: AVCEvaluation = DEFAULT_AV
     if needs_threshold:
         settings |= {"threshold": thresholds["trained"], "threshold split": evaluation.threshold_split}
     return report_avc(results, model, data, evaluation.split, evaluation.seed, settings, evaluation.out)
+
+
+def build_untrained_control(trained: nn.Module, examples: AVCExampleDataset, seed: int) -> nn.Module:
+    """An untrained network of the same shape, whose batch norms are calibrated on the first examples."""
+    untrained = make_untrained_copy(trained, seed)
+    count = count_calibration_examples(examples.num_examples)
+    calibrate_batch_norms(untrained, untrained, *read_first_examples(examples, count))
+    return untrained
 
 
 def count_calibration_examples(num_examples: int) -> int:

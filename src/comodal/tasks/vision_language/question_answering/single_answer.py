@@ -232,8 +232,8 @@ def evaluate_questions(
     if counted_questions:
         metrics = score_single_answers(task, counted_questions, submitted, predictions)
         baseline_metrics, fitted = score_baselines(
-            task.name, baselines, lambda path: list_baseline_items(task.read_questions(path)[0]),
-            list_baseline_items(counted_questions), loaded.store,
+            task.name, baselines, lambda path: list_answer_items(task.read_questions(path)[0]),
+            list_answer_items(counted_questions), loaded.store,
             lambda store: ImageRows(store, "visual_genome").find,
         )  # fmt: skip
         metrics |= baseline_metrics
@@ -257,7 +257,7 @@ def evaluate_questions(
     return metrics
 
 
-def list_baseline_items(questions: Sequence[SingleAnswerQuestion]) -> list[BaselineItem]:
+def list_answer_items(questions: Sequence[SingleAnswerQuestion]) -> list[BaselineItem]:
     """The questions as items of the baselines; questions about one image are a group."""
     return [BaselineItem(question.text, (question.image,), question.answer, question.image) for question in questions]
 

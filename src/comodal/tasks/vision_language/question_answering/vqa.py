@@ -311,8 +311,8 @@ def evaluate_vqa(
         baseline_metrics, fitted = score_baselines(
             "vqa",
             baselines,
-            lambda path: list_baseline_items(read_vqa_questions(path, train_annotations)[0]),
-            list_baseline_items(question_list),
+            lambda path: list_vqa_items(read_vqa_questions(path, train_annotations)[0]),
+            list_vqa_items(question_list),
             loaded.store,
             lambda store: ImageRows(store, "coco").find,
             lambda labels: compute_vqa_accuracies(
@@ -332,7 +332,7 @@ def evaluate_vqa(
     return metrics
 
 
-def list_baseline_items(questions: Sequence[VQAQuestion]) -> list[BaselineItem]:
+def list_vqa_items(questions: Sequence[VQAQuestion]) -> list[BaselineItem]:
     """The questions as items of the baselines, labeled with their most common answer."""
     return [BaselineItem(item.text, (item.image,), item.most_common or None, item.image) for item in questions]
 
