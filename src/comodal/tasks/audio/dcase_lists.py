@@ -135,8 +135,8 @@ def read_scene_lists(data: Path, test: Path | None) -> AudioDataset:
 
 
 def build_scene_splits(
-    paths: Sequence[str],
-    pairs: Mapping[int, tuple[set[str], set[str]]],
+    paths: Sequence[Path],
+    pairs: Mapping[int, tuple[set[Path], set[Path]]],
     locations: Sequence[str],
     labels: Sequence[str],
 ) -> list[Split]:
