@@ -128,12 +128,12 @@ def fit_and_predict(
     labels[WORDS_AND_REGIONS] = []
     for block in split_blocks(evaluated):
         block_features = [pool_evaluated(item.images) for item in block]
-        known = [index for index, features in enumerate(block_features) if features is not None]
+        available = [index for index, features in enumerate(block_features) if features is not None]
         predicted: list[str | None] = [None] * len(block)
-        if known:
+        if available:
             features = np.stack([one for one in block_features if one is not None])
-            rows = join(vectorizer.transform([block[index].text for index in known]), features)
-            for index, label in zip(known, predict(rows), strict=True):
+            rows = join(vectorizer.transform([block[index].text for index in available]), features)
+            for index, label in zip(available, predict(rows), strict=True):
                 predicted[index] = label
         labels[WORDS_AND_REGIONS] += predicted
     return BaselinePredictions(labels, "; ".join(parts))
