@@ -81,6 +81,9 @@ class ComputeOptions:
         return resolve_compute(self.device, self.precision)
 
 
+AUTOMATIC = ComputeOptions()
+
+
 def resolve_compute(device: str = "auto", precision: Precision = "auto") -> Compute:
     """Resolves the device and the precision.
 

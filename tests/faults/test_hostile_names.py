@@ -81,7 +81,7 @@ def test_a_run_and_classes_with_brackets_go_through_training_evaluation_report_a
     assert f"wrote {page}" in said and "run[v2]" in page.read_text()
 
     said = run(capsys, "export", out, "--to", "torch", "--only", "image", "--out", world / "exported[v2]")
-    assert f"written to {world / 'exported[v2]'}\n" in said
+    assert f"wrote {world / 'exported[v2]'}\n" in said
     assert {path.name for path in (world / "exported[v2]").iterdir()} >= {"image.pt2", "export.json"}
     said = run(capsys, "share", out, world / "shared[v2]")
     assert f"{world / 'shared[v2]'}: " in said and "# run[v2]" in (world / "shared[v2]" / "README.md").read_text()

@@ -43,7 +43,20 @@ EXIT_FAILURE, EXIT_USAGE_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 RECIPE_ARGUMENTS = frozenset({"recipe", "parameters"})
 # Parameters of type Path that must exist; others may be written, or are read only sometimes.
 INPUT_OPTIONS = {
-    *("annotations", "apply", "bert", "captions", "data", "files", "image", "images", "instances", "model", "path"),
+    *(
+        "annotations",
+        "apply",
+        "bert",
+        "captions",
+        "data",
+        "files",
+        "folder",
+        "image",
+        "images",
+        "instances",
+        "model",
+        "path",
+    ),
     *("questions", "references", "regions", "run", "sentences", "audio", "source", "start_from", "store", "vocabulary"),
 }
 MODEL_OPTIONS = {"model", "start_from", "run"}  # may be OWNER/NAME on the Hugging Face hub

@@ -15,6 +15,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from comodal.demo.demo_parts import DEFAULT_SIZES, FULL_SCALE, SHORT_SCALE, Demo
 from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
 from comodal.flat_parameters import flatten_parameters
-from comodal.hardware import resolve_compute
+from comodal.hardware import AUTOMATIC, ComputeOptions
 from comodal.recipes import avc_pretraining, vilbert_pretraining
 from comodal.regions.extract import extract_regions
 from comodal.synthetic.synthesize import synthesize
@@ -65,22 +66,24 @@ RESULT_KEYS = {
 
 @flatten_parameters
 def run_demo(
-    folder: Path,
+    out: Path,
     full: bool = False,
     sizes: DemoSizes = DEFAULT_SIZES,
     bert: Path | None = None,
     seed: int = 0,
+    compute: ComputeOptions = AUTOMATIC,
 ) -> dict[str, float]:
     """Synthetic videos and images, a small L3-Net, a small ViLBERT, their scores and a report, in minutes.
 
     Args:
-        folder: Output folder; the same command continues an interrupted demo in it.
+        out: Output folder; the same command continues an interrupted demo in it.
         full: Train longer with the papers' objectives, and fine-tune ViLBERT on two labeled tasks. By default L3-Net
             scores all pairs of a batch, and ViLBERT has a contrastive loss, which need fewer steps.
         sizes: The amount of data and the length of training, where they differ from the demo's.
         bert: A Hugging Face BERT to initialize the text stream. By default it is randomly initialized: the small
-            vocabulary of this data needs no BERT, and six layers of MiniLM take five times as long.
+            vocabulary of this data needs no BERT, and six layers of MiniLM take several times as long.
         seed: Of the synthetic data, the pairs and the initial weights.
+        compute: Device and precision of all parts.
 
     Returns:
         The flat dict of metrics in results.json.
@@ -90,8 +93,8 @@ def run_demo(
         comodal demo demo-full/ --full
         comodal demo quick/ --videos 100 --steps 50 --scenes 100 --caption-steps 20
     """
-    start_seconds, parts = time.perf_counter(), DemoFolders(folder)
-    scale = sizes.apply(FULL_SCALE if full else SHORT_SCALE)
+    start_seconds, parts = time.perf_counter(), DemoFolders(out)
+    scale = replace(sizes.apply(FULL_SCALE if full else SHORT_SCALE), compute=compute)
     with start_second_process() as pool:
         synthesize_videos(parts, scale, seed)
         labeled_media = pool.submit(synthesize_labeled_media, parts, scale, seed)
@@ -109,12 +112,12 @@ def run_demo(
     if scale.task_epochs:
         print_heading("ViLBERT: tasks with labels")
         fine_tune_tasks(parts, scale, seed)
-        metrics |= evaluate_tasks(parts)
-    write_page(folder / "report.html", "comodal demo", evaluation.page + report_vilbert(parts, scale))
+        metrics |= evaluate_tasks(parts, scale)
+    write_page(out / "report.html", "comodal demo", evaluation.page + report_vilbert(parts, scale))
     metrics["seconds"] = time.perf_counter() - start_seconds
-    write_bytes_atomically(folder / "results.json", (json.dumps(metrics, indent=2) + "\n").encode())
+    write_bytes_atomically(out / "results.json", (json.dumps(metrics, indent=2) + "\n").encode())
     print_demo_results(metrics)
-    print_line(f"Report: {folder / 'report.html'}; metrics: {folder / 'results.json'}.")
+    print_line(f"Report: {out / 'report.html'}; metrics: {out / 'results.json'}.")
     return metrics
 
 
@@ -198,21 +201,27 @@ def train_l3net(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
         "cache_megabytes": CACHE_MEGABYTES,
         "seed": seed,
     }
-    train_to_last_step(avc_pretraining.recipe, settings, parts.run, threads=1)
+    train_to_last_step(avc_pretraining.recipe, settings, parts.run, scale.compute, threads=1)
 
 
 def train_to_last_step(
-    recipe: Callable[..., Run], settings: dict[str, Any], out: Path, threads: int | None = None
+    recipe: Callable[..., Run],
+    settings: dict[str, Any],
+    out: Path,
+    compute: ComputeOptions,
+    threads: int | None = None,
 ) -> None:
     """Trains to the last step. An interrupted training (Ctrl-C) ends the demo."""
-    if train(recipe, settings, out, resume=True, threads=threads):
+    if train(recipe, settings, out, resume=True, threads=threads, **asdict(compute)):
         raise KeyboardInterrupt
 
 
 def pretrain_vilbert(parts: DemoFolders, scale: DemoScale, bert: Path | None, seed: int) -> None:
     """Extracts regions with L3-Net's features of their boxes, and trains a small ViLBERT."""
     images, boxes = parts.scenes / "images", parts.scenes / "boxes.jsonl"
-    extract_regions(images, parts.regions, str(parts.run), boxes, cells=2, workers=EXTRACT_WORKERS)
+    extract_regions(
+        images, parts.regions, str(parts.run), boxes, cells=2, workers=EXTRACT_WORKERS, device=scale.compute.device
+    )
     settings: dict[str, Any] = {
         "data": parts.regions,
         "captions": parts.scenes / "captions.jsonl",
@@ -227,7 +236,7 @@ def pretrain_vilbert(parts: DemoFolders, scale: DemoScale, bert: Path | None, se
         "workers": 0,
         "seed": seed,
     }
-    train_to_last_step(vilbert_pretraining.recipe, settings, parts.caption_run)
+    train_to_last_step(vilbert_pretraining.recipe, settings, parts.caption_run, scale.compute)
 
 
 def evaluate_vilbert(parts: DemoFolders, scale: DemoScale) -> dict[str, float]:
@@ -235,7 +244,12 @@ def evaluate_vilbert(parts: DemoFolders, scale: DemoScale) -> dict[str, float]:
     captions = parts.scenes / "captions.jsonl"
     scores: ScoreType = "contrastive" if scale.contrastive_weight else "alignment"
     results = evaluate_retrieval(
-        parts.caption_run, captions, parts.regions, scores=scores, out=parts.scores("retrieval")
+        parts.caption_run,
+        captions,
+        parts.regions,
+        scores=scores,
+        out=parts.scores("retrieval"),
+        **asdict(scale.compute),
     )
     last = [line for line in read_log(parts.caption_run / "metrics.jsonl") if line["split"] == "validation"][-1]
     metrics = {f"vilbert.{name}.validation": last[f"{key}_accuracy"] for key, name in CAPTION_TASKS.items()}
@@ -251,7 +265,9 @@ def fine_tune_tasks(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
     for name, images in TASK_IMAGE_FOLDERS.items():
         folder = parts.synthetic_data / name
         boxes, out = folder / "boxes.jsonl", parts.task_regions(name)
-        extract_regions(folder / images, out, str(parts.run), boxes, cells=2, workers=EXTRACT_WORKERS)
+        extract_regions(
+            folder / images, out, str(parts.run), boxes, cells=2, workers=EXTRACT_WORKERS, device=scale.compute.device
+        )
     common: dict[str, Any] = {
         "model": parts.caption_run,
         "epochs": scale.task_epochs,
@@ -266,17 +282,17 @@ def fine_tune_tasks(parts: DemoFolders, scale: DemoScale, seed: int) -> None:
         ("entailment", snli_ve.recipe, statement_files | {"regions": parts.task_regions("flickr30k")}),
     )
     for name, recipe, files in tasks:
-        train_to_last_step(recipe, common | files, parts.task_run(name))
+        train_to_last_step(recipe, common | files, parts.task_run(name), scale.compute)
 
 
-def evaluate_tasks(parts: DemoFolders) -> dict[str, float]:
+def evaluate_tasks(parts: DemoFolders, scale: DemoScale) -> dict[str, float]:
     """Accuracy on held-out images, and of the same networks with one modality ablated."""
-    run = parts.task_run("grounding")
-    results = evaluate_grounding(run, *parts.references, out=parts.scores("grounding"))
-    ablated = evaluate_grounding(run, *parts.references, ablate="text")
+    run, compute = parts.task_run("grounding"), asdict(scale.compute)
+    results = evaluate_grounding(run, *parts.references, out=parts.scores("grounding"), **compute)
+    ablated = evaluate_grounding(run, *parts.references, ablate="text", **compute)
     run, statements, regions = parts.task_run("entailment"), parts.statements("test"), parts.task_regions("flickr30k")
-    results |= evaluate_entailment(run, statements, regions, out=parts.scores("entailment"))
-    ablated |= evaluate_entailment(run, statements, regions, ablate="image")
+    results |= evaluate_entailment(run, statements, regions, out=parts.scores("entailment"), **compute)
+    ablated |= evaluate_entailment(run, statements, regions, ablate="image", **compute)
     metrics: dict[str, float] = {}
     for name in ("grounding", "entailment"):
         metrics[f"vilbert.{name}.trained"] = results[f"{name}.accuracy"]
@@ -291,7 +307,7 @@ def report_vilbert(parts: DemoFolders, scale: DemoScale) -> list[PageSection]:
     scores = [parts.scores(name) for name in ("retrieval", *tasks)]
     captions, images = parts.scenes / "captions.jsonl", parts.scenes / "images"
     inputs = ReportInputs(parts.regions, scores, captions, images)
-    return build_run_parts(parts.caption_run, inputs, resolve_compute("auto", "auto"))
+    return build_run_parts(parts.caption_run, inputs, scale.compute.resolve())
 
 
 def evaluate_l3net(parts: DemoFolders, scale: DemoScale) -> L3NetEvaluation:
@@ -301,7 +317,7 @@ def evaluate_l3net(parts: DemoFolders, scale: DemoScale) -> L3NetEvaluation:
         metrics = collect_results(parts, scale)
         scores = [parts.scores("audio"), parts.scores("images")]
         inputs = ReportInputs(parts.shards, scores, ground_truth=parts.videos / "worlds.jsonl")
-        page = build_run_parts(parts.run, inputs, resolve_compute("auto", "auto"))
+        page = build_run_parts(parts.run, inputs, scale.compute.resolve())
     return L3NetEvaluation(metrics, page, text.getvalue())
 
 
@@ -311,9 +327,15 @@ def collect_results(parts: DemoFolders, scale: DemoScale) -> dict[str, float]:
     if not validation:
         raise DataError(f"{parts.run}: no validation was logged")
     metrics = {"l3net.avc.validation": validation[-1]["accuracy"]}
-    results = evaluate_images(parts.run, parts.synthetic_data / "images", out=parts.scores("images"))
+    results = evaluate_images(
+        parts.run, parts.synthetic_data / "images", out=parts.scores("images"), **asdict(scale.compute)
+    )
     results |= evaluate_esc50(
-        parts.run, parts.synthetic_data / "esc50", windows=scale.windows, out=parts.scores("audio")
+        parts.run,
+        parts.synthetic_data / "esc50",
+        windows=scale.windows,
+        out=parts.scores("audio"),
+        **asdict(scale.compute),
     )
     return metrics | {
         f"l3net.{task}.{name}": results[f"{task}.{name}"] for task, names in RESULT_KEYS.items() for name in names

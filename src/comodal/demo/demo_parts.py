@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from comodal.hardware import AUTOMATIC, ComputeOptions
 from comodal.recipes import avc_pretraining
 
 
@@ -26,6 +27,7 @@ class DemoScale:
         caption_steps: Of ViLBERT.
         contrastive_weight: Of ViLBERT's contrastive loss; with it retrieval ranks by the contrastive encodings.
         task_epochs: Of each of two labeled tasks; 0 leaves them out.
+        compute: Device and precision.
     """
 
     videos: int
@@ -43,6 +45,7 @@ class DemoScale:
     caption_steps: int
     contrastive_weight: float
     task_epochs: float
+    compute: ComputeOptions = AUTOMATIC
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from comodal.files import name_written_file, write_atomically, write_bytes_atomi
 from comodal.flat_parameters import flatten_parameters
 from comodal.models.checkpoint import compute_weights_checksum, find_model_folder, load_model
 from comodal.models.l3net.l3net import L3Net
+from comodal.progress import track_progress
 from comodal.runtimes.export_formats import (
     FORMAT_SUFFIXES,
     RUNTIME_PACKAGES,
@@ -129,7 +130,7 @@ def export(
     table = Table("network", "file", "MB", "sizes tried", "largest relative difference")
     with translate_os_errors(folder), lock_output_folder(folder), create_scratch_folder(folder) as temporary:
         about["networks"] = {}
-        for network in networks:
+        for network in track_progress(networks, "exporting"):
             export_path = temporary / (network.name + FORMAT_SUFFIXES[to])
             with name_written_file(folder / export_path.name):
                 about["networks"][network.name] = described = write_network(
@@ -268,4 +269,4 @@ def print_export_report(table: Table, result: ExportResult) -> None:
                 f"on average, {loss.min_cosine:.4f} at least; the nearest other example stays the same for "
                 f"{loss.neighbors:.0%}"
             )
-    print_line(f"written to {result.folder}")
+    print_line(f"wrote {result.folder}")

@@ -51,7 +51,7 @@ DEFAULT_SYNTHESIS = SynthesisOptions()
 
 @flatten_parameters
 def synthesize(
-    folder: Path,
+    out: Path,
     *,
     options: SynthesisOptions = DEFAULT_SYNTHESIS,
     tasks: Sequence[str] = (),
@@ -63,7 +63,7 @@ def synthesize(
     sets are added.
 
     Args:
-        folder: where to write; created if it does not exist.
+        out: where to write; created if it does not exist.
         tasks: task sets to write in official formats: coco (VQA v2, RefCOCO+, Karpathy's captions), flickr30k
             (retrieval, SNLI-VE), vcr, nlvr2, dcase2013, tau, urbansound8k; or all.
         options: the size and the kind of the data.
@@ -85,9 +85,9 @@ def synthesize(
         raise ValueError(
             f"task sets need {MIN_SCENES} scenes or more, so that each split has some; got {options.scenes}"
         )
-    with translate_os_errors(folder), lock_output_folder(folder):
-        _check_options_file(folder, options)
-        _make_missing_media(folder, options, sets, workers)
+    with translate_os_errors(out), lock_output_folder(out):
+        _check_options_file(out, options)
+        _make_missing_media(out, options, sets, workers)
 
 
 def _make_missing_media(folder: Path, options: SynthesisOptions, sets: Sequence[str], workers: int) -> None:

@@ -22,7 +22,7 @@ from comodal.environment import collect_environment
 from comodal.errors import RecipeError
 from comodal.files import write_bytes_atomically
 from comodal.flat_parameters import flatten_parameters
-from comodal.hardware import MEMORY_FORMATS, Compute, ComputeOptions, MemoryLayout
+from comodal.hardware import AUTOMATIC, MEMORY_FORMATS, Compute, ComputeOptions, MemoryLayout
 from comodal.models.checkpoint import load_model, save_model
 from comodal.progress import Progress
 from comodal.text_files import read_log
@@ -52,7 +52,7 @@ ENVIRONMENT_FILE = "environment.json"  # hardware and versions of the last start
 EXIT_DONE, EXIT_BY_SIGNAL = 0, 128  # exit statuses; a shell adds 128 to a signal's number
 
 
-DEFAULT_OPTIONS, AUTOMATIC = TrainingOptions(), ComputeOptions()
+DEFAULT_OPTIONS = TrainingOptions()
 
 
 @flatten_parameters

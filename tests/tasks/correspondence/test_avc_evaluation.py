@@ -196,6 +196,16 @@ def test_the_command_against_a_plain_evaluation(shards: Path, model: Path, tmp_p
     assert evaluate_avc(model, shards, examples_per_clip=3, gallery=9, seed=5, **OPTIONS) == metrics
 
 
+def test_without_enough_test_clips_the_validation_split_is_evaluated(shards: Path, model: Path, tmp_path: Path):
+    for split in ("train", "validation"):
+        (tmp_path / split).symlink_to(shards / split)
+    expected = evaluate_avc(model, shards, split="validation", **OPTIONS)
+    assert evaluate_avc(model, tmp_path, **OPTIONS) == expected
+    write_world(tmp_path / "test", 1, seed=5, classes=CLASSES)
+    assert evaluate_avc(model, tmp_path, **OPTIONS) == expected
+    assert evaluate_avc(model, shards, **OPTIONS) == evaluate_avc(model, shards, split="test", **OPTIONS)
+
+
 def test_perfect_features_win_everything_and_the_control_does_not():
     """One unit for each clip: every decision is right, and the same model with shuffled audio is at chance."""
 

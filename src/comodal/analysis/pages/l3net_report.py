@@ -1,5 +1,6 @@
 """The sections of a report about an L3-Net: curves, scores, predictions on held-out pairs, units and localization."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from comodal.analysis.pages.curves import draw_curves
@@ -19,6 +20,7 @@ from comodal.analysis.unit_activations import read_clip_examples
 from comodal.errors import DataError
 from comodal.hardware import Compute
 from comodal.models.l3net.l3net import L3Net
+from comodal.progress import track_progress
 from comodal.text_files import read_log
 
 
@@ -54,11 +56,12 @@ def build_data_parts(model: L3Net, split: Path, inputs: ReportInputs) -> list[Pa
     scenes = []
     if inputs.ground_truth is not None:
         scenes = read_pointing_scenes(split, inputs.ground_truth, model, inputs.max_clips)
-    return [
-        build_predictions_part(model, split, inputs.pairs, inputs.seed),
-        *build_unit_parts(model, studied, inputs.seed),
-        *build_localization_parts(model, studied, scenes, inputs.seed),
-    ]
+    builders: tuple[Callable[[], list[PageSection]], ...] = (
+        lambda: [build_predictions_part(model, split, inputs.pairs, inputs.seed)],
+        lambda: build_unit_parts(model, studied, inputs.seed),
+        lambda: build_localization_parts(model, studied, scenes, inputs.seed),
+    )
+    return [section for build in track_progress(builders, "report") for section in build()]
 
 
 def find_validation_split(data: Path) -> Path:

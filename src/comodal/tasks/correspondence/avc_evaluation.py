@@ -54,7 +54,8 @@ class AVCEvaluation(ComputeOptions):
     """The options of the evaluation.
 
     Args:
-        split: The split of the shards: train, validation or test.
+        split: The split of the shards: train, validation or test; by default test, or validation where test has clips
+            of fewer than two sources.
         examples_per_clip: Examples of each clip, an image with a second of audio each. An example gives one matched
             and one mismatched pair.
         clips: Use only this many clips; by default all.
@@ -65,7 +66,7 @@ class AVCEvaluation(ComputeOptions):
         seed: Seed of the examples, the pairs and the untrained network.
     """
 
-    split: str = "test"
+    split: str | None = None
     examples_per_clip: int = 4
     clips: int | None = None
     gallery: int = 1000
@@ -80,7 +81,7 @@ class AVCEvaluation(ComputeOptions):
         check_number("gallery", self.gallery, 2, MAX_GALLERY)
         check_number("clips", 2 if self.clips is None else self.clips, 2, float("inf"))
         for name in (self.split, self.threshold_split):
-            if name not in SPLITS:
+            if name is not None and name not in SPLITS:
                 raise ValueError(f"a split is one of {', '.join(SPLITS)}, got {name!r}")
 
 
@@ -117,10 +118,11 @@ def evaluate_avc(model: Path, data: Path, evaluation: AVCEvaluation = DEFAULT_AV
     evaluation.check()
     trained = load_correspondence_model(model)
     needs_threshold = isinstance(trained, ClipClassifier)
-    if needs_threshold and evaluation.threshold_split == evaluation.split:
-        raise ValueError(f"--threshold-split {evaluation.split}: the threshold must be chosen on another split")
+    split = evaluation.split or choose_split(data)
+    if needs_threshold and evaluation.threshold_split == split:
+        raise ValueError(f"--threshold-split {split}: the threshold must be chosen on another split")
     compute = evaluation.resolve()
-    examples = open_examples(data, evaluation.split, trained, evaluation)
+    examples = open_examples(data, split, trained, evaluation)
     models = {"trained": trained, UNTRAINED_SYSTEM: build_untrained_control(trained, examples, evaluation.seed)}
     features, seconds = compute_example_features(models, examples, compute, evaluation.workers)
     groups = number_sources(examples.sources)
@@ -138,7 +140,7 @@ def evaluate_avc(model: Path, data: Path, evaluation: AVCEvaluation = DEFAULT_AV
     labels = [clip_labels[clip] for clip in examples.list_example_clips()]
     results = AVCResults(pairs=pairs, systems=systems, sources=examples.sources, labels=labels, gallery=gallery)
     print_line(
-        f"{data / evaluation.split}: {len(examples):,} clips, {examples.num_examples:,} examples, {len(pairs.image):,} "
+        f"{data / split}: {len(examples):,} clips, {examples.num_examples:,} examples, {len(pairs.image):,} "
         f"pairs; {len(pairs.image) / max(seconds, 1e-9):,.0f} pairs a second with {len(models)} networks"
     )
     settings: dict[str, Any] = {
@@ -149,7 +151,16 @@ def evaluate_avc(model: Path, data: Path, evaluation: AVCEvaluation = DEFAULT_AV
     }
     if needs_threshold:
         settings |= {"threshold": thresholds["trained"], "threshold split": evaluation.threshold_split}
-    return report_avc(results, model, data, evaluation.split, evaluation.seed, settings, evaluation.out)
+    return report_avc(results, model, data, split, evaluation.seed, settings, evaluation.out)
+
+
+def choose_split(data: Path) -> str:
+    """The test split, or validation where only that has clips of two sources, as pairs need."""
+    for split in ("test", "validation"):
+        has_shards = any((data / split).glob("*.tar"))
+        if has_shards and len(set(ShardReader(data / split).groups)) > 1:
+            return split
+    return "test"
 
 
 def build_untrained_control(trained: nn.Module, examples: AVCExampleDataset, seed: int) -> nn.Module:
