@@ -1,4 +1,4 @@
-"""The baselines that choose a region: what geometry decides, what words decide, what both decide, and ridge by itself."""
+"""The baselines that choose a region, where geometry, words or both decide, and ridge regression by itself."""
 
 from collections.abc import Callable
 
