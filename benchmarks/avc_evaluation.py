@@ -1,10 +1,10 @@
 """Pairs a second of `comodal evaluate avc` against those of training the same network, timed in turn in one run.
 
-The evaluation embeds each moment once, with the trained and with an untrained network, calibrates the untrained one,
-scores two pairs a moment, ranks, and writes nothing. A training step reads its pairs, computes gradients, and updates.
-Both read the shards in the process.
+The evaluation embeds each example once, with the trained and with an untrained network, calibrates the untrained one,
+scores two pairs an example, ranks, and writes nothing. A training step reads its pairs, computes gradients, and
+updates. Both read the shards in the process.
 
-    python benchmarks/avc_evaluation.py [--width 16] [--image-size 112] [--moments 1 2 6 13] [--threads 1]
+    python benchmarks/avc_evaluation.py [--width 16] [--image-size 112] [--examples-per-clip 1 2 6 13] [--threads 1]
 """
 
 import argparse
@@ -27,7 +27,7 @@ from machine import describe_machine, print_ratio, save, seconds_in_turn
 from pairs import CLIPS, make_shards
 
 BATCH = 16
-PAIRS_PER_MOMENT = 2
+PAIRS_PER_EXAMPLE = 2
 TARGET = 1.0
 
 
@@ -45,17 +45,17 @@ def make_training_step(data: Path, width: int, image_size: int, model: Path) -> 
     return lambda: next(steps)
 
 
-def evaluate(model: Path, data: Path, moments: int) -> None:
+def evaluate(model: Path, data: Path, examples_per_clip: int) -> None:
     """The evaluation, without its output."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        evaluate_avc(model, data, moments=moments, workers=0, device="cpu", precision="fp32")
+        evaluate_avc(model, data, examples_per_clip=examples_per_clip, workers=0, device="cpu", precision="fp32")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--image-size", type=int, default=112)
-    parser.add_argument("--moments", type=int, nargs="+", default=[1, 2, 6, 13])
+    parser.add_argument("--examples-per-clip", type=int, nargs="+", default=[1, 2, 6, 13])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path)
@@ -69,8 +69,8 @@ def main() -> None:
             make_shards(folder / "data" / split)
         step = make_training_step(folder / "data", options.width, options.image_size, folder / "model")
         works = {"training": step} | {
-            str(count * CLIPS * PAIRS_PER_MOMENT): partial(evaluate, folder / "model", folder / "data", count)
-            for count in options.moments
+            str(count * CLIPS * PAIRS_PER_EXAMPLE): partial(evaluate, folder / "model", folder / "data", count)
+            for count in options.examples_per_clip
         }
         seconds = seconds_in_turn(works, options.repeats)
     training = BATCH / statistics.median(seconds.pop("training"))

@@ -9,7 +9,7 @@ import torch
 from comodal.errors import CheckpointError
 from comodal.hear import HearModel, cut_centered_windows, get_scene_embeddings, get_timestamp_embeddings, load_model
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, load_l3net, make_openl3_config, make_small_l3net_config
+from comodal.models.l3net.l3net import L3Net, make_openl3_config, make_small_l3net_config
 
 RATE = 48_000
 
@@ -54,7 +54,7 @@ def test_a_window_is_centred_on_its_timestamp(folder: Path, model: HearModel):
     audio = noise(1, 1.5)
     vectors, timestamps = get_timestamp_embeddings(audio, model)
     with torch.inference_mode():  # around 0.7 s: from 0.2 to 1.2 s
-        expected = load_l3net(folder).embed_audio(audio[:, round(0.2 * RATE) : round(1.2 * RATE)])[0]
+        expected = L3Net.from_pretrained(folder).embed_audio(audio[:, round(0.2 * RATE) : round(1.2 * RATE)])[0]
     assert timestamps[0, 14] == 700
     assert torch.allclose(vectors[0, 14], expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 

@@ -40,14 +40,14 @@ class UniqueKeyLoader(yaml.SafeLoader):
     """Builds simple values from YAML; keys of a mapping are unique."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = []
+        keys = []
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 raise ValueError("a merge key (<<); write the values themselves")
             key = self.construct_object(key_node, deep=True)
-            if key in seen:
+            if key in keys:
                 raise DuplicateKeyError(f"the key {key!r:.80} is twice in one mapping")
-            seen.append(key)
+            keys.append(key)
         return super().construct_mapping(node, deep)
 
 

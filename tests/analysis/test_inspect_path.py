@@ -9,7 +9,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from comodal.analysis.inspect_path import flatten_settings, inspect
+from comodal.analysis.inspect_path import PathDescription, flatten_settings, inspect
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
@@ -35,11 +35,11 @@ def write_run(folder: Path) -> Path:
 
 def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     found = inspect(write_run(tmp_path / "run"))
-    assert found["kind"] == "run"
-    assert found["settings"] == {"recipe": "l3net", "steps": 20}
-    assert found["validation"]["step"] == 20
-    assert found["best_validation_accuracy"] == 0.75
-    assert found["model"]["config"]["width"] == 1
+    assert found.kind == "run"
+    assert found.properties["settings"] == {"recipe": "l3net", "steps": 20}
+    assert found.properties["validation"]["step"] == 20
+    assert found.properties["best_validation_accuracy"] == 0.75
+    assert found.properties["model"]["config"]["width"] == 1
     shown = capsys.readouterr().out
     assert "best_validation_accuracy" in shown
     assert "0.75" in shown
@@ -50,49 +50,64 @@ def test_a_model_of_the_paper_has_as_many_parameters_as_the_paper_s(tmp_path: Pa
     with torch.device("cpu"):
         save_model(L3Net(L3NetConfig()), tmp_path, {})
     found = inspect(tmp_path)
-    assert found["kind"] == "model"
-    assert found["parameters"] == 9_508_738
-    assert sum(found["parameters_of"].values()) == found["parameters"]
-    assert inspect(tmp_path / "model.safetensors") == inspect(tmp_path / "config.json") == found
+    assert found.kind == "model"
+    assert found.properties["parameters"] == 9_508_738
+    assert sum(found.properties["parameters_of"].values()) == found.properties["parameters"]
+    for name in ("model.safetensors", "config.json"):
+        assert inspect(tmp_path / name).properties == found.properties
 
 
 def test_shards(tmp_path: Path):
     write_world(tmp_path / "train", 4)
     write_world(tmp_path / "validation", 2)
     found = inspect(tmp_path)
-    assert found["kind"] == "shards"
-    assert {split: about["clips"] for split, about in found["splits"].items()} == {"train": 4, "validation": 2}
-    assert inspect(tmp_path / "train")["splits"]["train"]["clips"] == 4
-    assert inspect(tmp_path / "train" / "000000.tar")["splits"]["train"]["clips"] == 4
+    assert found.kind == "shards"
+    assert {split: about["clips"] for split, about in found.properties["splits"].items()} == {
+        "train": 4,
+        "validation": 2,
+    }
+    assert inspect(tmp_path / "train").properties["splits"]["train"]["clips"] == 4
+    assert inspect(tmp_path / "train" / "000000.tar").properties["splits"]["train"]["clips"] == 4
 
 
 def test_embeddings(tmp_path: Path):
     vectors = np.array([[3.0, 4.0], [0.0, 0.0], [np.nan, 1.0]], np.float32)
     np.savez(tmp_path / "v.npz", embedding=vectors[:2], timestamps=np.array([0.0, 0.5]))
     found = inspect(tmp_path / "v.npz")
-    assert (found["kind"], found["vectors"], found["features"]) == ("embeddings", 2, 2)
-    assert (found["mean_norm"], found["zeros"], found["not_finite"], found["last_seconds"]) == (2.5, 0.5, 0, 0.5)
+    assert (found.kind, found.properties["vectors"], found.properties["features"]) == ("embeddings", 2, 2)
+    assert (
+        found.properties["mean_norm"],
+        found.properties["zeros"],
+        found.properties["not_finite"],
+        found.properties["last_seconds"],
+    ) == (2.5, 0.5, 0, 0.5)
     np.savez(tmp_path / "nan.npz", embedding=vectors, timestamps=np.arange(3.0))
-    assert inspect(tmp_path / "nan.npz")["not_finite"] == 1
+    assert inspect(tmp_path / "nan.npz").properties["not_finite"] == 1
 
 
 def test_scores_and_synthetic_data(tmp_path: Path):
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores" / "results.json").write_text('{"audio.trained": 0.75}')
-    assert inspect(tmp_path / "scores") == {"kind": "scores", "audio.trained": 0.75}
+    assert inspect(tmp_path / "scores") == PathDescription(tmp_path / "scores", "scores", {"audio.trained": 0.75})
     (tmp_path / "pg").mkdir()
     (tmp_path / "pg" / "about.json").write_text('{"kind": "synthetic", "seed": 3}')
-    assert inspect(tmp_path / "pg") == {"kind": "synthetic", "seed": 3, "files": {".json": 1}}
+    synthetic = PathDescription(tmp_path / "pg", "synthetic", {"seed": 3, "files": {".json": 1}})
+    assert inspect(tmp_path / "pg") == synthetic
 
 
 def test_media(tmp_path: Path):
     soundfile.write(tmp_path / "s.flac", np.zeros((8000, 2)), 16_000)
     sound = inspect(tmp_path / "s.flac")
-    assert (sound["kind"], sound["seconds"], sound["channels"]) == ("audio", 0.5, 2)
+    assert (sound.kind, sound.properties["seconds"], sound.properties["channels"]) == ("audio", 0.5, 2)
     Image.new("RGB", (30, 20)).save(tmp_path / "p.png")
-    assert inspect(tmp_path / "p.png") == {"kind": "image", "width": 30, "height": 20}
+    assert inspect(tmp_path / "p.png") == PathDescription(tmp_path / "p.png", "image", {"width": 30, "height": 20})
     video = inspect(write_video(tmp_path / "v.mp4", sound=tone(2.0, 48_000)))
-    assert (video["kind"], video["width"], video["height"], video["audio_codec"]) == ("video", 160, 120, "aac")
+    assert (video.kind, video.properties["width"], video.properties["height"], video.properties["audio_codec"]) == (
+        "video",
+        160,
+        120,
+        "aac",
+    )
 
 
 def test_what_is_nothing_or_damaged_is_told(tmp_path: Path):
@@ -140,7 +155,12 @@ def test_nested_settings_get_dotted_names():
 def test_a_region_store_tells_what_is_in_it_and_when_it_is_damaged(tmp_path: Path):
     write_store(tmp_path / "store", some_images([2, 3]))
     found = inspect(tmp_path / "store")
-    assert (found["kind"], found["images"], found["regions"], found["tokens"]) == ("regions", 2, 5, TOKENS)
+    assert (found.kind, found.properties["images"], found.properties["regions"], found.properties["tokens"]) == (
+        "regions",
+        2,
+        5,
+        TOKENS,
+    )
     (tmp_path / "store" / "boxes.bin").write_bytes(b"")
     with pytest.raises(DataError, match="the store is damaged"):
         inspect(tmp_path / "store")

@@ -12,7 +12,7 @@ from PIL import Image
 import comodal
 from comodal.cli.program import main
 from comodal.errors import CheckpointError
-from comodal.inference.joint_space.ave_net_pipeline import JointEmbeddingPipeline
+from comodal.inference.ave_net_pipeline import JointEmbeddingPipeline
 from comodal.models.ave_net.ave_net import SMALL_AVE_NET_CONFIG, AVENet
 from comodal.models.checkpoint import save_model
 from comodal.models.vilbert.vilbert import ViLBERT

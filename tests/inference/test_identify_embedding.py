@@ -34,11 +34,12 @@ def test_openl3s_own_vectors_are_told_apart(frontend: str, tmp_path: Path, weigh
     np.savez(tmp_path / "click.npz", embedding=vectors, timestamps=np.zeros(1))
     found = identify_embedding(tmp_path / "click.npz", tmp_path / "click.wav", model=weights)
     told = {"kapre014": "kapre 0.1.4", "kapre036": "kapre 0.3", "librosa": "librosa"}[frontend]
-    assert found["best"].startswith(f"openl3_audio_mel128_music.h5.gz: {told}")
-    assert found["best"].endswith("not centered")
-    assert found["best.distance"] < 1e-5
-    assert (found["faithful.distance"] < 1e-5) == (frontend == "kapre014")
-    assert ("embed it again" in found["diagnosis"]) == (frontend != "kapre014")
+    assert found.ranking.best.weights == "openl3_audio_mel128_music.h5.gz"
+    assert found.ranking.best.settings.startswith(told)
+    assert found.ranking.best.settings.endswith("not centered")
+    assert found.ranking.best.distance < 1e-5
+    assert (found.ranking.faithful.distance < 1e-5) == (frontend == "kapre014")
+    assert ("embed it again" in found.ranking.conclusion) == (frontend != "kapre014")
 
 
 def test_openl3s_range_of_pictures_is_told(tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch):
@@ -47,10 +48,10 @@ def test_openl3s_range_of_pictures_is_told(tmp_path: Path, weights: Path, monkey
     np.savez(tmp_path / "p.npz", embedding=reference("image_embeddings")["img300x400_512"])
     monkeypatch.setenv("COMODAL_OPENL3", str(weights))
     found = identify_embedding(tmp_path / "p.npz", image=tmp_path / "p.png")
-    assert "the input range of OpenL3 0.4.2" in found["best"]
-    assert found["best.distance"] < 1e-5
-    assert found["faithful.distance"] > 0.1
-    assert "no timestamps" in found["of"]
+    assert "the input range of OpenL3 0.4.2" in found.ranking.best.settings
+    assert found.ranking.best.distance < 1e-5
+    assert found.ranking.faithful.distance > 0.1
+    assert "no timestamps" in found.content
 
 
 def test_our_own_file_says_how_it_was_made_and_is_believed(
@@ -62,11 +63,11 @@ def test_our_own_file_says_how_it_was_made_and_is_believed(
     model = weights / "openl3_audio_mel128_music.h5.gz"
     embed_audio([tmp_path / "s.wav"], model, hop_seconds=1.0, workers=1, precision="fp32")
     found = identify_embedding(tmp_path / "s.npz", tmp_path / "s.wav", model=model, rows=1)
-    assert "mel128 music in fp32, kapre 0.1.4" in found["created_by"]
-    assert (found["features"], found["hop_seconds"], found["even"]) == (6144, 1.0, True)
-    assert "kapre 0.1.4, as the weights were trained, centered" in found["best"]
-    assert found["best.distance"] < 2e-2
-    assert "faithful to the weights" in found["diagnosis"]
+    assert "mel128 music in fp32, kapre 0.1.4" in found.created_by
+    assert (found.features, found.hop_seconds, found.has_even_hops) == (6144, 1.0, True)
+    assert "kapre 0.1.4, as the weights were trained, centered" in found.ranking.best.settings
+    assert found.ranking.best.distance < 2e-2
+    assert "faithful to the weights" in found.ranking.conclusion
     assert "openl3_audio_mel128_music.h5.gz" in capsys.readouterr().out
 
 
@@ -75,7 +76,7 @@ def test_another_sound_is_told(tmp_path: Path, weights: Path):
     np.savez(tmp_path / "x.npz", embedding=vectors, timestamps=np.zeros(1))
     soundfile.write(tmp_path / "x.wav", 0.1 * np.random.default_rng(1).normal(size=RATE), RATE)
     found = identify_embedding(tmp_path / "x.npz", tmp_path / "x.wav", model=weights)
-    assert "no candidate matches" in found["diagnosis"]
+    assert "no candidate matches" in found.ranking.conclusion
 
 
 def test_the_file_alone_tells_its_size_hop_cut_and_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -83,11 +84,11 @@ def test_the_file_alone_tells_its_size_hop_cut_and_silence(tmp_path: Path, capsy
     vectors[0, :3], vectors[1] = -1.0, 2.0
     np.savez(tmp_path / "v.npz", embedding=vectors, timestamps=np.arange(5) * 0.1)
     found = identify_embedding(tmp_path / "v.npz")
-    assert found["of"] == "audio, all 6144 features"
-    assert found["hop_seconds"] == pytest.approx(0.1)
-    assert found["cut"].startswith("before the last ReLU")
-    assert found["negative"] == pytest.approx(3 / vectors.size)
-    assert found["repeated_vectors"] == 2
+    assert found.content == "audio, all 6144 features"
+    assert found.hop_seconds == pytest.approx(0.1)
+    assert found.cut.startswith("before the last ReLU")
+    assert found.negative == pytest.approx(3 / vectors.size)
+    assert found.repeated_vectors == 2
     assert "OpenL3 amplifies to full level" in capsys.readouterr().out
 
 

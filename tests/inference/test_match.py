@@ -15,7 +15,7 @@ from comodal.cli.program import main
 from comodal.errors import DataError, MediaError
 from comodal.inference.match import cut_audio_windows, match, match_files
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, load_l3net, make_small_l3net_config
+from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.synthetic.scenes.audio_synthesis import render_world_audio
 from comodal.synthetic.scenes.media_writers import write_video_file as write_synthetic_video
 from comodal.synthetic.scenes.rendering import Painter
@@ -54,7 +54,7 @@ def decoded(video: Path) -> tuple[list[np.ndarray], np.ndarray]:
 
 def test_images_and_audio_in_memory_are_matched_as_their_files(run: Path, tmp_path: Path):
     """A path as text, a PIL image, an array and a tensor; a stereo file and its samples in both layouts."""
-    rng, model = np.random.default_rng(0), load_l3net(run)
+    rng, model = np.random.default_rng(0), L3Net.from_pretrained(run)
     pixels, stereo = rng.integers(0, 256, (64, 80, 3), np.uint8), rng.uniform(-0.5, 0.5, (2 * RATE, 2))
     Image.fromarray(pixels).save(tmp_path / "a.png")
     soundfile.write(tmp_path / "a.wav", stereo, RATE, subtype="FLOAT")
@@ -72,7 +72,7 @@ def test_images_and_audio_in_memory_are_matched_as_their_files(run: Path, tmp_pa
 
 
 def test_a_video_is_matched_with_its_own_sound_second_by_second(run: Path, video: Path):
-    found, model = match([video], run), load_l3net(run)
+    found, model = match([video], run), L3Net.from_pretrained(run)
     frames, sound = decoded(video)
     assert [window.seconds for window in found.windows] == [0.5, 1.5]
     expected = []
@@ -86,7 +86,7 @@ def test_a_video_is_matched_with_its_own_sound_second_by_second(run: Path, video
 
 
 def test_the_place_is_the_highest_point_of_the_map(run: Path, video: Path):
-    window = match_files(load_l3net(run), video).windows[0]
+    window = match_files(L3Net.from_pretrained(run), video).windows[0]
     numbers = f"seconds={window.seconds}, probability={window.probability}, x={window.x}, y={window.y}"
     assert repr(window) == f"MatchWindow({numbers})"
     row, column = divmod(int(resize_maps(torch.from_numpy(window.position_margins)[None], (SIDE, SIDE)).argmax()), SIDE)
@@ -97,7 +97,7 @@ def test_the_place_is_the_highest_point_of_the_map(run: Path, video: Path):
 
 
 def test_another_hop_gives_other_windows_and_the_same_where_they_meet(run: Path, video: Path):
-    model = load_l3net(run)
+    model = L3Net.from_pretrained(run)
     third, whole = match_files(model, video, hop_seconds=1 / 3), match_files(model, video)
     assert [round(window.seconds, 3) for window in third.windows] == [0.167, 0.5, 0.833, 1.167, 1.5, 1.833]
     assert third.windows[1].probability == whole.windows[0].probability
@@ -108,7 +108,7 @@ def test_a_picture_is_matched_with_each_second_of_a_sound(run: Path, video: Path
     frames, sound = decoded(video)
     Image.fromarray(frames[5]).save(tmp_path / "bell.png")
     soundfile.write(tmp_path / "bell.wav", sound, RATE, subtype="FLOAT")
-    model = load_l3net(run)
+    model = L3Net.from_pretrained(run)
     still = match_files(model, tmp_path / "bell.png", tmp_path / "bell.wav")
     moving = match_files(model, video)
     assert [window.seconds for window in still.windows] == [0.5, 1.5]
@@ -120,7 +120,7 @@ def test_a_picture_is_matched_with_each_second_of_a_sound(run: Path, video: Path
 def test_the_command_prints_a_table_or_json(run: Path, video: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["match", str(video), "--model", str(run), "--precision", "fp32", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told == match_files(load_l3net(run), video).as_json()
+    assert told == match_files(L3Net.from_pretrained(run), video).as_json()
     assert set(told["windows"][0]) == {"seconds", "probability", "x", "y"}
     assert main(["match", str(video), str(video), "--model", str(run), "--hop-seconds", "0.5"]) == 0
     shown = capsys.readouterr().out
@@ -176,7 +176,7 @@ def test_odd_media_end_in_a_sentence(run: Path, tmp_path: Path, video: Path, cap
         assert status == 1, files
         assert sentence in said, said
     with pytest.raises(ValueError, match="hop_seconds"):
-        match_files(load_l3net(run), video, hop_seconds=0.0)
+        match_files(L3Net.from_pretrained(run), video, hop_seconds=0.0)
     with pytest.raises(DataError, match="an image has no audio"):
         match([tmp_path / "p.png"], run)
 

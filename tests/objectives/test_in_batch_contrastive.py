@@ -98,13 +98,12 @@ def compute_half(rank: int, port: int, out: Path) -> None:
     distributed.shut_down_distributed()
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
 def test_two_processes_with_gathered_negatives_are_one_process(tmp_path: Path):
     """The mean of the losses and the averaged gradients of all weights, the temperature included."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes.start_processes(compute_half, (port, tmp_path), nprocs=2, start_method="fork")
+    processes.start_processes(compute_half, (port, tmp_path), nprocs=2, start_method="spawn")
     halves = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     objective = make_objective()
     loss = objective(make_batch(slice(None)))["loss"]

@@ -63,15 +63,15 @@ def test_equal_embeddings_cost_the_log_of_the_batch_size():
     assert compute_metrics(same, same)["contrastive_loss"] == pytest.approx(math.log(5), abs=1e-5)
 
 
-def test_orthogonal_moments_cost_what_the_softmax_gives():
+def test_orthogonal_examples_cost_what_the_softmax_gives():
     """Cosines of 1 on the diagonal and 0 elsewhere, divided by a temperature of 0.5: log(1 + 3 exp(-2))."""
     metrics = compute_metrics(torch.eye(4, 8), torch.eye(4, 8), temperature=0.5)
     assert metrics["contrastive_loss"] == pytest.approx(math.log(1 + 3 * math.exp(-2)), abs=1e-5)
     assert metrics["contrastive_accuracy"] == 1.0 and metrics["temperature"] == pytest.approx(0.5)
 
 
-def test_moments_of_one_source_are_no_negatives():
-    """Four orthogonal moments of two sources: each has two negatives."""
+def test_examples_of_one_source_are_no_negatives():
+    """Four orthogonal examples of two sources: each has two negatives."""
     metrics = compute_metrics(torch.eye(4, 8), torch.eye(4, 8), sources=[7, 7, 9, 9])
     assert metrics["contrastive_loss"] == pytest.approx(math.log(1 + 2 * math.exp(-1)), abs=1e-5)
 
@@ -137,7 +137,7 @@ def train_one_step(wrap: Callable[[nn.Module], nn.Module], batch: AudioVisualBat
 
 
 def compare_with_one_process(rank: int, port: int) -> None:
-    """Each of two processes has half of the batch; some sources have moments on both."""
+    """Each of two processes has half of the batch; some sources have examples on both."""
     os.environ.update(
         RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )

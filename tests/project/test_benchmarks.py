@@ -160,7 +160,7 @@ def make_tasks(folder: Path) -> list[str]:
 # The arguments, or a function that makes the data in a folder and returns them.
 RUNS: dict[str, str | Callable[[Path], list[str]]] = {
     "av_digits": make_digits,
-    "avc_evaluation": "--width 4 --image-size 32 --moments 1 --repeats 1 --threads 1",
+    "avc_evaluation": "--width 4 --image-size 32 --examples-per-clip 1 --repeats 1 --threads 1",
     "busy_machine": "--seconds 0.2 --repeats 1",
     "captions": make_stamps,
     "distillation": make_stamps,

@@ -113,7 +113,7 @@ def test_weights_that_do_not_fit_are_refused(shards: Path, tmp_path: Path):
 def test_evaluation_ranks_by_the_margin(shards: Path, tmp_path: Path, comparison: str):
     """The pairwise accuracy is 1 minus the mean rank (from 0) over the number of other candidates: all have 10."""
     train(recipe, {**SMALL, "data": shards, "steps": 2, "comparison": comparison}, tmp_path / "run", **CPU)
-    flat = evaluate_avc(tmp_path / "run", shards, moments=2, workers=0, out=tmp_path / "out", **CPU)
+    flat = evaluate_avc(tmp_path / "run", shards, examples_per_clip=2, workers=0, out=tmp_path / "out", **CPU)
     for direction in ("image_to_audio", "audio_to_image"):
         mean = flat[f"avc.{direction}.mean"] - 1
         assert flat[f"avc.{direction}.pairwise"] == pytest.approx(1 - mean / 10)

@@ -15,7 +15,7 @@ from torchvision.ops import box_iou, roi_align
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.media.image import read_image
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, load_l3net, make_small_l3net_config
+from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.regions.backbones import load_backbone
 from comodal.regions.extractors import ExtractorSource, LoadedExtractor, load_extractor, parse_extractor_source
 from comodal.regions.extractors_torchvision import load_faster_rcnn
@@ -54,7 +54,7 @@ def test_a_grid_of_the_map_is_its_adaptive_mean(network: Path, picture: np.ndarr
     found = load_extractor(ExtractorSource(str(network), grid=4))(upright)
     pixels = torch.from_numpy(upright.copy()).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        feature_map = load_l3net(network).compute_image_map(pixels)
+        feature_map = L3Net.from_pretrained(network).compute_image_map(pixels)
     wanted = F.adaptive_avg_pool2d(feature_map, 4)[0].flatten(1).T
     torch.testing.assert_close(torch.from_numpy(found.features), wanted)
     assert found.boxes[5].tolist() == [24, 16, 48, 32] and found.classes is None
@@ -76,7 +76,7 @@ def test_all_maps_of_a_network_are_its_blocks_one_behind_the_other(network: Path
     """Against the same network taken layer by layer, averaged over the whole picture."""
     upright = np.asarray(Image.fromarray(picture).resize((64, 64)))
     extractor = load_extractor(ExtractorSource(str(network), grid=1, maps="all"))
-    tower = load_l3net(network).image_tower.eval()
+    tower = L3Net.from_pretrained(network).image_tower.eval()
     x, wanted = torch.from_numpy(upright.copy()).permute(2, 0, 1)[None] * (2 / 255) - 1, []
     with torch.inference_mode():
         for block in range(1, 5):

@@ -12,7 +12,7 @@ from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
 from comodal.models.checkpoint import save_model
 from comodal.models.detectors.pooling import make_unit_grid_boxes, pool_boxes
-from comodal.models.l3net.l3net import L3Net, load_l3net, make_small_l3net_config
+from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.regions.backbones import load_backbone
 from comodal.regions.prepare_regions import prepare_regions
 
@@ -66,7 +66,8 @@ def test_a_folder_of_images_becomes_a_store_and_what_is_broken_is_reported(tmp_p
     assert wide.boxes[3].tolist() == [48, 32, 96, 64]
     pixels = torch.from_numpy(np.asarray(Image.open(images / "a.png")).copy()).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        feature_map = load_l3net(network).compute_image_map(pixels)[0]  # 64 pixels are twice the network's own size
+        # 64 pixels are twice the network's own size
+        feature_map = L3Net.from_pretrained(network).compute_image_map(pixels)[0]
     torch.testing.assert_close(
         torch.from_numpy(store.read_regions(0).features.copy())[0], feature_map[:, :4, :4].mean((1, 2))
     )

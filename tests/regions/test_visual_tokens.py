@@ -44,8 +44,8 @@ def test_the_nearest_regions_of_each_token_are_kept_whatever_the_blocks():
         inside = np.flatnonzero(tokens == token)
         expected = inside[np.argsort(distances[inside])][:3].tolist()
         assert use.rows[token].tolist() == expected + [-1] * (3 - len(expected))
-    assert use.compute_summary()["used"] == 9
-    assert use.compute_summary()["min_count"] == 0
+    assert use.compute_summary().used == 9
+    assert use.compute_summary().min_count == 0
 
 
 def test_shown_tokens_run_from_the_most_frequent_to_the_rarest_used():
@@ -139,11 +139,11 @@ def test_every_region_gets_the_token_of_its_kind(tmp_path: Path):
     kinds = write_store(tmp_path / "s")
     found = prepare_tokens(tmp_path / "s", tokens=8)
     store = RegionStore(tmp_path / "s")
-    assert store.tokens == found["tokens.tokens"] == 8
+    assert store.tokens == found.tokens == 8
     assert adjusted_rand_score(kinds, tokens_of(tmp_path / "s")) == 1.0
     counts = np.bincount(kinds)
-    assert found["tokens.perplexity"] == pytest.approx(np.exp(entropy(counts)), rel=1e-6)
-    assert (found["tokens.max_count"], found["tokens.min_count"]) == (counts.max(), counts.min())
+    assert found.perplexity == pytest.approx(np.exp(entropy(counts)), rel=1e-6)
+    assert (found.max_count, found.min_count) == (counts.max(), counts.min())
 
 
 def test_the_file_holds_the_codebooks_tokens_in_the_order_of_the_rows(tmp_path: Path):
@@ -172,7 +172,7 @@ def test_another_stores_codebook_is_applied_unchanged(tmp_path: Path):
     assert adjusted_rand_score(kinds, tokens_of(tmp_path / "validation")) == 1.0
     first, second = (load_codebook(tmp_path / name).state_dict() for name in ("train", "validation"))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert "tokens.inertia.1" not in found
+    assert not found.inertia
     assert (
         read_model_about(tmp_path / "validation" / "codebook")["regions"] == RegionStore(tmp_path / "train").fingerprint
     )

@@ -25,7 +25,6 @@ from comodal.models.l3net.l3net import (
     L3EMBEDDING_L3NET_CONFIG,
     PAPER_L3NET_CONFIG,
     L3Net,
-    load_l3net,
     make_openl3_config,
     make_small_l3net_config,
 )
@@ -194,7 +193,7 @@ def test_auto_takes_an_exported_engine_only_where_it_is_faster_or_asked_for(
     monkeypatch.setattr(embedder, "can_fuse_convolution", lambda _: fused)
     monkeypatch.setattr(exported_engines, "find_spec", lambda _: object() if installed else None)
     choice = EmbedderOptions(engine="auto", precision=precision)
-    model = load_l3net(run)
+    model = L3Net.from_pretrained(run)
     assert resolve_engine(run, model, choice) == expected
     torch.nn.init.zeros_(model.fc1.weight)  # no longer the weights that were exported
     assert resolve_engine(run, model, choice) == "torch"

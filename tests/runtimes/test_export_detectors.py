@@ -12,7 +12,7 @@ from comodal.models.checkpoint import save_model
 from comodal.models.detectors.detector_boxes import compute_resize_scale, resize_like_opencv, to_centered_bgr
 from comodal.models.detectors.detector_c4 import C4_ROI_CELLS, C4_STRIDE
 from comodal.models.detectors.detector_fpn_regions import compute_fpn_feature_maps
-from comodal.models.detectors.roi_pooling import build_maxima, pool_regions
+from comodal.models.detectors.roi_pooling import build_maxima, pool_rois
 from comodal.runtimes.export import export
 from tests.support.detector_fixtures import CAFFE, PYRAMID, c4_of, caffe_rules, fpn_of, fpn_rules, ids, tensors
 
@@ -43,7 +43,7 @@ def test_both_halves_of_caffes_detector(folder: Path, tmp_path: Path):
         scores.sigmoid().view(rows, columns, -1).permute(2, 0, 1), theirs["rpn_cls_prob"][0, anchors:], **NUMBERS
     )
     assert_close(deltas.view(1, rows, columns, -1).permute(0, 3, 1, 2), theirs["rpn_bbox_pred"], **NUMBERS)
-    cells = pool_regions(
+    cells = pool_rois(
         build_maxima(feature_map, C4_ROI_CELLS), theirs["rois"][:, 1:], C4_ROI_CELLS, 1 / C4_STRIDE
     ).contiguous()
     features, classes, boxes, attributes = run(tmp_path / "onnx", "regions", cells)

@@ -1,7 +1,8 @@
 """`comodal inspect`: identifies shards, runs, models, checkpoints, embeddings, synthetic data, scores and media."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,22 @@ from comodal.text_files import read_json_object, read_log, read_yaml
 Description = dict[str, Any]
 
 
-def inspect(path: Path, contact_sheet: Path | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class PathDescription:
+    """What a file or folder is.
+
+    Args:
+        path: The file or folder.
+        kind: shards, regions, run, model, checkpoint, embeddings, synthetic, scores, image, audio or video.
+        properties: Counts, sizes, settings, parameters and metrics; which ones depends on the kind.
+    """
+
+    path: Path
+    kind: str
+    properties: Mapping[str, Any]
+
+
+def inspect(path: Path, contact_sheet: Path | None = None) -> PathDescription:
     """Identifies and describes a path: shards, run, model, checkpoint, embeddings, synthetic data, scores or media.
 
     Args:
@@ -38,7 +54,7 @@ def inspect(path: Path, contact_sheet: Path | None = None) -> dict[str, Any]:
         contact_sheet: for shards: an image file (.png or .jpg) to write, with frames and audio of some clips.
 
     Returns:
-        "kind", and the properties of the path: counts, sizes, settings, parameters, metrics.
+        The kind and the properties of the path.
 
     Raises:
         DataError: the path does not exist, or is of an unknown kind.
@@ -52,8 +68,9 @@ def inspect(path: Path, contact_sheet: Path | None = None) -> dict[str, Any]:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     refuse_packed_run(path)
-    description = describe_folder(path) if path.is_dir() else describe_file(path)
-    print_description(path, description)
+    properties = describe_folder(path) if path.is_dir() else describe_file(path)
+    description = PathDescription(path, properties.pop("kind"), properties)
+    print_description(description)
     if contact_sheet is not None:
         splits = [split for split in SPLITS if any((path / split).glob("*.index"))]
         draw_contact_sheet(path / splits[0] if splits else path, contact_sheet)
@@ -189,19 +206,18 @@ def count_files_by_suffix(path: Path) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda pair: -pair[1]))
 
 
-def print_description(path: Path, description: Description) -> None:
+def print_description(description: PathDescription) -> None:
     """Prints names and values, one per line, with dotted names for nested values."""
     table = Table("", "", header=False)
-    print_line(f"{path}: {description['kind']}")
-    for name, value in flatten_settings(description, ""):
-        if name != "kind":
-            table.add_row(name, value)
+    print_line(f"{description.path}: {description.kind}")
+    for name, value in flatten_settings(description.properties, ""):
+        table.add_row(name, value)
     table.show()
 
 
 def flatten_settings(value: object, name: str) -> list[tuple[str, str]]:
     """The leaves of nested settings with their dotted names."""
-    if isinstance(value, dict) and value:
+    if isinstance(value, Mapping) and value:
         return [row for key, inner in value.items() for row in flatten_settings(inner, f"{name}.{key}".lstrip("."))]
     if isinstance(value, bool) or not isinstance(value, int | float):
         return [(name, str(value))]

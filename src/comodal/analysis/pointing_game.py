@@ -57,12 +57,14 @@ def read_pointing_scenes(shards: Path, truth: Path, model: L3Net, count: int) ->
         DataError: No clip of the split is in the truth file, or its format is invalid.
     """
     records, reader = read_truth_records(truth), ShardReader(shards)
-    known_clips = [clip for clip in range(len(reader)) if reader.get_key(clip) in records]
-    if not known_clips:
+    recorded_clips = [clip for clip in range(len(reader)) if reader.get_key(clip) in records]
+    if not recorded_clips:
         raise DataError(f"{truth}: none of its {len(records)} videos is in {shards}; its first is {reader.get_key(0)}")
-    indices = np.unique(np.linspace(0, len(known_clips) - 1, min(count, len(known_clips))).round().astype(int)).tolist()
+    indices = np.unique(
+        np.linspace(0, len(recorded_clips) - 1, min(count, len(recorded_clips))).round().astype(int)
+    ).tolist()
     scenes = [
-        read_pointing_scene(reader, known_clips[index], records[reader.get_key(known_clips[index])], model)
+        read_pointing_scene(reader, recorded_clips[index], records[reader.get_key(recorded_clips[index])], model)
         for index in indices
     ]
     return [scene for scene in scenes if scene.boxes]

@@ -146,8 +146,8 @@ class ArgumentParser(argparse.ArgumentParser):
             return super().parse_known_args(args, namespace)
         return argparse.Namespace(run=partial(self.run, list(args))), []
 
-    def read_known(self, argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-        """The parsed values, and the remaining arguments."""
+    def parse_recognized(self, argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+        """The values of the options of this parser, and the remaining arguments."""
         try:
             namespace, rest = self.parse_known_args(argv)
         except argparse.ArgumentError as error:
@@ -192,14 +192,14 @@ class CommandParser:
             UsageError: An option is unknown, or a value is of another type.
         """
         end = argv.index("--") if "--" in argv else len(argv)  # the arguments after it are not flags
-        flag_values, rest = self.flags.read_known(argv[:end])
+        flag_values, rest = self.flags.parse_recognized(argv[:end])
         unknown = next((argument.partition("=")[0] for argument in rest if argument.startswith("--")), "")
         if unknown:
-            known_flags = [option_.flags[0] for option_ in self.options if not option_.is_positional]
-            hint = suggest_closest(unknown.replace("_", "-"), [*known_flags, "--help", "--config", "--print-config"])
+            valid_flags = [option_.flags[0] for option_ in self.options if not option_.is_positional]
+            hint = suggest_closest(unknown.replace("_", "-"), [*valid_flags, "--help", "--config", "--print-config"])
             raise UsageError(f"unknown option {unknown}{hint}")
         rest += argv[end + 1 :]
-        arguments, extra = self.arguments.read_known(["--", *rest] if rest else [])
+        arguments, extra = self.arguments.parse_recognized(["--", *rest] if rest else [])
         if extra:
             raise UsageError(f"{extra[-1]!r} is an unexpected argument")
         is_print = flag_values.pop("print_config", False)
@@ -239,7 +239,7 @@ def parse_subcommand(
     subparsers = parser.add_subparsers(dest="command")
     for name, run in commands.items():
         subparsers.add_parser(name, run=run, add_help=False)
-    values, rest = parser.read_known(argv)
+    values, rest = parser.parse_recognized(argv)
     if rest:
         raise UsageError(f"unknown option {rest[0]}{suggest_closest(rest[0], ['--help', '--version'])}")
     return Subcommand(values.get("run"), "help" in values, "version" in values)
@@ -249,7 +249,7 @@ def find_config_argument(argv: Sequence[str]) -> Path | None:
     """The value of --config among the arguments of a command, before its options are known."""
     parser = ArgumentParser(add_help=False)
     parser.add_argument("--config", type=Path)
-    return parser.read_known(argv)[0].get("config")
+    return parser.parse_recognized(argv)[0].get("config")
 
 
 def read_settings(path: Path | None, options: Sequence[Option]) -> dict[str, Any]:

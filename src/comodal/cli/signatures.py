@@ -156,9 +156,9 @@ class ModuleSource:
         missing = [None] * (len(arguments.args) - len(arguments.defaults))
         names = [*arguments.args, *arguments.kwonlyargs]
         defaults = [*missing, *arguments.defaults, *arguments.kw_defaults]
-        for place, (argument, default) in enumerate(zip(names, defaults, strict=True)):
+        for position, (argument, default) in enumerate(zip(names, defaults, strict=True)):
             if argument.arg not in skip:
-                is_positional = place < len(arguments.args)
+                is_positional = position < len(arguments.args)
                 kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if is_positional else inspect.Parameter.KEYWORD_ONLY
                 yield self.read_parameter(argument.arg, kind, argument.annotation, default)
 

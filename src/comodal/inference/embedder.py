@@ -23,7 +23,7 @@ from comodal.media.resample_kaiser import resample_kaiser
 from comodal.models.checkpoint import find_model_folder, read_model_about
 from comodal.models.convert.convert_openl3 import TowerModality
 from comodal.models.l3net.fused_vgg import FusedTower
-from comodal.models.l3net.l3net import AUDIO_GRID, IMAGE_GRID, L3Net, load_l3net, max_pool_to_grid
+from comodal.models.l3net.l3net import AUDIO_GRID, IMAGE_GRID, L3Net, max_pool_to_grid
 from comodal.models.l3net.spectrogram import Frontend, Representation, Spectrogram
 from comodal.models.l3net.spectrogram import make_openl3_spectrogram_config as openl3_spectrogram
 from comodal.runtimes.export_formats import EngineChoice, Format
@@ -234,7 +234,7 @@ def load_embedder(path: Path, options: EmbedderOptions) -> Embedder:
     if is_openl3_file(path):
         checkpoint = load_openl3(path, representation=options.representation)
         return Embedder(checkpoint.model, options, checkpoint.about)
-    model = load_l3net(path)
+    model = L3Net.from_pretrained(path)
     about = read_model_about(find_model_folder(path)).get("openl3")
     engine = resolve_engine(path, model, options)
     exports = None if engine == "torch" else ExportedEmbedders(path, model, engine, options.precision)

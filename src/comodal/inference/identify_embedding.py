@@ -5,9 +5,8 @@ which. Given the audio or image and the weights, all candidates are computed and
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -37,6 +36,7 @@ SIZE_DESCRIPTIONS = {
     6144: "audio, all 6144 features",
     8192: "images, all 8192 features",
 }
+UNKNOWN_CREATOR = "unknown (no metadata): OpenL3, comodal --as-openl3, or a comodal model"
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,67 @@ class EmbeddingCandidate:
     cosine: float
 
 
+@dataclass(frozen=True)
+class CandidateRanking:
+    """The comparison of a file with candidates.
+
+    Args:
+        candidates: All candidates, the nearest first.
+        best: The nearest candidate.
+        faithful: The network of the nearest candidate with its training frontend.
+        conclusion: Whether the nearest matches, and whether it is faithful to the weights.
+    """
+
+    candidates: tuple[EmbeddingCandidate, ...]
+    best: EmbeddingCandidate
+    faithful: EmbeddingCandidate
+    conclusion: str
+
+
+@dataclass(frozen=True)
+class EmbeddingDiagnosis:
+    """What is inferred from an embedding file.
+
+    Args:
+        vectors: Number of embeddings.
+        features: Features of each.
+        content: What OpenL3 embeds with this number of features.
+        dtype: NumPy type of the embeddings.
+        mean: Mean of all values.
+        std: Standard deviation of all values.
+        max_abs: Largest absolute value.
+        negative: Fraction of negative values.
+        not_finite: Number of NaN and infinite values.
+        cut: Whether the network was cut before or after its last ReLU.
+        hop_seconds: Median distance of the timestamps; None without two of them.
+        has_even_hops: Whether all timestamps have this distance; None without two of them.
+        zero_vectors: Number of embeddings that are zero.
+        repeated_vectors: Number of other embeddings that equal their predecessor.
+        created_by: The metadata of the file in words.
+        ranking: The comparison with candidates; None without the audio or image.
+    """
+
+    vectors: int
+    features: int
+    content: str
+    dtype: str
+    mean: float
+    std: float
+    max_abs: float
+    negative: float
+    not_finite: int
+    cut: str
+    hop_seconds: float | None
+    has_even_hops: bool | None
+    zero_vectors: int
+    repeated_vectors: int
+    created_by: str
+    ranking: CandidateRanking | None = None
+
+
 def identify_embedding(
     path: Path, audio: Path | None = None, image: Path | None = None, model: Path | None = None, rows: int = 8
-) -> dict[str, Any]:
+) -> EmbeddingDiagnosis:
     """Reports which frontend and network made an embedding, and its distance from the reference.
 
     Args:
@@ -64,7 +122,7 @@ def identify_embedding(
         rows: number of embeddings to compare.
 
     Returns:
-        Metadata of the file; with the audio or image also "best", "best.distance", "faithful.distance" and "diagnosis".
+        What the file shows; with the audio or image also the ranked candidates.
 
     Raises:
         DataError: it is not an embedding, or does not match the audio or image.
@@ -85,10 +143,10 @@ def identify_embedding(
     elif image is not None:
         candidates = compare_with_image(path, arrays, image, list_weights_paths(model))
     if candidates:
-        diagnosis |= rank_candidates(candidates)
+        diagnosis = replace(diagnosis, ranking=rank_candidates(candidates))
     elif audio is not None or image is not None:
-        raise CheckpointError(f"{model or 'the folders of weights'}: no network has {diagnosis['features']} features")
-    print_diagnosis(path, diagnosis, candidates)
+        raise CheckpointError(f"{model or 'the folders of weights'}: no network has {diagnosis.features} features")
+    print_diagnosis(path, diagnosis)
     return diagnosis
 
 
@@ -108,35 +166,34 @@ def read_embedding(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     return arrays
 
 
-def inspect_arrays(arrays: dict[str, Shaped[np.ndarray, "..."]]) -> dict[str, Any]:
+def inspect_arrays(arrays: dict[str, Shaped[np.ndarray, "..."]]) -> EmbeddingDiagnosis:
     """Reports what can be inferred from the file alone."""
     vectors = arrays["embedding"]
-    report: dict[str, Any] = {
-        "vectors": len(vectors),
-        "features": vectors.shape[1],
-        "of": SIZE_DESCRIPTIONS.get(vectors.shape[1], "none of OpenL3's sizes"),
-        "type": str(vectors.dtype),
-        "mean": float(vectors.mean()),
-        "std": float(vectors.std()),
-        "max_abs": float(np.abs(vectors).max()),
-        "negative": float((vectors < 0).mean()),
-        "not_finite": int((~np.isfinite(vectors)).sum()),
-    }
-    report["cut"] = "before the last ReLU (OpenL3)" if report["negative"] else "after the last ReLU (L3-Net's paper)"
+    negative = float((vectors < 0).mean())
+    content, hop_seconds, has_even_hops = SIZE_DESCRIPTIONS.get(vectors.shape[1], "none of OpenL3's sizes"), None, None
     if "timestamps" not in arrays:
-        report["of"] = "images; OpenL3 writes no timestamps for them"
+        content = "images; OpenL3 writes no timestamps for them"
     elif len(vectors) > 1:
         steps = np.diff(arrays["timestamps"])
-        report["hop_seconds"] = float(np.median(steps))
-        report["even"] = bool(np.allclose(steps, steps[0], atol=1e-6))
-    report["zero_vectors"] = int((~vectors.any(axis=1)).sum())
+        hop_seconds, has_even_hops = float(np.median(steps)), bool(np.allclose(steps, steps[0], atol=1e-6))
     is_repeated = (vectors[1:] == vectors[:-1]).all(axis=1) & vectors[1:].any(axis=1)
-    report["repeated_vectors"] = int(is_repeated.sum())
-    if "about" in arrays:
-        report["created_by"] = describe_metadata(arrays["about"])
-    else:
-        report["created_by"] = "unknown (no metadata): OpenL3, comodal --as-openl3, or a comodal model"
-    return report
+    return EmbeddingDiagnosis(
+        vectors=len(vectors),
+        features=vectors.shape[1],
+        content=content,
+        dtype=str(vectors.dtype),
+        mean=float(vectors.mean()),
+        std=float(vectors.std()),
+        max_abs=float(np.abs(vectors).max()),
+        negative=negative,
+        not_finite=int((~np.isfinite(vectors)).sum()),
+        cut="before the last ReLU (OpenL3)" if negative else "after the last ReLU (L3-Net's paper)",
+        hop_seconds=hop_seconds,
+        has_even_hops=has_even_hops,
+        zero_vectors=int((~vectors.any(axis=1)).sum()),
+        repeated_vectors=int(is_repeated.sum()),
+        created_by=describe_metadata(arrays["about"]) if "about" in arrays else UNKNOWN_CREATOR,
+    )
 
 
 def describe_metadata(about: Shaped[np.ndarray, "..."]) -> str:
@@ -291,44 +348,49 @@ def measure_candidate(
     return EmbeddingCandidate(weights.name, settings, is_faithful, distance, cosine)
 
 
-def rank_candidates(candidates: list[EmbeddingCandidate]) -> dict[str, Any]:
-    """Returns the nearest candidate, and the file's distance from the same network with its training frontend."""
-    candidates.sort(key=lambda candidate: candidate.distance)
-    best = candidates[0]
-    faithful = next(entry for entry in candidates if entry.weights == best.weights and entry.is_faithful)
+def rank_candidates(candidates: list[EmbeddingCandidate]) -> CandidateRanking:
+    """Finds the nearest candidate, and the same network with its training frontend."""
+    ranked = sorted(candidates, key=lambda candidate: candidate.distance)
+    best = ranked[0]
+    faithful = next(entry for entry in ranked if entry.weights == best.weights and entry.is_faithful)
     if best.distance < MAX_DISTANCE:
-        diagnosis = "matches"
+        conclusion = "matches"
     elif best.distance < MAX_BF16_DISTANCE:
-        diagnosis = "matches up to the rounding of bf16 or another resampler"
+        conclusion = "matches up to the rounding of bf16 or another resampler"
     else:
-        diagnosis = "no candidate matches; the nearest is shown"
+        conclusion = "no candidate matches; the nearest is shown"
     if best.distance < MAX_BF16_DISTANCE:
-        diagnosis += "; faithful to the weights" if best.is_faithful else "; not the training frontend: embed it again"
-    return {
-        "best": f"{best.weights}: {best.settings}",
-        "best.distance": best.distance,
-        "best.cosine": best.cosine,
-        "faithful.distance": faithful.distance,
-        "faithful.cosine": faithful.cosine,
-        "diagnosis": diagnosis,
-    }
+        conclusion += "; faithful to the weights" if best.is_faithful else "; not the training frontend: embed it again"
+    return CandidateRanking(tuple(ranked), best, faithful, conclusion)
 
 
-def print_diagnosis(path: Path, diagnosis: dict[str, Any], candidates: list[EmbeddingCandidate]) -> None:
+def print_diagnosis(path: Path, diagnosis: EmbeddingDiagnosis) -> None:
     """Prints the diagnosis, and the candidates by distance."""
+    ranking = diagnosis.ranking
+    values = {name: value for name, value in asdict(replace(diagnosis, ranking=None)).items() if value is not None}
+    if ranking is not None:
+        values |= {
+            "best": f"{ranking.best.weights}: {ranking.best.settings}",
+            "best.distance": ranking.best.distance,
+            "best.cosine": ranking.best.cosine,
+            "faithful.distance": ranking.faithful.distance,
+            "faithful.cosine": ranking.faithful.cosine,
+            "conclusion": ranking.conclusion,
+        }
     table = Table("", "", header=False)
-    for name, value in diagnosis.items():
+    for name, value in values.items():
         table.add_row(name, f"{value:.4g}" if isinstance(value, float) else str(value))
     print_line(f"{path}:")
     table.show()
-    if diagnosis["repeated_vectors"]:
+    if diagnosis.repeated_vectors:
         message = "vectors equal their predecessor: probably silence, which OpenL3 amplifies to full level"
-        print_line(f"{diagnosis['repeated_vectors']} {message}")
-    if candidates:
+        print_line(f"{diagnosis.repeated_vectors} {message}")
+    if ranking is not None:
         listed = Table("weights", "settings", "distance", "cosine")
-        for candidate in candidates:
-            settings = candidate.settings
-            listed.add_row(candidate.weights, settings, f"{candidate.distance:.2g}", f"{candidate.cosine:.4f}")
+        for candidate in ranking.candidates:
+            listed.add_row(
+                candidate.weights, candidate.settings, f"{candidate.distance:.2g}", f"{candidate.cosine:.4f}"
+            )
         listed.show()
     else:
         print_line("Pass the audio or the image (--audio, --image) and the weights (--model) to compare candidates.")

@@ -5,7 +5,7 @@ from pathlib import Path
 from comodal.hardware import DeviceName, Precision
 from comodal.hub_download import resolve_model_path
 from comodal.inference.audio_visual import AudioVisualPipeline, load_audio_visual
-from comodal.inference.joint_space.ave_net_pipeline import JointEmbeddingPipeline, load_joint_embedding
+from comodal.inference.ave_net_pipeline import JointEmbeddingPipeline, load_joint_embedding
 from comodal.inference.joint_space.dual_encoder_pipeline import DualEncoderPipeline, load_dual_encoder_pipeline
 from comodal.inference.openl3_files import is_openl3_file
 from comodal.inference.vision_language import VisionLanguagePipeline, load_vision_language

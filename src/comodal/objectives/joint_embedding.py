@@ -17,11 +17,11 @@ MAX_INVERSE_TEMPERATURE = 100.0  # the same section: a lower temperature made tr
 
 
 class ContrastiveEmbedding(FrozenPartsObjective):
-    """Compares the image of each moment with the audio of all moments of a batch, and its audio with all images.
+    """Compares the image of each example with the audio of all examples of a batch, and its audio with all images.
 
     Departs from the paper (Objects that Sound), whose loss is that of `AudioVisualCorrespondence`: the similarity of
     the embeddings is divided by a learned temperature, and a softmax over the batches of all processes must find the
-    matched one in both directions. Moments of one source video are not negatives of each other. The layer that decides
+    matched one in both directions. Examples of one source video are not negatives of each other. The layer that decides
     from a distance is trained by the cross-entropy of all pairs, with fixed embeddings, so that it does not change
     them. In evaluation the loss and the accuracy are the paper's, on its pairs.
 

@@ -150,8 +150,8 @@ class ViLBERTPretraining(nn.Module):
     ) -> list[MaskedLoss]:
         """The loss of each target, from its outputs of the region head."""
         features, classes = batch.feature_targets.shape[1], batch.class_targets.shape[1]
-        num_known_columns = sum(count_target_columns(self.region_targets, features, classes, 0).values())
-        columns = count_target_columns(self.region_targets, features, classes, predicted.shape[1] - num_known_columns)
+        num_fixed_columns = sum(count_target_columns(self.region_targets, features, classes, 0).values())
+        columns = count_target_columns(self.region_targets, features, classes, predicted.shape[1] - num_fixed_columns)
         if 0 in columns.values() or sum(columns.values()) != predicted.shape[1]:
             raise ValueError(
                 f"the region head has {predicted.shape[1]} outputs, which cannot be {columns} "

@@ -25,7 +25,7 @@ from comodal.errors import CheckpointError
 from comodal.models.checkpoint import compute_weights_checksum
 from comodal.models.detectors.pooling import pool_boxes
 from comodal.models.efficientnet_lite0 import LITE0, LITE0_STRIDE, build_efficientnet_lite0
-from comodal.models.l3net.l3net import L3Net, load_l3net
+from comodal.models.l3net.l3net import L3Net
 from comodal.regions.detector_files import NetworkFiles
 from comodal.regions.region_extractor import ExtractorSource, Maps, fingerprint_extractor
 
@@ -172,7 +172,7 @@ def load_backbone(network: str, size: int | None = None, device: str = "cpu") ->
     path = Path(network)
     if not path.exists():
         raise CheckpointError(f"{network}: not the folder of an L3-Net; the supported name is {LITE0}")
-    l3net = load_l3net(path)
+    l3net = L3Net.from_pretrained(path)
     fingerprint, l3net, size = fingerprint_weights(l3net), l3net.to(device), size or 2 * l3net.config.image_size
     return Backbone("L3-Net", fingerprint, partial(compute_l3net_maps, l3net), size, L3NET_STRIDE, device)
 

@@ -5,7 +5,7 @@ The store is read in blocks, so that memory does not grow with it. The old token
 is replaced. After an interruption, the store has no tokens or all of them, and the command can be run again.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from comodal.analysis.pages.token_page import TokenRegion, TokenUse, build_token_page
+from comodal.analysis.pages.token_page import TokenRegion, TokenUse, VisualTokenSummary, build_token_page
 from comodal.console import Table
 from comodal.data.regions.region_store import (
     CLASSES_FILE,
@@ -83,7 +83,7 @@ def prepare_tokens(
     apply: Path | None = None,
     classes: bool = False,
     images: Path | None = None,
-) -> dict[str, float]:
+) -> VisualTokenSummary:
     """Assigns a visual token to every region of a store: writes STORE/tokens.bin, STORE/codebook and STORE/tokens.html.
 
     Args:
@@ -95,8 +95,7 @@ def prepare_tokens(
         images: folder of the images, for a page that shows regions.
 
     Returns:
-        tokens.tokens, tokens.used, tokens.perplexity, tokens.max_count, tokens.min_count, and tokens.inertia.LEVEL of a
-        fitted codebook.
+        How often the tokens are used, and the inertia of a fitted codebook.
 
     Raises:
         DataError: there is no store, it has too few regions, or its features do not fit the codebook.
@@ -119,9 +118,9 @@ def prepare_tokens(
         f"Visual tokens of {store.name}", use, inertia, collect_token_examples(region_store, use), images
     )
     write_bytes_atomically(store / "tokens.html", page.encode())
-    print_token_statistics(use, inertia)
-    level = {f"tokens.inertia.{level_number}": value for level_number, value in enumerate(inertia, 1)}
-    return {f"tokens.{name}": value for name, value in use.compute_summary().items()} | level
+    summary = use.compute_summary(inertia)
+    print_token_summary(summary)
+    return summary
 
 
 def fit_store_codebook(store: RegionStore, fit: CodebookOptions) -> tuple[Codebook, tuple[float, ...], dict[str, Any]]:
@@ -254,11 +253,14 @@ def get_token_region(store: RegionStore, row: int) -> TokenRegion:
     return TokenRegion(store.ids[image], regions.width, regions.height, box.tolist())
 
 
-def print_token_statistics(use: TokenUse, inertia: Sequence[float]) -> None:
-    """Prints the statistics at the end of the command."""
+def print_token_summary(summary: VisualTokenSummary) -> None:
+    """Prints the summary at the end of the command."""
     table = Table("visual tokens", "", right=[1])
-    for name, value in use.compute_summary().items():
-        table.add_row(name, f"{value:,.1f}" if name == "perplexity" else f"{value:,.0f}")
-    for level, value in enumerate(inertia, 1):
+    table.add_row("tokens", f"{summary.tokens:,}")
+    table.add_row("used", f"{summary.used:,}")
+    table.add_row("perplexity", f"{summary.perplexity:,.1f}")
+    table.add_row("max_count", f"{summary.max_count:,}")
+    table.add_row("min_count", f"{summary.min_count:,}")
+    for level, value in enumerate(summary.inertia, 1):
         table.add_row(f"inertia, level {level}", f"{value:.4f}")
     table.show()

@@ -40,11 +40,11 @@ def check_training_fits(module: nn.Module, device: torch.device) -> None:
     compare_with_memory(sum(count for count, _ in sizes), sum(count * each for count, each in sizes), device)
 
 
-def compare_with_memory(parameters: int, wanted: int, device: torch.device) -> None:
+def compare_with_memory(parameters: int, required_bytes: int, device: torch.device) -> None:
     """Raises a RecipeError if a model with so many parameters needs more bytes than the device has."""
     available = hardware.read_memory_bytes(device)
-    if wanted > available:
+    if required_bytes > available:
         raise RecipeError(
-            f"a model of {parameters:,} parameters needs {wanted / 1e9:,.1f} GB and {device.type} has "
+            f"a model of {parameters:,} parameters needs {required_bytes / 1e9:,.1f} GB and {device.type} has "
             f"{available / 1e9:,.1f} GB of memory: choose a smaller model"
         )

@@ -59,7 +59,7 @@ def norms_add_nothing(patch: Patch) -> None:
 
 def roi_align_for_roi_pool(patch: Patch) -> None:
     patch.setattr(detector_c4, "build_maxima", lambda feature_map, _bins: feature_map)
-    patch.setattr(detector_c4, "pool_regions", lambda found, boxes, bins, scale: roi_align(found, [boxes], bins, scale))
+    patch.setattr(detector_c4, "pool_rois", lambda found, boxes, bins, scale: roi_align(found, [boxes], bins, scale))
 
 
 def red_first(patch: Patch) -> None:

@@ -6,7 +6,7 @@ from torchvision.ops import roi_pool
 
 from comodal.models.detectors.detector_c4 import C4, C4Config, optimize_c4_layout
 from comodal.models.detectors.detector_rules import C4Postprocessing, detect_caffe_regions
-from comodal.models.detectors.roi_pooling import build_maxima, pool_regions
+from comodal.models.detectors.roi_pooling import build_maxima, pool_rois
 from tests.support.plain_detector import PlainC4, same_c4
 
 
@@ -26,10 +26,10 @@ def test_it_is_torchvisions(rows: int, columns: int, bins: int):
     torch.manual_seed(columns)
     feature_map, boxes = torch.randn(1, 5, rows, columns), boxes_on(rows, columns)
     wanted = roi_pool(feature_map, [boxes], bins, 1 / 16)
-    found = pool_regions(build_maxima(feature_map, bins), boxes, bins, 1 / 16)
+    found = pool_rois(build_maxima(feature_map, bins), boxes, bins, 1 / 16)
     assert torch.equal(found, wanted)
     assert found.is_contiguous(memory_format=torch.channels_last)
-    rough = pool_regions(build_maxima(feature_map.bfloat16(), bins), boxes, bins, 1 / 16)
+    rough = pool_rois(build_maxima(feature_map.bfloat16(), bins), boxes, bins, 1 / 16)
     assert torch.equal(rough, wanted.bfloat16())
 
 

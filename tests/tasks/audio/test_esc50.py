@@ -14,7 +14,7 @@ from torch.optim.swa_utils import update_bn
 from comodal.errors import DataError
 from comodal.hardware import Compute
 from comodal.models.checkpoint import make_untrained_copy, save_model
-from comodal.models.l3net.l3net import L3Net, L3NetConfig, load_l3net
+from comodal.models.l3net.l3net import L3Net, L3NetConfig
 from comodal.tasks.audio.audio_features import cut_windows, extract_audio_features, read_all_samples
 from comodal.tasks.audio.audio_folders import evaluate_audio
 from comodal.tasks.audio.esc50 import check_clips, evaluate_esc50, read_esc50, read_esc50_meta
@@ -84,7 +84,7 @@ def test_the_untrained_control_hears_with_norms_that_fit_the_sounds(tmp_path: Pa
     """Its features are those of the same initial weights whose norms torch updates on the middle of every sound."""
     sounds = read_esc50(write_esc(tmp_path / "esc", clips_each=1), "esc50").audio_files
     found = extract_audio_features(model, sounds, sounds, 1, 5, 1, Compute(torch.device("cpu"), "fp32"))
-    control = make_untrained_copy(load_l3net(model), 5)
+    control = make_untrained_copy(L3Net.from_pretrained(model), 5)
     middles = []
     for sound in sounds:
         samples, length = read_all_samples(sound, 48_000), 48_000

@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 
 from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.tasks.baselines.baseline_scores import BaselineOptions, build_baseline_entries, score_baselines
-from comodal.tasks.baselines.text_and_region_classifiers import BaselineItem, fit_and_predict, pool_regions
+from comodal.tasks.baselines.text_and_region_classifiers import BaselineItem, average_regions, fit_and_predict
 from comodal.tasks.vision_language.image_rows import ImageRows
 
 COLORS = ("blue", "green", "red")
@@ -59,8 +59,8 @@ def test_only_the_image_decides(store: RegionStore):
     found = fit_and_predict(
         training,
         evaluated,
-        lambda one: pool_regions(rows.store, rows.find, one),
-        lambda one: pool_regions(rows.store, rows.find, one),
+        lambda one: average_regions(rows.store, rows.find, one),
+        lambda one: average_regions(rows.store, rows.find, one),
     )
     assert accuracy(found.labels["words"], evaluated) == pytest.approx(1 / 3)  # one answer to the only question
     assert accuracy(found.labels["words_and_regions"], evaluated) == 1.0
@@ -108,8 +108,8 @@ def test_a_missing_image_has_no_prediction_with_regions(store: RegionStore):
     found = fit_and_predict(
         ask_color(range(90)),
         evaluated,
-        lambda one: pool_regions(rows.store, rows.find, one),
-        lambda one: pool_regions(rows.store, rows.find, one),
+        lambda one: average_regions(rows.store, rows.find, one),
+        lambda one: average_regions(rows.store, rows.find, one),
     )
     assert found.labels["words_and_regions"] == [*(color_of(n) for n in range(90, 93)), None]
 
@@ -117,7 +117,7 @@ def test_a_missing_image_has_no_prediction_with_regions(store: RegionStore):
 def test_two_images_are_concatenated(store: RegionStore):
     rows = ImageRows(store)
     expected = [store.read_regions(row).features.astype(np.float32).mean(0) for row in (3, 5)]
-    pooled = pool_regions(rows.store, rows.find, ("3", "5"))
+    pooled = average_regions(rows.store, rows.find, ("3", "5"))
     assert pooled is not None
     np.testing.assert_allclose(pooled, np.concatenate(expected), rtol=1e-6)
 

@@ -17,14 +17,14 @@ from comodal.models.checkpoint import save_model
 from comodal.models.l3net.clip_classifier import ClipClassifier, ClipClassifierConfig
 from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.recipes import avc_pretraining, clip_classification
-from comodal.tasks.correspondence.avc_evaluation import count_calibration_moments, evaluate_avc
-from comodal.tasks.correspondence.clip_features import MomentDataset, MomentFeatures, compute_moment_features
+from comodal.tasks.correspondence.avc_evaluation import count_calibration_examples, evaluate_avc
+from comodal.tasks.correspondence.clip_features import AVCExampleDataset, ExampleFeatures, compute_example_features
 from comodal.tasks.correspondence.pair_decisions import (
     choose_threshold,
     compute_margin_matrix,
     compute_pair_margins,
-    draw_moment_pairs,
-    rank_moments,
+    draw_example_pairs,
+    rank_examples,
 )
 from comodal.tasks.evaluation.results_card import read_card
 from comodal.text_files import read_yaml
@@ -56,28 +56,28 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_image_and_audio_is_in_one_pair_of_each_kind():
     groups = np.repeat(np.arange(9), [1, 2, 3, 4, 5, 6, 7, 8, 20])
-    pairs = draw_moment_pairs(groups, 0)
+    pairs = draw_example_pairs(groups, 0)
     for kind in (True, False):
         chosen = pairs.is_match == kind
         assert sorted(pairs.image[chosen]) == sorted(pairs.audio[chosen]) == list(range(len(groups)))
         same_source = groups[pairs.image[chosen]] == groups[pairs.audio[chosen]]
         assert same_source.all() if kind else not same_source.any()
     assert (pairs.image[pairs.is_match] == pairs.audio[pairs.is_match]).all()
-    assert not np.array_equal(pairs.audio, draw_moment_pairs(groups, 1).audio)
+    assert not np.array_equal(pairs.audio, draw_example_pairs(groups, 1).audio)
 
 
 def test_a_decision_by_one_modality_is_at_chance():
     """Whatever the decision is: an image or audio of one matched and one mismatched pair is right in one of them."""
     groups = np.arange(30) // 3
-    pairs, of_moment = draw_moment_pairs(groups, 4), np.random.default_rng(0).random(30) < 0.3
-    for moments in (pairs.image, pairs.audio):
-        assert (of_moment[moments] == pairs.is_match).mean() == 0.5
+    pairs, of_example = draw_example_pairs(groups, 4), np.random.default_rng(0).random(30) < 0.3
+    for examples in (pairs.image, pairs.audio):
+        assert (of_example[examples] == pairs.is_match).mean() == 0.5
 
 
 def test_a_source_with_more_than_half_of_the_clips_is_refused():
     with pytest.raises(DataError, match="more than half"):
-        draw_moment_pairs(np.array([0, 0, 0, 1, 2]), 0)
-    assert len(draw_moment_pairs(np.array([0, 0, 1, 1]), 0).image) == 8
+        draw_example_pairs(np.array([0, 0, 0, 1, 2]), 0)
+    assert len(draw_example_pairs(np.array([0, 0, 1, 1]), 0).image) == 8
 
 
 def test_the_threshold_is_that_of_a_plain_search():
@@ -97,7 +97,7 @@ def test_ranks_are_those_of_a_plain_loop():
     """Small integers as margins: many ties, which count as ahead. Clips of the same source are no candidates."""
     rng = np.random.default_rng(1)
     margins, groups = rng.integers(0, 5, (12, 12)).astype(float), np.arange(12) // 2
-    ranks = rank_moments(margins, groups)
+    ranks = rank_examples(margins, groups)
     for clip in range(12):
         others = [other for other in range(12) if groups[other] != groups[clip]]
         assert ranks.image_to_audio[clip] == sum(margins[clip, other] >= margins[clip, clip] for other in others)
@@ -107,7 +107,7 @@ def test_ranks_are_those_of_a_plain_loop():
 
 def test_ranks_by_hand():
     margins = np.array([[2.0, 1.0, 0.0], [3.0, 0.0, 1.0], [0.0, 0.0, 5.0]])
-    ranks = rank_moments(margins, np.arange(3))
+    ranks = rank_examples(margins, np.arange(3))
     assert ranks.image_to_audio.tolist() == [0, 2, 0]
     assert ranks.audio_to_image.tolist() == [1, 2, 0]
 
@@ -115,12 +115,12 @@ def test_ranks_by_hand():
 def test_margins_are_those_of_the_whole_network(shards: Path):
     torch.manual_seed(0)
     net = L3Net(CONFIG).eval()
-    moments = MomentDataset(ShardReader(shards / "test"), CONFIG, None, 2, 0)
-    features = compute_moment_features({"trained": net}, moments, CPU, 0).features["trained"]
-    pairs = draw_moment_pairs(np.unique(moments.sources, return_inverse=True)[1], 0)
+    examples = AVCExampleDataset(ShardReader(shards / "test"), CONFIG, None, 2, 0)
+    features = compute_example_features({"trained": net}, examples, CPU, 0).features["trained"]
+    pairs = draw_example_pairs(np.unique(examples.sources, return_inverse=True)[1], 0)
     margins = compute_pair_margins(net, features, pairs)
     matrix = compute_margin_matrix(net, features, 28)
-    batch = moments.batch([divmod(n, 14) for n in range(28)])
+    batch = examples.batch([divmod(n, 14) for n in range(28)])
     with torch.inference_mode():
         for row in range(0, len(margins), 3):
             image, audio = pairs.image[row], pairs.audio[row]
@@ -146,31 +146,31 @@ class CountingTowers(nn.Module):
         return self.net.compute_audio_features(audio)
 
 
-def test_towers_see_every_moment_once(shards: Path):
+def test_towers_see_every_example_once(shards: Path):
     """Except for the rest of the last batch of 64; a pair costs no tower at all."""
     net = CountingTowers(L3Net(CONFIG).eval())
-    moments = MomentDataset(ShardReader(shards / "test"), CONFIG, None, 5, 0)
-    features = compute_moment_features({"trained": net}, moments, CPU, 0).features["trained"]
-    pairs = draw_moment_pairs(np.unique(moments.sources, return_inverse=True)[1], 0)
+    examples = AVCExampleDataset(ShardReader(shards / "test"), CONFIG, None, 5, 0)
+    features = compute_example_features({"trained": net}, examples, CPU, 0).features["trained"]
+    pairs = draw_example_pairs(np.unique(examples.sources, return_inverse=True)[1], 0)
     compute_pair_margins(net, features, pairs)
     compute_margin_matrix(net, features, 14)
     assert len(pairs.image) == 2 * 70 and len(features.image) == 70
     assert net.images == net.seconds == 128
 
 
-def test_moments_depend_on_the_clip_and_not_on_the_other_clips(shards: Path):
+def test_examples_depend_on_the_clip_and_not_on_the_other_clips(shards: Path):
     reader = ShardReader(shards / "test")
-    few, many = (MomentDataset(reader, CONFIG, clips, 2, 0) for clips in (5, None))
+    few, many = (AVCExampleDataset(reader, CONFIG, clips, 2, 0) for clips in (5, None))
     assert [few.pairs(1, clip) for clip in range(5)] == [many.pairs(1, clip) for clip in range(5)]
-    assert {many.pairs(moment, 0).start_seconds for moment in range(2)} != {many.pairs(0, 0).start_seconds}
+    assert {many.pairs(example, 0).start_seconds for example in range(2)} != {many.pairs(0, 0).start_seconds}
 
 
 def test_the_command_against_a_plain_evaluation(shards: Path, model: Path, tmp_path: Path):
-    metrics = evaluate_avc(model, shards, moments=3, gallery=9, out=tmp_path / "out", seed=5, **OPTIONS)
+    metrics = evaluate_avc(model, shards, examples_per_clip=3, gallery=9, out=tmp_path / "out", seed=5, **OPTIONS)
     net, reader = L3Net.from_pretrained(model), ShardReader(shards / "test")
-    moments = MomentDataset(reader, CONFIG, None, 3, 5)
-    batch = moments.batch([divmod(n, 14) for n in range(42)])
-    pairs = draw_moment_pairs(np.unique(moments.sources, return_inverse=True)[1], 5)
+    examples = AVCExampleDataset(reader, CONFIG, None, 3, 5)
+    batch = examples.batch([divmod(n, 14) for n in range(42)])
+    pairs = draw_example_pairs(np.unique(examples.sources, return_inverse=True)[1], 5)
     with torch.inference_mode():
         logits = net(batch.image[pairs.image], batch.audio[pairs.audio]).logits
     correct = (logits.argmax(1) == torch.from_numpy(pairs.is_match).long()).numpy()
@@ -178,7 +178,7 @@ def test_the_command_against_a_plain_evaluation(shards: Path, model: Path, tmp_p
     assert metrics["avc.matched"] == pytest.approx(correct[:42].mean())
     assert metrics["avc.accuracy.low"] < metrics["avc.accuracy"] < metrics["avc.accuracy.high"]
     assert metrics["avc.pairs"] == 84
-    labels = [reader.read_record(moment % 14)["label"] for moment in pairs.image.tolist()]
+    labels = [reader.read_record(example % 14)["label"] for example in pairs.image.tolist()]
     for name in set(labels):
         chosen = [label == name for label in labels]
         assert metrics[f"avc.class.{name}"] == pytest.approx(correct[chosen].mean())
@@ -193,7 +193,7 @@ def test_the_command_against_a_plain_evaluation(shards: Path, model: Path, tmp_p
     assert card["scores"]["accuracy, chance level"]["value"] == 0.5 and card["counts"]["source videos"] == 7
     assert "7 source videos" in card["settings"]["95 % interval"]
     assert json.loads((tmp_path / "out" / "results.json").read_text()) == metrics
-    assert evaluate_avc(model, shards, moments=3, gallery=9, seed=5, **OPTIONS) == metrics
+    assert evaluate_avc(model, shards, examples_per_clip=3, gallery=9, seed=5, **OPTIONS) == metrics
 
 
 def test_perfect_features_win_everything_and_the_control_does_not():
@@ -205,14 +205,14 @@ def test_perfect_features_win_everything_and_the_control_does_not():
         fuse_all_pairs = ClipClassifier.fuse_all_pairs
 
     eye, groups = torch.eye(20), np.arange(20)
-    pairs = draw_moment_pairs(groups, 0)
-    right = MomentFeatures(eye, eye)
+    pairs = draw_example_pairs(groups, 0)
+    right = ExampleFeatures(eye, eye)
     assert ((compute_pair_margins(Product(), right, pairs) > 0.5) == pairs.is_match).all()
-    ranks = rank_moments(compute_margin_matrix(Product(), right, 20), groups)
+    ranks = rank_examples(compute_margin_matrix(Product(), right, 20), groups)
     assert not ranks.image_to_audio.any() and not ranks.audio_to_image.any()
-    wrong = MomentFeatures(eye, eye.roll(7, 0))
+    wrong = ExampleFeatures(eye, eye.roll(7, 0))
     assert ((compute_pair_margins(Product(), wrong, pairs) > 0.5) == pairs.is_match).mean() <= 0.55
-    assert rank_moments(compute_margin_matrix(Product(), wrong, 20), groups).image_to_audio.min() == 19
+    assert rank_examples(compute_margin_matrix(Product(), wrong, 20), groups).image_to_audio.min() == 19
 
 
 def test_direct_combination_is_the_product_of_probabilities():
@@ -334,5 +334,5 @@ def test_frozen_towers_keep_their_statistics_and_get_no_gradient(shards: Path, m
     assert len(optimized) == 4 and objective.model.fc1.training
 
 
-def test_an_eighth_of_the_moments_calibrates():
-    assert [count_calibration_moments(count) for count in (8, 40, 512, 4000)] == [8, 32, 64, 256]
+def test_an_eighth_of_the_examples_calibrates():
+    assert [count_calibration_examples(count) for count in (8, 40, 512, 4000)] == [8, 32, 64, 256]

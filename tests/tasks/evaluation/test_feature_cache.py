@@ -11,7 +11,7 @@ from comodal.data.shards.clip_dataset import Augmentation
 from comodal.errors import DataError
 from comodal.hardware import Compute
 from comodal.models.checkpoint import save_model
-from comodal.models.l3net.l3net import L3Net, L3NetConfig, load_l3net, max_pool_to_grid
+from comodal.models.l3net.l3net import L3Net, L3NetConfig, max_pool_to_grid
 from comodal.tasks.evaluation.class_folders import LabeledFile
 from comodal.tasks.evaluation.feature_cache import FeatureFile
 from comodal.tasks.image import image_features
@@ -64,7 +64,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def where(model: Path, layer: str = "conv4_2", pooling: str = "max") -> FeatureLayer:
-    return FeatureLayer(layer, pooling, resolve_grid(load_l3net(model).config, layer, None))
+    return FeatureLayer(layer, pooling, resolve_grid(L3Net.from_pretrained(model).config, layer, None))
 
 
 def pass_over(
@@ -183,7 +183,7 @@ def test_damage_and_numbers_that_are_none_are_told(tmp_path: Path):
 @pytest.mark.parametrize("layer", ["conv1_2", "conv2_1", "conv4_2"])
 def test_any_layer_is_the_models_own_map(model: Path, items: list[LabeledFile], tmp_path: Path, layer: str):
     """Against a hook on the module of the plain model; bfloat16 inside."""
-    trained, seen = load_l3net(model), {}
+    trained, seen = L3Net.from_pretrained(model), {}
     trained.image_tower.layers[layer].register_forward_hook(lambda *call: seen.update(map=call[2]))
     squares = np.concatenate(
         [render_view(np.asarray(Image.open(item.path)), item.name, MIDDLE, SHOWING) for item in items[:2]]

@@ -248,9 +248,9 @@ def build_answer_table(prediction: TaskPrediction) -> PageTable:
     columns = [PageColumn("prediction"), PageColumn("probability", "number"), PageColumn("ground truth")]
     rows = [
         PageRow(
-            (prediction.names[place], f"{prediction.probabilities[place]:.3f}", describe_correctness(prediction, place))
+            (prediction.names[index], f"{prediction.probabilities[index]:.3f}", describe_correctness(prediction, index))
         )
-        for place in listed
+        for index in listed
     ]
     return PageTable("Predictions", columns, rows)
 

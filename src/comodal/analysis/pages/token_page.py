@@ -1,6 +1,7 @@
 """The visual tokens of a region store: how often each is used, and the regions nearest to its center."""
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +46,27 @@ class TokenRegion(NamedTuple):
     box: Sequence[float]
 
 
+@dataclass(frozen=True)
+class VisualTokenSummary:
+    """How often the tokens of a region store are used.
+
+    Args:
+        tokens: Size of the codebook.
+        used: Number of tokens that a region has.
+        perplexity: The exponential of the entropy of the token frequencies.
+        max_count: Regions of the most frequent token.
+        min_count: Regions of the rarest token.
+        inertia: Mean squared distance at each level of the codebook, if it was fitted.
+    """
+
+    tokens: int
+    used: int
+    perplexity: float
+    max_count: int
+    min_count: int
+    inertia: tuple[float, ...] = ()
+
+
 class TokenUse:
     """Counts tokens as they are assigned, and keeps the rows of the regions nearest to each center."""
 
@@ -71,15 +93,16 @@ class TokenUse:
         best = np.argsort(all_distances, axis=1, kind="stable")[:, :examples]
         self.rows, self.distances = np.take_along_axis(rows, best, 1), np.take_along_axis(all_distances, best, 1)
 
-    def compute_summary(self) -> dict[str, float]:
-        """Number of tokens, used tokens, perplexity, smallest and largest count."""
-        return {
-            "tokens": float(len(self.counts)),
-            "used": float((self.counts > 0).sum()),
-            "perplexity": compute_perplexity(self.counts),
-            "max_count": float(self.counts.max()),
-            "min_count": float(self.counts.min()),
-        }
+    def compute_summary(self, inertia: tuple[float, ...] = ()) -> VisualTokenSummary:
+        """Summarizes the counts; `inertia` is that of the fitted codebook."""
+        return VisualTokenSummary(
+            tokens=len(self.counts),
+            used=int((self.counts > 0).sum()),
+            perplexity=compute_perplexity(self.counts),
+            max_count=int(self.counts.max()),
+            min_count=int(self.counts.min()),
+            inertia=inertia,
+        )
 
     def select_tokens(self, count: int) -> list[int]:
         """Used tokens, equally spaced from the most to the least frequent."""
@@ -106,9 +129,9 @@ def build_token_page(
         examples: Regions nearest to the center of each token that is shown.
         images: Folder of the images, for crops.
     """
+    summary = asdict(use.compute_summary())
     facts = [
-        PageFact(f"{value:,.{1 if name == 'perplexity' else 0}f}", TOKEN_FACTS[name])
-        for name, value in use.compute_summary().items()
+        PageFact(f"{summary[name]:,.{1 if name == 'perplexity' else 0}f}", label) for name, label in TOKEN_FACTS.items()
     ]
     files = index_images_by_name(images) if images else {}
     counts = PageSection(

@@ -172,8 +172,8 @@ def parse_float_matrix(value: Any, rows: int | None, columns: int | None) -> Flo
     if array.dtype.kind not in "fiu" or array.ndim not in (1, 2):
         raise ValueError(f"an array of {array.dtype} and shape {array.shape}, not a matrix of numbers")
     if array.ndim == 1:
-        known_length = rows if columns is None else columns
-        if not known_length or len(array) % known_length or (rows and columns and len(array) != rows * columns):
+        given_length = rows if columns is None else columns
+        if not given_length or len(array) % given_length or (rows and columns and len(array) != rows * columns):
             raise ValueError(f"{len(array)} values cannot be {'' if rows is None else rows} rows")
-        array = array.reshape(-1, len(array) // known_length if columns is None else columns)
+        array = array.reshape(-1, len(array) // given_length if columns is None else columns)
     return array.astype(np.float32, copy=False)

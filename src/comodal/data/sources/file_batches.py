@@ -231,18 +231,7 @@ def run_file_jobs(
     if workers < 0:
         raise ValueError(f"workers ({workers}) is a number of processes, or 0 for one per core")
     todo = [job for job in jobs if overwrite or not is_job_done(job)]
-    processes = min(len(todo), workers or os.cpu_count() or 1)
-    outcomes: Iterable[FileOutcome]
-    if batched_work is not None:
-        starts = range(0, len(todo), batched_work.size)
-        outcomes = chain.from_iterable(batched_work.work(todo[start : start + batched_work.size]) for start in starts)
-    elif len(todo) == 1:
-        outcomes = attempt_jobs(todo, work)
-    else:
-        outcomes = (
-            outcome or FileOutcome(job, 0, ": ".join(CRASH_REASON))
-            for job, outcome in run_in_parallel(partial(attempt_job, work=work), todo, processes)
-        )
+    outcomes = iterate_outcomes(todo, work, workers, batched_work)
     done = list(track_progress(outcomes, "embedding", total=len(todo), is_shown=bool(todo)))
     refused = sorted((one for one in (*done, *damaged) if one.error_message), key=lambda outcome: outcome.job.source)
     noted = sorted((outcome for outcome in done if outcome.notes), key=lambda outcome: outcome.job.source)
@@ -267,6 +256,22 @@ def run_file_jobs(
         len(noted),
         other_suffixes.total(),
         len(skipped),
+    )
+
+
+def iterate_outcomes(
+    jobs: Sequence[FileJob], work: Callable[[FileJob], int], workers: int, batched_work: BatchedWork | None
+) -> Iterable[FileOutcome]:
+    """Runs jobs in batches, alone, or in worker processes, as `run_file_jobs` describes."""
+    if batched_work is not None:
+        starts = range(0, len(jobs), batched_work.size)
+        return chain.from_iterable(batched_work.work(jobs[start : start + batched_work.size]) for start in starts)
+    if len(jobs) == 1:
+        return attempt_jobs(jobs, work)
+    processes = min(len(jobs), workers or os.cpu_count() or 1)
+    return (
+        outcome or FileOutcome(job, 0, ": ".join(CRASH_REASON))
+        for job, outcome in run_in_parallel(partial(attempt_job, work=work), jobs, processes)
     )
 
 

@@ -48,8 +48,8 @@ def _read_riff(file: OpenFile) -> AudioHeader:
             bytes_per_second = struct.unpack_from("<I", body, 8)[0]
         elif name == b"data":
             data_size = long_data_size if size == 0xFFFFFFFF else size
-            is_known = data_size not in UNKNOWN_SIZES and bytes_per_second > 0
-            return AudioHeader(data_size / bytes_per_second if is_known else None, num_bytes)
+            has_size = data_size not in UNKNOWN_SIZES and bytes_per_second > 0
+            return AudioHeader(data_size / bytes_per_second if has_size else None, num_bytes)
         file.seek(size + size % 2 - len(body), 1)
     return AudioHeader()
 

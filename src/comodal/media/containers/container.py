@@ -277,13 +277,13 @@ def _check_holes(timeline: Timeline, tracks: Sequence[Track], decoded_tracks: Se
         start, end = hole.start - zeros[hole.kind], hole.end - zeros[hole.kind]
         if start >= until or end <= 0 or all(track.kind != hole.kind for track in decoded_tracks):
             continue
-        place, restart = f"for {end - start:.2f} s from {start:.2f} s on", hole.restart - zeros[hole.kind]
+        span, restart = f"for {end - start:.2f} s from {start:.2f} s on", hole.restart - zeros[hole.kind]
         if restart > end + MIN_GAP_SECONDS:
-            place += f" (what follows is damaged until {restart:.2f} s)"
-        parts.setdefault(hole.kind, []).append(place)
-    for kind, places in parts.items():
-        more = f" and at {len(places) - MAX_LISTED_HOLES} more places" if len(places) > MAX_LISTED_HOLES else ""
-        detail = f"damaged: the file has no {kind} {', '.join(places[:MAX_LISTED_HOLES])}{more}"
+            span += f" (what follows is damaged until {restart:.2f} s)"
+        parts.setdefault(hole.kind, []).append(span)
+    for kind, spans in parts.items():
+        more = f" and at {len(spans) - MAX_LISTED_HOLES} more places" if len(spans) > MAX_LISTED_HOLES else ""
+        detail = f"damaged: the file has no {kind} {', '.join(spans[:MAX_LISTED_HOLES])}{more}"
         warnings.warn(MediaWarning(tracks[0].path, detail), stacklevel=3)
 
 
@@ -314,9 +314,9 @@ def measure_seconds(container: InputContainer, tracks: Sequence[Track]) -> float
     """
     if container.format.name in FORMATS_WITH_LENGTH and not is_concatenation(container, tracks[0].path):
         ends = [track.declared_end for track in tracks] + [read_shared_end(container, tracks[0])]
-        known = [end for end in ends if end is not None]
-        if known:
-            return max(known)
+        declared = [end for end in ends if end is not None]
+        if declared:
+            return max(declared)
     zeros = {track.stream.index: track.zero for track in tracks}
     end = 0.0
     for packet in _iterate_packets(container, tracks)[1]:
@@ -383,8 +383,8 @@ def _check_fully_read(container: InputContainer, tracks: Sequence[Track], read: 
 
 def _mark_damaged_boxes(container: InputContainer, tracks: Sequence[Track]) -> None:
     """Mark the tracks as cut where a fragmented mp4 file continues behind damaged boxes."""
-    place = find_damaged_box(tracks[0].path) if container.format.name == MP4_FORMAT else None
-    if place is not None:
+    offset = find_damaged_box(tracks[0].path) if container.format.name == MP4_FORMAT else None
+    if offset is not None:
         for track in tracks:
-            track.failure = f"its fragments are damaged at byte {place:,} of {container.size:,}"
+            track.failure = f"its fragments are damaged at byte {offset:,} of {container.size:,}"
             track.is_cut = True

@@ -43,11 +43,11 @@ def check_ogg_pages(path: Path) -> OggPages:
     streams: dict[int, OggStream] = {}
     finished = OggPages()
     with open_media(path) as file:
-        place, end = 0, file.seek(0, 2)
-        while place < end:
-            page = _read_page(file, place)
+        offset, end = 0, file.seek(0, 2)
+        while offset < end:
+            page = _read_page(file, offset)
             if page is None:
-                place = _find_page(file, place + 1, end)
+                offset = _find_page(file, offset + 1, end)
                 continue
             flags, serial, number = page[5], *struct.unpack_from("<II", page, 14)
             if flags & IS_FIRST or serial not in streams:
@@ -57,7 +57,7 @@ def check_ogg_pages(path: Path) -> OggPages:
             stream.lost += max(number - stream.next_number, 0)
             stream.next_number = number + 1
             stream.has_end = bool(flags & IS_LAST)
-            place += len(page)
+            offset += len(page)
     lost = finished.lost + sum(stream.lost for stream in streams.values())
     return OggPages(lost, any(not stream.has_end for stream in streams.values()))
 
@@ -71,9 +71,9 @@ def compute_ogg_checksum(page: bytes) -> int:
     return int.from_bytes(reverse.to_bytes(4, "little").translate(REVERSED_BITS), "big")
 
 
-def _read_page(file: OpenFile, place: int) -> bytes | None:
-    """The page at a place in the file; None if there is none, or it is damaged."""
-    file.seek(place)
+def _read_page(file: OpenFile, offset: int) -> bytes | None:
+    """The page at an offset in the file; None if there is none, or it is damaged."""
+    file.seek(offset)
     data = file.read(MAX_PAGE_BYTES)
     if not data.startswith(CAPTURE_PATTERN) or len(data) < HEADER_BYTES:
         return None
@@ -86,13 +86,13 @@ def _read_page(file: OpenFile, place: int) -> bytes | None:
     return page if is_intact else None
 
 
-def _find_page(file: OpenFile, place: int, end: int) -> int:
+def _find_page(file: OpenFile, offset: int, end: int) -> int:
     """Where the next page begins."""
-    while place < end:
-        file.seek(place)
+    while offset < end:
+        file.seek(offset)
         data = file.read(MAX_PAGE_BYTES)
         found = data.find(CAPTURE_PATTERN)
         if found >= 0:
-            return place + found
-        place += max(len(data) - len(CAPTURE_PATTERN) + 1, 1)
+            return offset + found
+        offset += max(len(data) - len(CAPTURE_PATTERN) + 1, 1)
     return end

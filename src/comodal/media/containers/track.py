@@ -133,10 +133,10 @@ class Track:
 
     def describe_losses(self) -> str:
         """A note on the packets that could not be decoded."""
-        place = f"at {self.first_loss:.2f} s"
+        span = f"at {self.first_loss:.2f} s"
         if self.last_loss > self.first_loss:
-            place = f"from {self.first_loss:.2f} s to {self.last_loss:.2f} s"
-        return f"damaged: {self.losses} {self.kind} packets cannot be decoded {place} ({self.failure})"
+            span = f"from {self.first_loss:.2f} s to {self.last_loss:.2f} s"
+        return f"damaged: {self.losses} {self.kind} packets cannot be decoded {span} ({self.failure})"
 
     def warn_of_losses(self) -> None:
         """Warn of frames that cannot be decoded, and of a file that cannot be read to its end."""

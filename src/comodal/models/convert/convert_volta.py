@@ -99,7 +99,7 @@ def convert_volta_to_vilbert(
         raise CheckpointError(
             f"{path}: co-attention of {heads} heads and {width} units does not match pooled streams of {joint}"
         )
-    known_keys = {
+    handled_keys = {
         *ATTENTION_SUBLAYER_KEYS,
         *FEED_FORWARD_SUBLAYER_KEYS,
         WIDTHS,
@@ -108,7 +108,7 @@ def convert_volta_to_vilbert(
         *VILBERT_CONFIG_VALUES,
         *IGNORED_VOLTA_KEYS,
     }
-    described = {name: value for name, value in values.items() if name not in known_keys} | {
+    described = {name: value for name, value in values.items() if name not in handled_keys} | {
         "num_hidden_layers": len(sublayers.text),
         "v_num_hidden_layers": len(sublayers.vision),
         "bi_hidden_size": joint,

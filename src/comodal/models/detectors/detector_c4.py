@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from comodal.models.detectors.roi_pooling import build_maxima, pool_regions
+from comodal.models.detectors.roi_pooling import build_maxima, pool_rois
 from comodal.models.pretrained import PretrainedModel
 
 C4_STRIDE = 16  # pixels per cell of the map
@@ -152,7 +152,7 @@ class C4(PretrainedModel, nn.Module):
         )  # rounding preserves order, so the maximum is the same value rounded
         means = [boxes.new_empty(0, self.config.feature_dim)]
         for some in boxes.split(C4_REGIONS_AT_ONCE):
-            cells = pool_regions(table, some, C4_ROI_CELLS, 1 / C4_STRIDE)
+            cells = pool_rois(table, some, C4_ROI_CELLS, 1 / C4_STRIDE)
             means.append(self.res5(cells).mean((2, 3), dtype=torch.float32))
         return torch.cat(means)
 

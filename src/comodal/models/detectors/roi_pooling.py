@@ -61,7 +61,7 @@ def double_windows(
     return doubled
 
 
-def pool_regions(
+def pool_rois(
     table: Maxima, boxes: Float[Tensor, "regions 4"], bins: int, scale: float
 ) -> Float[Tensor, "regions channels bins bins"]:
     """The maximum in each bin of each box, 0 where a bin is outside the map; in the layout channels_last.

@@ -5,7 +5,6 @@ of l3embedding and OpenL3, and small ones for two CPU cores, are the same class 
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,8 +12,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from comodal.errors import CheckpointError, check_number
-from comodal.models.checkpoint import load_model
+from comodal.errors import check_number
 from comodal.models.l3net import spectrogram as front_ends
 from comodal.models.l3net.network_inputs import check_audio, normalize_image
 from comodal.models.l3net.spectrogram import Frontend, Representation, Spectrogram, SpectrogramConfig
@@ -209,15 +207,3 @@ class L3Net(PretrainedModel, nn.Module):
     ) -> Float[Tensor, "batch features"]:
         """Audio embeddings: conv4_2 max-pooled to a grid, 6144 features; OpenL3's 512 features use a grid of (1, 1)."""
         return max_pool_to_grid(self.compute_audio_map(audio), grid)
-
-
-def load_l3net(path: Path) -> L3Net:
-    """Loads an L3-Net from a run folder or model folder, in evaluation mode.
-
-    Raises:
-        CheckpointError: There is no model, it is damaged, or it is another kind of model.
-    """
-    model = load_model(path)
-    if not isinstance(model, L3Net):
-        raise CheckpointError(f"{path}: a {type(model).__name__}; this needs an L3Net")
-    return model

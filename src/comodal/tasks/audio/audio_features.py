@@ -29,7 +29,7 @@ from comodal.media.storage.refused_formats import RefusalReason
 from comodal.models.calibration import calibrate_batch_norms
 from comodal.models.checkpoint import make_untrained_copy
 from comodal.models.l3net.fused_vgg import FastL3Net, make_fast_l3net
-from comodal.models.l3net.l3net import L3Net, load_l3net
+from comodal.models.l3net.l3net import L3Net
 from comodal.models.l3net.spectrogram import Spectrogram, SpectrogramConfig
 from comodal.progress import track_progress
 from comodal.tasks.evaluation.metrics import check_finite_scores
@@ -169,7 +169,7 @@ def extract_audio_features(
     Raises:
         DataError: No clip for the calibration can be read.
     """
-    trained = load_l3net(model)
+    trained = L3Net.from_pretrained(model)
     untrained, num_calibrated = build_untrained_audio_control(trained, unlabeled, seed, workers)
     compared = {"trained": trained, "untrained": untrained}
     networks = {name: make_fast_l3net(network.to(compute.device), compute.dtype) for name, network in compared.items()}

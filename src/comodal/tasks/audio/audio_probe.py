@@ -198,10 +198,8 @@ def run_audio_probe(data: AudioDataset, model: Path, options: AudioProbeOptions)
     if options.windows is not None and options.windows < 1:
         raise ValueError(f"windows must be at least 1, not {options.windows}")
     has_labels, compute, out = data.check(), options.resolve(), options.out
-    num_train = sum(int(fold_split.train_mask.sum()) for fold_split in data.splits) / len(data.splits)
     num_test = sum(int(fold_split.test_mask.sum()) for fold_split in data.splits)
-    split = f"{len(data.splits)} folds" if len(data.splits) > 1 else f"{num_train:,.0f} to fit, {num_test:,} to test"
-    print_line(f"{data.title}: {len(data.audio_files):,} audio files, {split}{format_exclusions(data.excluded)}")
+    print_audio_dataset(data, num_test)
     train_mask = np.any([fold_split.train_mask for fold_split in data.splits], axis=0)
     unlabeled = [audio_file for audio_file, is_used in zip(data.audio_files, train_mask, strict=True) if is_used]
     features = extract_audio_features(
@@ -236,6 +234,13 @@ def run_audio_probe(data: AudioDataset, model: Path, options: AudioProbeOptions)
             out,
         )
     return metrics
+
+
+def print_audio_dataset(data: AudioDataset, num_test: int) -> None:
+    """Prints the number of files and of folds; of a single fold, its parts."""
+    num_train = int(data.splits[0].train_mask.sum())
+    split = f"{len(data.splits)} folds" if len(data.splits) > 1 else f"{num_train:,} to fit, {num_test:,} to test"
+    print_line(f"{data.title}: {len(data.audio_files):,} audio files, {split}{format_exclusions(data.excluded)}")
 
 
 def compare_audio_systems(data: AudioDataset, predictions: ProbePredictions, options: AudioProbeOptions) -> Comparison:

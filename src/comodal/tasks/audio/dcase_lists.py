@@ -10,7 +10,7 @@ separate folder with evaluation_setup/test.csv, and evaluate.txt or a meta file 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -116,21 +116,9 @@ def read_scene_lists(data: Path, test: Path | None) -> AudioDataset:
         if not pairs or any(path in train_paths | test_paths for train_paths, test_paths in pairs.values())
     ]
     audio_files = [scenes.audio_files[path] for path in paths]
-    locations, labels = (
-        [scenes.locations[path] for path in paths],
-        [audio_file.category or "" for audio_file in audio_files],
-    )
-    splits = [
-        build_predefined_split(
-            fold,
-            np.array([p in train_paths for p in paths]),
-            np.array([p in test_paths for p in paths]),
-            locations,
-            labels,
-            1,
-        )
-        for fold, (train_paths, test_paths) in pairs.items()
-    ] or build_cross_validation_splits(assign_folds(locations, labels) + 1, num_held_out=1)
+    locations = [scenes.locations[path] for path in paths]
+    labels = [audio_file.category or "" for audio_file in audio_files]
+    splits = build_scene_splits(paths, pairs, locations, labels)
     num_excluded = len(scenes.audio_files) - len(paths)
     return AudioDataset(
         task="dcase",
@@ -144,6 +132,28 @@ def read_scene_lists(data: Path, test: Path | None) -> AudioDataset:
         excluded={REASON_IN_NO_FOLD: num_excluded} if num_excluded else {},
         recordings=locations,
     )
+
+
+def build_scene_splits(
+    paths: Sequence[Path],
+    pairs: Mapping[int, tuple[set[Path], set[Path]]],
+    locations: Sequence[str],
+    labels: Sequence[str],
+) -> list[Split]:
+    """The splits of the lists, from (training paths, test paths) by fold; without lists, one for each location fold."""
+    if not pairs:
+        return build_cross_validation_splits(assign_folds(locations, labels) + 1, num_held_out=1)
+    return [
+        build_predefined_split(
+            fold,
+            np.array([path in train for path in paths]),
+            np.array([path in test for path in paths]),
+            locations,
+            labels,
+            1,
+        )
+        for fold, (train, test) in pairs.items()
+    ]
 
 
 def name_test_split(splits: Sequence[Split], test: Path | None, has_lists: bool) -> str:

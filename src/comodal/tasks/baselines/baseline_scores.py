@@ -16,8 +16,8 @@ from comodal.tasks.baselines.region_choice import RegionItem, fit_and_choose, re
 from comodal.tasks.baselines.text_and_region_classifiers import (
     BaselineItem,
     FindRow,
+    average_regions,
     fit_and_predict,
-    pool_regions,
 )
 from comodal.tasks.evaluation.metrics import compute_bootstrap_interval
 from comodal.tasks.evaluation.results_card import ScoreEntry
@@ -74,8 +74,8 @@ def score_baselines(
     predictions = fit_and_predict(
         read_training(options.train_data),
         evaluated,
-        partial(pool_regions, training_store, index_images(training_store)),
-        partial(pool_regions, store, index_images(store)),
+        partial(average_regions, training_store, index_images(training_store)),
+        partial(average_regions, store, index_images(store)),
     )
     values: dict[str, np.ndarray] = {}
     for name, labels in predictions.labels.items():

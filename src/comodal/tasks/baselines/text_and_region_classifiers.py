@@ -50,7 +50,7 @@ FindRow = Callable[[str], int | None]  # the row of an image in a store
 PoolRegions = Callable[[Sequence[str]], Float32[np.ndarray, " features"] | None]
 
 
-def pool_regions(
+def average_regions(
     store: RegionStore, find_row: FindRow, images: Sequence[str]
 ) -> Float32[np.ndarray, " features"] | None:
     """The mean region feature of each image, concatenated; None if an image is missing or has no region."""
@@ -123,12 +123,12 @@ def fit_and_predict(
     labels[WORDS_AND_REGIONS] = []
     for block in split_blocks(evaluated):
         block_features = [pool_evaluated(item.images) for item in block]
-        known = [index for index, features in enumerate(block_features) if features is not None]
+        available = [index for index, features in enumerate(block_features) if features is not None]
         predicted: list[str | None] = [None] * len(block)
-        if known:
+        if available:
             features = np.stack([one for one in block_features if one is not None])
-            rows = join(vectorizer.transform([block[index].text for index in known]), features)
-            for index, label in zip(known, predict(rows), strict=True):
+            rows = join(vectorizer.transform([block[index].text for index in available]), features)
+            for index, label in zip(available, predict(rows), strict=True):
                 predicted[index] = label
         labels[WORDS_AND_REGIONS] += predicted
     return BaselinePredictions(labels, "; ".join(parts))

@@ -29,23 +29,23 @@ from comodal.models.l3net.clip_classifier import ClipClassifier
 from comodal.models.l3net.l3net import L3Net
 from comodal.tasks.correspondence.avc_results import AVCDecisions, AVCResults, report_avc
 from comodal.tasks.correspondence.clip_features import (
-    MomentDataset,
-    MomentFeatures,
-    compute_moment_features,
-    read_first_moments,
+    AVCExampleDataset,
+    ExampleFeatures,
+    compute_example_features,
+    read_first_examples,
 )
 from comodal.tasks.correspondence.pair_decisions import (
     choose_threshold,
     compute_margin_matrix,
     compute_pair_margins,
-    draw_moment_pairs,
-    rank_moments,
+    draw_example_pairs,
+    rank_examples,
 )
 
 MAX_GALLERY = 20_000  # whose margins take 1.6 GB
-MAX_CALIBRATION_MOMENTS = 256
-MIN_CALIBRATION_MOMENTS = 32  # one batch of statistics
-CALIBRATION_RATIO = 8  # otherwise an eighth of the moments, so that small evaluations do not mostly calibrate
+MAX_CALIBRATION_EXAMPLES = 256
+MIN_CALIBRATION_EXAMPLES = 32  # one batch of statistics
+CALIBRATION_RATIO = 8  # otherwise an eighth of the examples, so that small evaluations do not mostly calibrate
 UNTRAINED_SYSTEM = "untrained"
 
 
@@ -55,18 +55,18 @@ class AVCEvaluation(ComputeOptions):
 
     Args:
         split: The split of the shards: train, validation or test.
-        moments: Moments of each clip: an image with a second of audio. A moment gives one matched and one mismatched
-            pair.
+        examples_per_clip: Examples of each clip, an image with a second of audio each. An example gives one matched
+            and one mismatched pair.
         clips: Use only this many clips; by default all.
-        gallery: Number of clips of the cross-modal ranking, one moment each.
+        gallery: Number of clips of the cross-modal ranking, one example each.
         threshold_split: Split on which the threshold of a pair of classifiers is chosen.
         out: Folder for results.json, classes.csv and the results card; nothing is written without it.
         workers: Data loader processes; auto: two for a CPU, more for a GPU.
-        seed: Seed of the moments, the pairs and the untrained network.
+        seed: Seed of the examples, the pairs and the untrained network.
     """
 
     split: str = "test"
-    moments: int = 4
+    examples_per_clip: int = 4
     clips: int | None = None
     gallery: int = 1000
     threshold_split: str = "validation"
@@ -76,7 +76,7 @@ class AVCEvaluation(ComputeOptions):
 
     def check(self) -> None:
         """Raises ValueError if an option is out of range."""
-        check_number("moments", self.moments, 1, 1000)
+        check_number("examples_per_clip", self.examples_per_clip, 1, 1000)
         check_number("gallery", self.gallery, 2, MAX_GALLERY)
         check_number("clips", 2 if self.clips is None else self.clips, 2, float("inf"))
         for name in (self.split, self.threshold_split):
@@ -120,50 +120,50 @@ def evaluate_avc(model: Path, data: Path, evaluation: AVCEvaluation = DEFAULT_AV
     if needs_threshold and evaluation.threshold_split == evaluation.split:
         raise ValueError(f"--threshold-split {evaluation.split}: the threshold must be chosen on another split")
     compute = evaluation.resolve()
-    moments = open_moments(data, evaluation.split, trained, evaluation)
-    untrained = make_untrained_copy(trained, evaluation.seed)
-    count = count_calibration_moments(moments.num_moments)
-    calibrate_batch_norms(untrained, untrained, *read_first_moments(moments, count))
-    models = {"trained": trained, UNTRAINED_SYSTEM: untrained}
-    features, seconds = compute_moment_features(models, moments, compute, evaluation.workers)
-    groups = number_sources(moments.sources)
-    pairs = draw_moment_pairs(groups, evaluation.seed)
-    gallery = min(evaluation.gallery, len(moments))
+    examples = open_examples(data, evaluation.split, trained, evaluation)
+    models = {"trained": trained, UNTRAINED_SYSTEM: build_untrained_control(trained, examples, evaluation.seed)}
+    features, seconds = compute_example_features(models, examples, compute, evaluation.workers)
+    groups = number_sources(examples.sources)
+    pairs = draw_example_pairs(groups, evaluation.seed)
+    gallery = min(evaluation.gallery, len(examples))
     thresholds = choose_thresholds(models, data, compute, evaluation) if needs_threshold else dict.fromkeys(models, 0.0)
     systems = {
         name: AVCDecisions(
             compute_pair_margins(one, features[name], pairs) > thresholds[name],
-            rank_moments(compute_margin_matrix(one, features[name], gallery), groups[:gallery]),
+            rank_examples(compute_margin_matrix(one, features[name], gallery), groups[:gallery]),
         )
         for name, one in models.items()
     }
-    labels = read_clip_labels(moments.shards)
-    results = AVCResults(
-        pairs=pairs,
-        systems=systems,
-        sources=moments.sources,
-        labels=[labels[clip] for clip in moments.list_moment_clips()],
-        gallery=gallery,
-    )
+    clip_labels = read_clip_labels(examples.shards)
+    labels = [clip_labels[clip] for clip in examples.list_example_clips()]
+    results = AVCResults(pairs=pairs, systems=systems, sources=examples.sources, labels=labels, gallery=gallery)
     print_line(
-        f"{data / evaluation.split}: {len(moments):,} clips, {moments.num_moments:,} moments, {len(pairs.image):,} "
+        f"{data / evaluation.split}: {len(examples):,} clips, {examples.num_examples:,} examples, {len(pairs.image):,} "
         f"pairs; {len(pairs.image) / max(seconds, 1e-9):,.0f} pairs a second with {len(models)} networks"
     )
     settings: dict[str, Any] = {
-        "moments": evaluation.moments,
+        "examples_per_clip": evaluation.examples_per_clip,
         "gallery": gallery,
         "precision": compute.precision,
-        "fingerprint": moments.shards.fingerprint,
+        "fingerprint": examples.shards.fingerprint,
     }
     if needs_threshold:
         settings |= {"threshold": thresholds["trained"], "threshold split": evaluation.threshold_split}
     return report_avc(results, model, data, evaluation.split, evaluation.seed, settings, evaluation.out)
 
 
-def count_calibration_moments(num_moments: int) -> int:
-    """The number of moments that calibrate the untrained network: an eighth, from 32 to 256, and at most all."""
+def build_untrained_control(trained: nn.Module, examples: AVCExampleDataset, seed: int) -> nn.Module:
+    """An untrained network of the same shape, whose batch norms are calibrated on the first examples."""
+    untrained = make_untrained_copy(trained, seed)
+    count = count_calibration_examples(examples.num_examples)
+    calibrate_batch_norms(untrained, untrained, *read_first_examples(examples, count))
+    return untrained
+
+
+def count_calibration_examples(num_examples: int) -> int:
+    """The number of examples that calibrate the untrained network: an eighth, from 32 to 256, and at most all."""
     return min(
-        num_moments, max(MIN_CALIBRATION_MOMENTS, min(MAX_CALIBRATION_MOMENTS, num_moments // CALIBRATION_RATIO))
+        num_examples, max(MIN_CALIBRATION_EXAMPLES, min(MAX_CALIBRATION_EXAMPLES, num_examples // CALIBRATION_RATIO))
     )
 
 
@@ -185,20 +185,22 @@ def load_correspondence_model(path: Path) -> L3Net | AVENet | ClipClassifier:
     return model
 
 
-def open_moments(
+def open_examples(
     data: Path, split: str, model: L3Net | AVENet | ClipClassifier, evaluation: AVCEvaluation
-) -> MomentDataset:
-    """The moments of a split."""
+) -> AVCExampleDataset:
+    """The examples of a split."""
     config = model.config.l3net if isinstance(model, ClipClassifier) else model.config
     folder = data / split
     try:
-        return MomentDataset(ShardReader(folder), config, evaluation.clips, evaluation.moments, evaluation.seed)
+        return AVCExampleDataset(
+            ShardReader(folder), config, evaluation.clips, evaluation.examples_per_clip, evaluation.seed
+        )
     except DataError as error:
         raise error if str(folder) in str(error) else DataError(f"{folder}: {error}") from error
 
 
-def number_sources(sources: list[str]) -> Int64[np.ndarray, " moments"]:
-    """The index of the source video of each moment."""
+def number_sources(sources: list[str]) -> Int64[np.ndarray, " examples"]:
+    """The index of the source video of each example."""
     return np.unique(sources, return_inverse=True)[1]
 
 
@@ -208,10 +210,10 @@ def choose_thresholds(
     """The threshold of each model, of the highest accuracy on the pairs of another split."""
     trained = models["trained"]
     assert isinstance(trained, ClipClassifier)
-    moments = open_moments(data, evaluation.threshold_split, trained, evaluation)
-    features: dict[str, MomentFeatures]
-    features, _ = compute_moment_features(models, moments, compute, evaluation.workers)
-    pairs = draw_moment_pairs(number_sources(moments.sources), evaluation.seed)
+    examples = open_examples(data, evaluation.threshold_split, trained, evaluation)
+    features: dict[str, ExampleFeatures]
+    features, _ = compute_example_features(models, examples, compute, evaluation.workers)
+    pairs = draw_example_pairs(number_sources(examples.sources), evaluation.seed)
     return {
         name: choose_threshold(compute_pair_margins(one, features[name], pairs), pairs.is_match)
         for name, one in models.items()

@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from comodal.console import Table, print_line
 from comodal.data.shards.dataset_record import format_dataset_record, read_dataset_record
 from comodal.files import write_bytes_atomically
-from comodal.tasks.correspondence.pair_decisions import CrossModalRanks, MomentPairs
+from comodal.tasks.correspondence.pair_decisions import CrossModalRanks, ExamplePairs
 from comodal.tasks.evaluation.metrics import compute_bootstrap_interval, describe_intervals
 from comodal.tasks.evaluation.missing_images import INTERVAL_NAME
 from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, read_training_settings, report_results
@@ -35,14 +35,14 @@ class AVCResults:
     """The decisions of all models on the same pairs.
 
     Args:
-        pairs: The pairs, as indices of moments.
+        pairs: The pairs, as indices of examples.
         systems: The decisions by model: trained, untrained.
-        sources: Source video of each moment.
-        labels: Labels of the clip of each moment.
+        sources: Source video of each example.
+        labels: Labels of the clip of each example.
         gallery: Number of clips of the ranking: the first ones.
     """
 
-    pairs: MomentPairs
+    pairs: ExamplePairs
     systems: Mapping[str, AVCDecisions]
     sources: Sequence[str]
     labels: Sequence[tuple[str, ...]]
@@ -51,7 +51,7 @@ class AVCResults:
     @property
     def pair_sources(self) -> list[str]:
         """The source video of the image of each pair."""
-        return [self.sources[moment] for moment in self.pairs.image.tolist()]
+        return [self.sources[example] for example in self.pairs.image.tolist()]
 
     def compute_metrics(self) -> dict[str, float]:
         """All numbers by name; fractions are from 0 to 1."""
@@ -93,8 +93,8 @@ class AVCResults:
         is_correct = self.systems["trained"].says_match == self.pairs.is_match
         rows, sources = [], np.array(self.pair_sources)
         for name in names:
-            of_moment = np.array([name in labels for labels in self.labels])
-            of_pair = of_moment[self.pairs.image]
+            of_example = np.array([name in labels for labels in self.labels])
+            of_pair = of_example[self.pairs.image]
             low, high = compute_bootstrap_interval(
                 is_correct[of_pair], np.random.default_rng(0), groups=sources[of_pair].tolist()
             )
@@ -203,7 +203,7 @@ def build_avc_card(
             "source videos": len(set(results.sources)),
             "gallery": results.gallery,
         },
-        seeds={"moments, pairs, untrained": seed},
+        seeds={"examples, pairs, untrained": seed},
         settings={
             **settings,
             **({} if interval is None else {INTERVAL_NAME: interval}),

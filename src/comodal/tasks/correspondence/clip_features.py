@@ -1,7 +1,7 @@
-"""Features of fixed moments of clips: each image and each second of audio is read and embedded once.
+"""Features of fixed examples of clips: each image and each second of audio is read and embedded once.
 
-A moment is a random frame of a clip and a second of audio that overlaps it, drawn as in training. The moments depend on
-the seed, the clip's key and the number of the moment alone.
+An example is a random frame of a clip and a second of audio that overlaps it, drawn as in training. The examples
+depend on the seed, the clip's key and the number of the example alone.
 """
 
 import time
@@ -24,10 +24,10 @@ from comodal.models.ave_net.ave_net import AVENetConfig
 from comodal.models.l3net.l3net import L3NetConfig
 from comodal.progress import track_progress
 
-FEATURE_BATCH = 64  # moments that are read at a time
-NARROW_CPU_BATCH = 16  # moments of a forward pass of a narrow network on a CPU: 1.4 times as fast as 2
+FEATURE_BATCH = 64  # examples that are read at a time
+NARROW_CPU_BATCH = 16  # examples of a forward pass of a narrow network on a CPU: 1.4 times as fast as 2
 MAX_NARROW_WIDTH = 16  # filters of the first convolution
-MOMENT_STREAM = 4  # separates the random state of the moments from that of other draws
+EXAMPLE_STREAM = 4  # separates the random state of the examples from that of other draws
 
 
 @runtime_checkable
@@ -45,15 +45,15 @@ class CorrespondenceModel(Protocol):
     def fuse_all_pairs(self, image: Tensor, audio: Tensor, /) -> Tensor: ...
 
 
-class MomentFeatures(NamedTuple):
-    """The features of the image and of the audio of each moment, in the order of `MomentDataset`."""
+class ExampleFeatures(NamedTuple):
+    """The features of the image and of the audio of each example, in the order of `AVCExampleDataset`."""
 
-    image: Float[Tensor, "moments image_features"]
-    audio: Float[Tensor, "moments audio_features"]
+    image: Float[Tensor, "examples image_features"]
+    audio: Float[Tensor, "examples audio_features"]
 
 
-class MomentSampler(PairSampler):
-    """The moment of an (epoch, index): moment number `epoch` of clip number `index` of the chosen clips."""
+class ExampleSampler(PairSampler):
+    """The example of an (epoch, index): example number `epoch` of clip number `index` of the chosen clips."""
 
     def __init__(
         self, shards: ShardReader, clips: Int64[np.ndarray, " clips"], seed: int, audio_seconds: float
@@ -64,20 +64,20 @@ class MomentSampler(PairSampler):
 
     def __call__(self, epoch: int, index: int) -> ClipPair:
         clip = int(self.clips[index])
-        rng = np.random.default_rng((self.seed, self.key_hashes[index], epoch, MOMENT_STREAM))
+        rng = np.random.default_rng((self.seed, self.key_hashes[index], epoch, EXAMPLE_STREAM))
         frame, start_seconds = draw_pair_times(self.records.read_record(clip), self.audio_seconds, rng)
         return ClipPair(clip, frame, clip, start_seconds, is_match=True)
 
 
-class MomentDataset(ClipPairDataset):
-    """The moments of clips of one split, first moments first.
+class AVCExampleDataset(ClipPairDataset):
+    """The examples of clips of one split, first examples first.
 
     Args:
         shards: The split.
         config: The network, which sets the sizes of images and audio.
         max_clips: Use only the first clips of the shards, which are in the order of a hash; None for all.
-        moments: Moments of each clip.
-        seed: Seed of the moments.
+        examples_per_clip: Examples of each clip.
+        seed: Seed of the examples.
 
     Raises:
         DataError: All clips are of one source video.
@@ -88,54 +88,54 @@ class MomentDataset(ClipPairDataset):
         shards: ShardReader,
         config: L3NetConfig | AVENetConfig,
         max_clips: int | None,
-        moments: int,
+        examples_per_clip: int,
         seed: int,
     ) -> None:
         self.clips = np.arange(min(len(shards), max_clips or len(shards)))
-        self.moments = moments
-        sampler = MomentSampler(shards, self.clips, seed, config.audio_seconds)
+        self.examples_per_clip = examples_per_clip
+        sampler = ExampleSampler(shards, self.clips, seed, config.audio_seconds)
         super().__init__(shards, sampler, config.image_size, config.sample_rate, None)
         names = shards.groups
-        self.sources = [names[clip] for clip in self.clips] * moments
+        self.sources = [names[clip] for clip in self.clips] * examples_per_clip
 
     def __len__(self) -> int:
         return len(self.clips)
 
     @property
-    def num_moments(self) -> int:
-        return len(self.clips) * self.moments
+    def num_examples(self) -> int:
+        return len(self.clips) * self.examples_per_clip
 
-    def list_moment_clips(self) -> Int64[np.ndarray, " moments"]:
-        """The clip of each moment."""
-        return np.tile(self.clips, self.moments)
+    def list_example_clips(self) -> Int64[np.ndarray, " examples"]:
+        """The clip of each example."""
+        return np.tile(self.clips, self.examples_per_clip)
 
 
 class FeatureResult(NamedTuple):
     """The features by each model, and the time that reading and computing took."""
 
-    features: dict[str, MomentFeatures]
+    features: dict[str, ExampleFeatures]
     seconds: float
 
 
-def compute_moment_features(
-    models: Mapping[str, nn.Module], moments: MomentDataset, compute: Compute, workers: Workers
+def compute_example_features(
+    models: Mapping[str, nn.Module], examples: AVCExampleDataset, compute: Compute, workers: Workers
 ) -> FeatureResult:
-    """Reads every moment once, and embeds it with each model.
+    """Reads every example once, and embeds it with each model.
 
     Args:
         models: Models by name, each with the methods of `CorrespondenceModel`.
-        moments: The moments.
+        examples: The examples.
         compute: Device and precision.
         workers: Data loader processes.
     """
-    started, count = time.monotonic(), moments.num_moments
+    started, count = time.monotonic(), examples.num_examples
     for model in models.values():
         layout = MEMORY_FORMATS[choose_training_layout(compute, model)]
         model.to(compute.device, memory_format=layout).eval()  # type: ignore[call-overload]
-    parts: dict[str, list[MomentFeatures]] = {name: [] for name in models}
+    parts: dict[str, list[ExampleFeatures]] = {name: [] for name in models}
     size = choose_forward_batch(next(iter(models.values())), compute)
     num_batches = -(-count // FEATURE_BATCH)
-    loader = Loader(moments, FEATURE_BATCH, workers, num_batches * FEATURE_BATCH)
+    loader = Loader(examples, FEATURE_BATCH, workers, num_batches * FEATURE_BATCH)
     batches = loader.iterate_batches(device=compute.device)
     for _ in track_progress(range(num_batches), "embedding"):
         batch = next(batches)
@@ -144,31 +144,31 @@ def compute_moment_features(
         for name, model in models.items():
             parts[name].append(embed_batch(model, moved, compute, size))
     features = {
-        name: MomentFeatures(*(torch.cat(tensors)[:count] for tensors in zip(*found, strict=True)))
+        name: ExampleFeatures(*(torch.cat(tensors)[:count] for tensors in zip(*found, strict=True)))
         for name, found in parts.items()
     }
     return FeatureResult(features, time.monotonic() - started)
 
 
 def choose_forward_batch(model: nn.Module, compute: Compute) -> int:
-    """The number of moments in a forward pass: larger for narrow networks, whose maps stay in the cache."""
+    """The number of examples in a forward pass: larger for narrow networks, whose maps stay in the cache."""
     widths = [layer.out_channels for layer in model.modules() if isinstance(layer, nn.Conv2d)]
     is_narrow = min(widths, default=0) <= MAX_NARROW_WIDTH
     return NARROW_CPU_BATCH if compute.device.type == "cpu" and is_narrow else compute.batch_size
 
 
 @torch.inference_mode()
-def embed_batch(model: nn.Module, batch: AudioVisualBatch, compute: Compute, size: int) -> MomentFeatures:
-    """The features of a batch in fp32 on the device, computed in parts of `size` moments."""
+def embed_batch(model: nn.Module, batch: AudioVisualBatch, compute: Compute, size: int) -> ExampleFeatures:
+    """The features of a batch in fp32 on the device, computed in parts of `size` examples."""
     assert isinstance(model, CorrespondenceModel)
     with compute.autocast():
         image = [model.compute_image_features(part) for part in batch.image.split(size)]
         audio = [model.compute_audio_features(part) for part in batch.audio.split(size)]
-    return MomentFeatures(torch.cat(image).float(), torch.cat(audio).float())
+    return ExampleFeatures(torch.cat(image).float(), torch.cat(audio).float())
 
 
-def read_first_moments(moments: MomentDataset, count: int) -> tuple[Tensor, Tensor]:
-    """The images and the audio of the first moments, to calibrate batch norms."""
-    positions: Sequence[tuple[int, int]] = [divmod(n, len(moments)) for n in range(min(count, moments.num_moments))]
-    batch = moments.batch(positions)
+def read_first_examples(examples: AVCExampleDataset, count: int) -> tuple[Tensor, Tensor]:
+    """The images and the audio of the first examples, to calibrate batch norms."""
+    positions: Sequence[tuple[int, int]] = [divmod(n, len(examples)) for n in range(min(count, examples.num_examples))]
+    batch = examples.batch(positions)
     return batch.image, batch.audio

@@ -1,4 +1,4 @@
-"""Decisions on pairs, and cross-modal ranking, from the features of moments.
+"""Decisions on pairs, and cross-modal ranking, from the features of examples.
 
 The margin of a pair is its match score minus its mismatch score. A pair is taken as matched if its margin is above a
 threshold: 0 for an L3-Net. The scores of a pair of classifiers have no natural threshold; theirs is chosen on other
@@ -13,30 +13,30 @@ from jaxtyping import Bool, Float, Int64
 from torch import nn
 
 from comodal.errors import DataError
-from comodal.tasks.correspondence.clip_features import CorrespondenceModel, MomentFeatures
+from comodal.tasks.correspondence.clip_features import CorrespondenceModel, ExampleFeatures
 
 PAIR_BLOCK, IMAGE_BLOCK = 4096, 64  # pairs, and images of a ranking, that are scored at a time
 MAX_SHUFFLES = 1000
 
 
-class MomentPairs(NamedTuple):
-    """Pairs of the image of one moment and the audio of the same or another; half of them are matched."""
+class ExamplePairs(NamedTuple):
+    """Pairs of the image of one example and the audio of the same or another; half of them are matched."""
 
     image: Int64[np.ndarray, " pairs"]
     audio: Int64[np.ndarray, " pairs"]
     is_match: Bool[np.ndarray, " pairs"]
 
 
-def draw_moment_pairs(groups: Int64[np.ndarray, " moments"], seed: int) -> MomentPairs:
-    """Every moment as a matched pair, and every image with the audio of a random moment of another source video.
+def draw_example_pairs(groups: Int64[np.ndarray, " examples"], seed: int) -> ExamplePairs:
+    """Every example as a matched pair, and every image with the audio of a random example of another source video.
 
     Each image and each audio is in one matched and in one mismatched pair. So a model that looks at the image alone, or
     at the audio alone, has an accuracy of exactly 0.5.
 
     Raises:
-        DataError: One source video has more than half of the moments.
+        DataError: One source video has more than half of the examples.
     """
-    moments = np.arange(len(groups))
+    examples = np.arange(len(groups))
     if 2 * np.bincount(groups).max() > len(groups):
         raise DataError("one source video has more than half of the clips: too few mismatched pairs can be made")
     rng = np.random.default_rng(seed)
@@ -50,11 +50,13 @@ def draw_moment_pairs(groups: Int64[np.ndarray, " moments"], seed: int) -> Momen
     else:
         raise DataError("no mismatched pairs could be drawn: a few source videos have nearly all clips")
     is_match = np.repeat([True, False], len(groups))
-    return MomentPairs(np.tile(moments, 2), np.concatenate([moments, partners]), is_match)
+    return ExamplePairs(np.tile(examples, 2), np.concatenate([examples, partners]), is_match)
 
 
 @torch.inference_mode()
-def compute_pair_margins(model: nn.Module, features: MomentFeatures, pairs: MomentPairs) -> Float[np.ndarray, " pairs"]:
+def compute_pair_margins(
+    model: nn.Module, features: ExampleFeatures, pairs: ExamplePairs
+) -> Float[np.ndarray, " pairs"]:
     """The margin of each pair; only the fusion of the features is computed."""
     assert isinstance(model, CorrespondenceModel)
     margins = []
@@ -66,7 +68,7 @@ def compute_pair_margins(model: nn.Module, features: MomentFeatures, pairs: Mome
 
 
 @torch.inference_mode()
-def compute_margin_matrix(model: nn.Module, features: MomentFeatures, count: int) -> Float[np.ndarray, "images clips"]:
+def compute_margin_matrix(model: nn.Module, features: ExampleFeatures, count: int) -> Float[np.ndarray, "images clips"]:
     """The margins of the first `count` images with the first `count` seconds of audio."""
     assert isinstance(model, CorrespondenceModel)
     rows = []
@@ -100,7 +102,7 @@ class CrossModalRanks(NamedTuple):
         return 1 - getattr(self, direction) / np.maximum(self.candidates - 1, 1)
 
 
-def rank_moments(margins: Float[np.ndarray, "clips clips"], groups: Int64[np.ndarray, " clips"]) -> CrossModalRanks:
+def rank_examples(margins: Float[np.ndarray, "clips clips"], groups: Int64[np.ndarray, " clips"]) -> CrossModalRanks:
     """Ranks the correct candidate of each query among those of other source videos; ties count as ahead of it."""
     is_other = groups[:, None] != groups
     correct = margins.diagonal()

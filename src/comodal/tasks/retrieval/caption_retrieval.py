@@ -170,12 +170,7 @@ def evaluate_retrieval(
     rerank, max_regions, out = ranking.rerank, evaluation.max_regions, evaluation.out
     start_seconds = time.perf_counter()
     trained = load_scoring_model(model, ranking.zero_shot)
-    if ranking.scores == "contrastive":
-        check_contrastive_head(trained, model)
-    if isinstance(trained, DualEncoder) and rerank is not None:
-        raise DataError(f"{model}: a dual encoder ranks the whole gallery by one matrix product; leave out --rerank")
-    if select_scoring_head(trained, ranking.zero_shot) is None and unwrap_backbone(trained).config.task_tokens:
-        raise DataError(f"{model}: a model with task tokens (12-in-1); zero-shot retrieval is for pretrained models")
+    check_scoring_model(trained, model, ranking)
     retrieval_data = load_retrieval_data(
         model, unwrap_backbone(trained).config, captions, regions, split, max_regions, evaluation.ablate
     )
@@ -217,6 +212,16 @@ def evaluate_retrieval(
         about = (method, model, captions, card_settings, ranking.seed)
         write_card(build_retrieval_card(metrics, retrieval_data, split, *about), out)
     return metrics
+
+
+def check_scoring_model(trained: RetrievalModel, path: Path, ranking: RankingOptions) -> None:
+    """Raises a DataError or a CheckpointError if the model cannot rank as the options say."""
+    if ranking.scores == "contrastive":
+        check_contrastive_head(trained, path)
+    if isinstance(trained, DualEncoder) and ranking.rerank is not None:
+        raise DataError(f"{path}: a dual encoder ranks the whole gallery by one matrix product; leave out --rerank")
+    if select_scoring_head(trained, ranking.zero_shot) is None and unwrap_backbone(trained).config.task_tokens:
+        raise DataError(f"{path}: a model with task tokens (12-in-1); zero-shot retrieval is for pretrained models")
 
 
 def load_scoring_model(path: Path, zero_shot: bool) -> RetrievalModel:

@@ -25,13 +25,13 @@ def continue_heads(network: TaskModel, fine_tuned: TaskModel, folder: Path, file
         folder: Its folder, which has its answers.
         files: The files of the run, with its answers.
     """
-    known = {head.name: head for head in fine_tuned.config.heads}
+    initial_heads = {head.name: head for head in fine_tuned.config.heads}
     for head in network.config.heads:
-        if head.name not in known:
+        if head.name not in initial_heads:
             continue
         reason = ""
-        if known[head.name] != head:
-            reason = f"it has {known[head.name].outputs:,} outputs, not {head.outputs:,}, or other layers"
+        if initial_heads[head.name] != head:
+            reason = f"it has {initial_heads[head.name].outputs:,} outputs, not {head.outputs:,}, or other layers"
         elif head.kind == "answers":
             reason = compare_answers(find_answers_file(folder, head.name), head.name, files)
         if reason:

@@ -222,11 +222,11 @@ def evaluate_statements(
     else:
         truth = np.array([task.classes.index(str(statement.label)) for statement in sentences])
         metrics = compute_sentence_metrics(task, predicted, truth, [statement.group for statement in sentences])
-        evaluated = list_baseline_items(sentences)
+        evaluated = list_sentence_items(sentences)
         baseline_metrics, fitted = score_baselines(
             task.name,
             baselines,
-            lambda path: list_baseline_items(task.read_sentences(path)[0]),
+            lambda path: list_sentence_items(task.read_sentences(path)[0]),
             evaluated,
             loaded.store,
             lambda store: ImageRows(store).find,
@@ -246,7 +246,7 @@ def evaluate_statements(
     return metrics
 
 
-def list_baseline_items(sentences: Sequence[ImageSentence]) -> list[BaselineItem]:
+def list_sentence_items(sentences: Sequence[ImageSentence]) -> list[BaselineItem]:
     """The sentences as items of the baselines."""
     return [BaselineItem(sentence.text, sentence.images, sentence.label, sentence.group) for sentence in sentences]
 

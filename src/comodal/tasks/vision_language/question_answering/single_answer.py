@@ -223,7 +223,7 @@ def evaluate_questions(
         )
         write_bytes_atomically(evaluation.out / "submission.json", submission.encode())
     counted_questions = [item for item in all_questions if item.is_counted and item.answer is not None]
-    known_answers, scored = set(vocabulary), counted_questions or all_questions
+    valid_answers, scored = set(vocabulary), counted_questions or all_questions
     counts = {**count_items(len(scored), sum(item.key in predictions for item in scored)), **excluded}
     print_line(
         f"{task.title}, {questions.name}: {len(all_questions):,} questions"
@@ -232,12 +232,12 @@ def evaluate_questions(
     if counted_questions:
         metrics = score_single_answers(task, counted_questions, submitted, predictions)
         baseline_metrics, fitted = score_baselines(
-            task.name, baselines, lambda path: list_baseline_items(task.read_questions(path)[0]),
-            list_baseline_items(counted_questions), loaded.store,
+            task.name, baselines, lambda path: list_answer_items(task.read_questions(path)[0]),
+            list_answer_items(counted_questions), loaded.store,
             lambda store: ImageRows(store, "visual_genome").find,
         )  # fmt: skip
         metrics |= baseline_metrics
-        num_unknown = sum(item.answer not in known_answers for item in counted_questions)
+        num_unknown = sum(item.answer not in valid_answers for item in counted_questions)
         if len(counted_questions) < len(all_questions):
             counts["not in the official score"] = len(all_questions) - len(counted_questions)
         if num_unknown:
@@ -257,7 +257,7 @@ def evaluate_questions(
     return metrics
 
 
-def list_baseline_items(questions: Sequence[SingleAnswerQuestion]) -> list[BaselineItem]:
+def list_answer_items(questions: Sequence[SingleAnswerQuestion]) -> list[BaselineItem]:
     """The questions as items of the baselines; questions about one image are a group."""
     return [BaselineItem(question.text, (question.image,), question.answer, question.image) for question in questions]
 

@@ -311,8 +311,8 @@ def evaluate_vqa(
         baseline_metrics, fitted = score_baselines(
             "vqa",
             baselines,
-            lambda path: list_baseline_items(read_vqa_questions(path, train_annotations)[0]),
-            list_baseline_items(question_list),
+            lambda path: list_vqa_items(read_vqa_questions(path, train_annotations)[0]),
+            list_vqa_items(question_list),
             loaded.store,
             lambda store: ImageRows(store, "coco").find,
             lambda labels: compute_vqa_accuracies(
@@ -332,15 +332,15 @@ def evaluate_vqa(
     return metrics
 
 
-def list_baseline_items(questions: Sequence[VQAQuestion]) -> list[BaselineItem]:
+def list_vqa_items(questions: Sequence[VQAQuestion]) -> list[BaselineItem]:
     """The questions as items of the baselines, labeled with their most common answer."""
     return [BaselineItem(item.text, (item.image,), item.most_common or None, item.image) for item in questions]
 
 
 def count_unreachable_questions(human_answers: Iterable[Sequence[str]], vocabulary: Sequence[str]) -> dict[str, int]:
     """The number of questions without an answer in the vocabulary; they are scored too."""
-    known_answers = {normalize_answer(answer) for answer in vocabulary}
-    count = sum(known_answers.isdisjoint(map(normalize_answer, answers)) for answers in human_answers)
+    valid_answers = {normalize_answer(answer) for answer in vocabulary}
+    count = sum(valid_answers.isdisjoint(map(normalize_answer, answers)) for answers in human_answers)
     return {f"{REASON_NO_HUMAN_ANSWER} (still scored)": count} if count else {}
 
 

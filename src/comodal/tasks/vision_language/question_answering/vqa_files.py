@@ -62,12 +62,12 @@ def read_vqa_questions(questions: Path, annotations: Path | None) -> tuple[list[
     annotation_by_id = read_vqa_annotations(annotations) if annotations is not None else {}
     vqa_questions: list[VQAQuestion] = []
     excluded = Counter[str]()
-    seen_ids: set[int] = set()
+    question_ids: set[int] = set()
     for index, entry in enumerate(read_vqa_entries(questions, "questions")):
         question_id = parse_vqa_integer(questions, index, entry, "question_id")
-        if question_id in seen_ids:
+        if question_id in question_ids:
             raise DataError(f"{questions}: question_id {question_id} is a duplicate")
-        seen_ids.add(question_id)
+        question_ids.add(question_id)
         text, image = entry.get("question"), entry.get("image_id")
         if not isinstance(text, str) or not isinstance(image, int | str) or isinstance(image, bool):
             raise DataError(f"{questions}: question {question_id} has no 'question' or no 'image_id'")
@@ -79,12 +79,12 @@ def read_vqa_questions(questions: Path, annotations: Path | None) -> tuple[list[
             check_same_image(annotations, questions, question_id, annotation.get("image_id", image), image)
             parsed = parse_vqa_annotation(annotations, question_id, annotation)
             vqa_questions.append(VQAQuestion(question_id, str(image), text, *parsed))
-    if not seen_ids:
+    if not question_ids:
         raise DataError(f"{questions}: no questions")
     if not vqa_questions:
         raise DataError(
-            f"{annotations}: no annotation of question {min(seen_ids)} of {questions}, nor of any other; are both of "
-            "the same split?"
+            f"{annotations}: no annotation of question {min(question_ids)} of {questions}, nor of any other; are both "
+            "of the same split?"
         )
     excluded[REASON_NO_QUESTION] = len(annotation_by_id)
     return vqa_questions, +excluded
