@@ -323,7 +323,7 @@ def score_vcr_baselines(
     training = read_vcr_examples(train_data, seed)
     answers, rationales = (
         fit_and_score(list_items(training), list_items(evaluated), PERSON_NAMES)
-        for list_items in (list_answer_items, list_rationale_items)
+        for list_items in (list_vcr_answer_items, list_vcr_rationale_items)
     )
     return join_vcr_baselines(answers, rationales, [one.image for one in evaluated]), (
         f"{train_data.name}: answers {answers.about}; rationales {rationales.about}"
@@ -340,13 +340,13 @@ def join_vcr_baselines(answers: ChoiceScores, rationales: ChoiceScores, groups: 
     return metrics
 
 
-def list_answer_items(vcr_examples: Sequence[VCRExample]) -> list[ChoiceItem]:
+def list_vcr_answer_items(vcr_examples: Sequence[VCRExample]) -> list[ChoiceItem]:
     """The questions with a known answer, as items of the baselines."""
     return [ChoiceItem(one.question, one.answers, one.answer, one.image) for one in vcr_examples
             if one.answer is not None]  # fmt: skip
 
 
-def list_rationale_items(vcr_examples: Sequence[VCRExample]) -> list[ChoiceItem]:
+def list_vcr_rationale_items(vcr_examples: Sequence[VCRExample]) -> list[ChoiceItem]:
     """The questions with their correct answer and a known rationale, as items of the baselines."""
     return [
         ChoiceItem(f"{one.question} {one.answers[one.answer]}", one.rationales, one.rationale, one.image)
