@@ -1,6 +1,5 @@
 """The baselines on data made by hand: what words decide, what only the image decides, and scikit-learn by itself."""
 
-import inspect
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from comodal.data.regions.region_store import RegionStore, RegionWriter
-from comodal.registry import TASKS, import_object
 from comodal.tasks.baselines.baseline_scores import BaselineOptions, build_baseline_entries, score_baselines
 from comodal.tasks.baselines.text_and_region_classifiers import BaselineItem, average_regions, fit_and_predict
 from comodal.tasks.vision_language.image_rows import ImageRows
@@ -136,9 +134,3 @@ def test_nothing_to_fit_on_is_said(store: RegionStore, tmp_path: Path):
         {},
         "not fitted: --train-data was not given",
     )
-
-
-def test_every_task_with_classes_or_answers_takes_a_training_split():
-    for task in ("vqa", "gqa", "visual_genome", "nlvr2", "entailment"):
-        parameters = inspect.signature(import_object(TASKS[task].target)).parameters
-        assert {"train_data", "train_regions"} <= set(parameters), task

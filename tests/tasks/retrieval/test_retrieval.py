@@ -24,6 +24,7 @@ from comodal.models.vilbert import single_stream
 from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import StreamConfig, ViLBERTConfig
+from comodal.tasks.evaluation.results_card import results
 from comodal.tasks.retrieval import first_stage, pair_scores
 from comodal.tasks.retrieval.caption_retrieval import RetrievalSettings, build_ranking_method, evaluate_retrieval
 from comodal.tasks.retrieval.first_stage import (
@@ -372,11 +373,28 @@ def test_it_writes_every_number_beside_its_baselines(tmp_path: Path, store: Regi
     assert card["title"] == "Retrieval, zero-shot"
     assert card["scores"]["text_to_image R@1"]["value"] == numbers["retrieval.text_to_image.r1"]
     assert card["scores"]["text_to_image R@1"]["paper"] is None  # another gallery than the paper's
+    assert card["scores"]["random order: text_to_image R@1"]["value"] == pytest.approx(1 / 4)
+    assert card["settings"]["baselines"] == "not fitted: --train-data was not given"
     rows = list(csv.DictReader((out / "ranks.csv").read_text().splitlines()))
     assert len(rows) == 6 + 4
     assert {"direction", "caption", "image", "trained", "untrained"} == set(rows[0])
     found = [int(row["trained"]) <= 1 for row in rows if row["direction"] == "text_to_image"]
     assert np.mean(found) == pytest.approx(numbers["retrieval.text_to_image.r1"])
+
+
+def test_training_captions_add_linear_maps_to_card_and_table(tmp_path: Path, store: RegionStore):
+    splits = ["train" if image in (2, 3) else "test" for image in IMAGES]
+    captions, out = a_caption_file(tmp_path / "captions.jsonl", splits), tmp_path / "results" / "out"
+    numbers = evaluate_retrieval(a_run(tmp_path / "run"), captions, store.folder, out=out, train_data=captions)
+    card = json.loads((out / "card.json").read_text())
+    assert "2 captions of 2 training images" in card["settings"]["baselines"]
+    entry = card["scores"]["baseline: linear maps, image_to_text R@5"]
+    assert entry["value"] == numbers["retrieval.baseline.linear_maps.image_to_text.r5"]
+    assert entry["low"] <= entry["value"] <= entry["high"]
+    assert results(tmp_path / "results")["out.baseline: linear maps, image_to_text R@5"] == entry["value"]
+    rows = list(csv.DictReader((out / "ranks.csv").read_text().splitlines()))
+    ranks = [int(row["baseline.linear_maps"]) for row in rows if row["direction"] == "image_to_text"]
+    assert np.mean(np.array(ranks) <= 5) == pytest.approx(entry["value"])
 
 
 def test_captions_that_are_left_out_are_told(tmp_path: Path, store: RegionStore, capsys: pytest.CaptureFixture):

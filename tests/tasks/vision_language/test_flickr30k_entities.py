@@ -211,13 +211,15 @@ def test_it_points_at_what_is_meant_and_without_boxes_only_says_where(tmp_path: 
     }  # fmt: skip
     assert train(recipe, settings, tmp_path / "tuned", device="cpu", precision="fp32") == 0
     out = tmp_path / "out"
-    found = evaluate_phrases(tmp_path / "tuned", test, sentences, store.folder, annotations, out=out)
+    found = evaluate_phrases(tmp_path / "tuned", test, sentences, store.folder, annotations, out=out, train_data=images)
     assert found["phrases.accuracy"] == 1.0 == found["phrases.oracle"] == found["phrases.type.other"]
     assert found["phrases.chance_level"] == pytest.approx(1 / 5)  # four regions and the whole image
     blind = evaluate_phrases(tmp_path / "tuned", test, sentences, store.folder, annotations, ablate="text")
     assert blind["phrases.accuracy"] <= 0.6
     card = json.loads((out / "card.json").read_text())
     assert card["counts"] == {"items": 8, "predicted": 8, REASON_NOT_VISUAL: 4} and card["split"] == "test"
+    assert card["scores"]["baseline: box geometry"]["value"] == 1 / 4  # each of the four places is correct as often
+    assert card["scores"]["baseline: bag of words times region features"]["value"] >= 7 / 8
     first = json.loads((out / "predictions.json").read_text())
     named = {entry["sent_id"]: entry for entry in first}
     assert named["36#0.0"]["ref_id"] == "1" and named["36#0.0"]["box"] == [0.0, 0.0, 9.0, 50.0]

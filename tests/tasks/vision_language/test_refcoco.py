@@ -88,7 +88,9 @@ def test_it_points_at_what_is_meant_and_says_from_which_boxes(tmp_path: Path):
     }  # fmt: skip
     assert train(recipe, settings, tmp_path / "tuned", device="cpu", precision="fp32") == 0
     out = tmp_path / "out"
-    found = evaluate_grounding(tmp_path / "tuned", references, instances, store.folder, "testA", out=out)
+    found = evaluate_grounding(
+        tmp_path / "tuned", references, instances, store.folder, "testA", out=out, train_data=references
+    )
     assert found["grounding.accuracy"] == 1.0 == found["grounding.oracle"]
     assert found["grounding.chance_level"] == pytest.approx(1 / 5)  # four regions and the whole image
     blind = evaluate_grounding(tmp_path / "tuned", references, instances, store.folder, "testA", ablate="text")
@@ -98,6 +100,11 @@ def test_it_points_at_what_is_meant_and_says_from_which_boxes(tmp_path: Path):
     left, top, width, height = predictions[72]["box"]
     assert (left, top, left + width, top + height) == BOXES[36 % 4] and predictions[72]["iou"] == 1.0
     card = json.loads((out / "card.json").read_text())
+    # one place for all images; the two objects of image n are at places n and n + 1 of 4, so that each place is 1 of 4
+    assert card["scores"]["baseline: box geometry"]["value"] == 1 / 4
+    words = card["scores"]["baseline: bag of words times region features"]
+    assert words["value"] >= 7 / 8 and words["low"] < words["value"] <= words["high"]
+    assert card["settings"]["baselines"] == "refs(unc).p: fitted on 64 of 64 training texts"
     assert "ground truth" in card["regions"] and card["scores"]["accuracy"]["paper"] is None
 
 

@@ -100,6 +100,13 @@ def test_it_chooses_answers_and_rationales_by_looking(store: RegionStore, tmp_pa
     assert found["vcr.q_to_a"] == 1.0 == found["vcr.qa_to_r"] == found["vcr.q_to_ar"]
     card = json.loads((tmp_path / "out" / "card.json").read_text())
     assert set(card["scores"]) == {"Q -> A", "QA -> R", "Q -> AR"} and card["scores"]["Q -> A"]["paper"] is None
+    # no text tells the color, but a rationale has that of the correct answer
+    evaluate_vcr(tmp_path / "tuned", val, store.folder, out=tmp_path / "out", train_data=data)
+    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    for label in ("text similarity", "text similarity, length and names"):
+        values = [card["scores"][f"{title}, baseline: {label}"]["value"] for title in ("Q -> A", "QA -> R", "Q -> AR")]
+        assert values[1] == 1.0 and values[0] == values[2]
+    assert "answers fitted on 36 of 36" in card["settings"]["baselines"]
     blind = evaluate_vcr(tmp_path / "tuned", data, store.folder, ablate="image")
     assert blind["vcr.q_to_a"] <= 0.45  # one of four
     partly = write(tmp_path / "partly.jsonl", [riddle(image, "val") for image in (36, 37, 38, 777)])

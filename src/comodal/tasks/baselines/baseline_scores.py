@@ -10,8 +10,10 @@ import numpy as np
 
 from comodal.console import print_line
 from comodal.data.regions.region_store import RegionStore
+from comodal.errors import DataError
+from comodal.tasks.baselines.baseline_names import BASELINE_LABELS
+from comodal.tasks.baselines.region_choice import RegionItem, fit_and_choose, read_candidates
 from comodal.tasks.baselines.text_and_region_classifiers import (
-    BASELINE_LABELS,
     BaselineItem,
     FindRow,
     average_regions,
@@ -68,23 +70,93 @@ def score_baselines(
     if options.train_data is None:
         return {}, NOT_FITTED
     start = time.perf_counter()
-    training_store = store if options.train_regions is None else RegionStore(options.train_regions)
+    training_store = open_training_store(options, store)
     predictions = fit_and_predict(
         read_training(options.train_data),
         evaluated,
         partial(average_regions, training_store, index_images(training_store)),
         partial(average_regions, store, index_images(store)),
     )
-    groups = [item.group for item in evaluated]
-    metrics: dict[str, float] = {}
+    values: dict[str, np.ndarray] = {}
     for name, labels in predictions.labels.items():
         is_correct = [label == item.label for label, item in zip(labels, evaluated, strict=True)]
-        values = np.array(is_correct) if measure is None else measure(labels)
-        low, high = compute_bootstrap_interval(values, np.random.default_rng(0), groups=groups)
-        key = f"{task}.baseline.{name}"
-        metrics |= {key: float(values.mean()), f"{key}.low": low, f"{key}.high": high}
+        values[name] = np.array(is_correct) if measure is None else measure(labels)
     print_line(f"Baselines: {predictions.about}; {time.perf_counter() - start:.1f} s", stderr=True)
+    metrics = compute_baseline_metrics(task, values, [item.group for item in evaluated])
     return metrics, f"{options.train_data.name}: {predictions.about}"
+
+
+def score_region_baselines(
+    task: str,
+    options: BaselineOptions,
+    read_training: Callable[[Path], Sequence[RegionItem]],
+    evaluated: Sequence[RegionItem],
+    is_correct: Sequence[np.ndarray | None],
+    store: RegionStore,
+    index_images: Callable[[RegionStore], FindRow],
+    max_regions: int,
+) -> tuple[dict[str, float], str]:
+    """The accuracy of each baseline that chooses a region, with its interval by image, and a description for the card.
+
+    Args:
+        task: The task's name.
+        options: The training split.
+        read_training: Reads the items of the training file.
+        evaluated: The scored items.
+        is_correct: Whether each region (row 0 is the whole image) of each item is correct; None without its image.
+        store: The region store of the evaluated images.
+        index_images: Builds the function that finds the row of an image in a store.
+        max_regions: Maximum number of regions of an image.
+
+    Raises:
+        DataError: The training file or its region store cannot be read.
+    """
+    if options.train_data is None:
+        return {}, NOT_FITTED
+    start = time.perf_counter()
+    training_store = open_training_store(options, store)
+    choices = fit_and_choose(
+        read_training(options.train_data),
+        evaluated,
+        partial(read_candidates, training_store, index_images(training_store), max_regions),
+        partial(read_candidates, store, index_images(store), max_regions),
+    )
+    values = {
+        name: np.array([
+            row is not None and correct is not None and bool(correct[row])
+            for row, correct in zip(rows, is_correct, strict=True)
+        ])
+        for name, rows in choices.rows.items()
+    }  # fmt: skip
+    print_line(f"Baselines: {choices.about}; {time.perf_counter() - start:.1f} s", stderr=True)
+    metrics = compute_baseline_metrics(task, values, [item.image for item in evaluated])
+    return metrics, f"{options.train_data.name}: {choices.about}"
+
+
+def open_training_store(options: BaselineOptions, store: RegionStore) -> RegionStore:
+    """The region store of the training images.
+
+    Raises:
+        DataError: It cannot be read, or its features have another size than those of the evaluated images.
+    """
+    if options.train_regions is None:
+        return store
+    training_store = RegionStore(options.train_regions)
+    if training_store.dim != store.dim:
+        raise DataError(
+            f"{options.train_regions}: regions of {training_store.dim:,} features, and {store.folder} has {store.dim:,}"
+        )
+    return training_store
+
+
+def compute_baseline_metrics(task: str, values: Mapping[str, np.ndarray], groups: Sequence[str]) -> dict[str, float]:
+    """The mean value of each baseline over the items, with its interval by group, as TASK.baseline.NAME."""
+    metrics: dict[str, float] = {}
+    for name, item_values in values.items():
+        low, high = compute_bootstrap_interval(item_values, np.random.default_rng(0), groups=groups)
+        key = f"{task}.baseline.{name}"
+        metrics |= {key: float(item_values.mean()), f"{key}.low": low, f"{key}.high": high}
+    return metrics
 
 
 def build_baseline_entries(task: str, metrics: Mapping[str, float]) -> dict[str, ScoreEntry]:

@@ -18,16 +18,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from comodal.data.regions.region_store import RegionStore
+from comodal.tasks.baselines.baseline_names import BASELINE_LABELS, MOST_FREQUENT, WORDS, WORDS_AND_REGIONS
 
 MAX_ITEMS, MAX_WORDS, MAX_LABELS, MAX_COMPONENTS, MAX_ITERATIONS = 20_000, 5_000, 300, 64, 50
 BLOCK_ITEMS = 4096
 WORD_PATTERN = r"\b\w+\b"
-MOST_FREQUENT, WORDS, WORDS_AND_REGIONS = "most_frequent", "words", "words_and_regions"
-BASELINE_LABELS = {
-    MOST_FREQUENT: "baseline: most frequent label",
-    WORDS: "baseline: bag of words",
-    WORDS_AND_REGIONS: "baseline: bag of words and region features",
-}
 
 
 class BaselineItem(NamedTuple):

@@ -26,6 +26,7 @@ from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import ViLBERTConfig
+from comodal.tasks.baselines.baseline_scores import BASELINE_SETTING, DEFAULT_BASELINES, BaselineOptions
 from comodal.tasks.evaluation.results_card import write_card
 from comodal.tasks.retrieval.first_stage import MAX_CAPTIONS
 from comodal.tasks.retrieval.gallery import (
@@ -45,6 +46,7 @@ from comodal.tasks.retrieval.gallery_ranking import (
     unwrap_backbone,
 )
 from comodal.tasks.retrieval.hard_negatives import FourWayDataset
+from comodal.tasks.retrieval.linear_baseline import LINEAR_MAPS_SYSTEM, rank_by_linear_maps
 from comodal.tasks.retrieval.pair_scores import RankingOptions
 from comodal.tasks.retrieval.retrieval_results import (
     RETRIEVAL_TASK,
@@ -128,6 +130,7 @@ def evaluate_retrieval(
     split: CaptionSplit | None = None,
     ranking: RankingOptions = ALIGNMENT_RANKING,
     evaluation: EvaluationOptions = RETRIEVAL_EVALUATION,
+    baselines: BaselineOptions = DEFAULT_BASELINES,
 ) -> dict[str, float]:
     """Retrieves images by captions and captions by images, and reports recall@1, 5 and 10 and ranks.
 
@@ -140,6 +143,9 @@ def evaluate_retrieval(
             what the run held out if they have no splits. Without either, all.
         ranking: How pairs are scored and ranked.
         evaluation: The options of all evaluations of a ViLBERT.
+        baselines: The training captions that the baseline on the card is fitted on.
+        train_data: Captions for the baseline of linear maps, in any file that `comodal train vilbert` reads: those of
+            the training split, or all without splits; those of images of the gallery are left out.
         ablate: Ablate one modality, for a model that was trained with this ablation.
         precision: auto (bf16 where the hardware computes it natively, else fp32), fp32 or bf16; bf16 changes
             ranks of pairs that hardly differ.
@@ -147,7 +153,8 @@ def evaluate_retrieval(
 
     Returns:
         A flat dict of metrics: retrieval.text_to_image.r1 (r5, r10, median, mean; .low and .high of 95 % intervals) and
-        retrieval.image_to_text, the same under retrieval.untrained, and retrieval.chance_level.
+        retrieval.image_to_text, the same under retrieval.untrained and retrieval.baseline.linear_maps, and
+        retrieval.chance_level.
 
     Raises:
         DataError: A file is missing or damaged, does not fit the model, the split has no captions, or --rerank would
@@ -181,6 +188,9 @@ def evaluate_retrieval(
     systems = {name: result.ranks for name, result in results.items()}
     if (first := results["trained"].first_stage) is not None:
         systems["first_stage"] = first
+    baseline = rank_by_linear_maps(baselines, gallery)
+    if baseline.ranks is not None:
+        systems[LINEAR_MAPS_SYSTEM] = baseline.ranks
     metrics = collect_retrieval_metrics(systems, gallery, retrieval_data.missing_images) | {
         f"{RETRIEVAL_TASK}.{k}": v for k, v in results["trained"].metrics.items()
     }
@@ -191,7 +201,11 @@ def evaluate_retrieval(
         print_line(format_reranking_cost(metrics, rerank))
     if out is not None:
         write_retrieval_results(out, metrics, systems, gallery)
-        card_settings: dict[str, str | int | None] = {"rerank": rerank, "scores": ranking.scores}
+        card_settings: dict[str, str | int | None] = {
+            "rerank": rerank,
+            "scores": ranking.scores,
+            BASELINE_SETTING: baseline.about,
+        }
         if ranking.first_stage is not None:
             card_settings["first_stage"] = str(ranking.first_stage)
         card_settings |= {"precision": settings.compute.precision, "max_regions": max_regions}

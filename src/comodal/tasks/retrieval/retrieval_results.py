@@ -9,10 +9,12 @@ from typing import Literal, NamedTuple
 
 from comodal.console import Table
 from comodal.files import write_bytes_atomically
+from comodal.tasks.baselines.baseline_names import BASELINE_LABELS, LINEAR_MAPS
 from comodal.tasks.evaluation.metrics import describe_intervals
 from comodal.tasks.evaluation.missing_images import INTERVAL_NAME, build_score_entries, count_items, is_paper_protocol
 from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, read_training_settings
 from comodal.tasks.retrieval.gallery import Gallery, RetrievalData
+from comodal.tasks.retrieval.linear_baseline import LINEAR_MAPS_SYSTEM
 from comodal.tasks.retrieval.retrieval_ranks import (
     DIRECTIONS,
     RECALL_CUTOFFS,
@@ -152,6 +154,20 @@ def write_retrieval_results(
     write_bytes_atomically(out / "ranks.csv", text.getvalue().encode())
 
 
+def list_baseline_entries(metrics: Mapping[str, float]) -> dict[str, ScoreEntry]:
+    """The card's entries of a random order and, where they are fitted, of the linear maps."""
+    entries: dict[str, ScoreEntry] = {}
+    for direction in DIRECTIONS:
+        for cut in RECALL_CUTOFFS:
+            name = f"{direction}.r{cut}"
+            entries[f"random order: {direction} R@{cut}"] = ScoreEntry(metrics[f"{RETRIEVAL_TASK}.chance_level.{name}"])
+            key = f"{RETRIEVAL_TASK}.{LINEAR_MAPS_SYSTEM}.{name}"
+            if key in metrics:
+                label = f"{BASELINE_LABELS[LINEAR_MAPS]}, {direction} R@{cut}"
+                entries[label] = ScoreEntry(metrics[key], metrics[f"{key}.low"], metrics[f"{key}.high"])
+    return entries
+
+
 def build_retrieval_card(
     metrics: dict[str, float],
     retrieval_data: RetrievalData,
@@ -182,6 +198,7 @@ def build_retrieval_card(
                 f"{direction} R@{cut}", f"{RETRIEVAL_TASK}.{direction}.r{cut}", metrics, counts, paper
             )
         scores[f"{direction} median rank"] = ScoreEntry(metrics[f"{RETRIEVAL_TASK}.{direction}.median"])
+    scores |= list_baseline_entries(metrics)
     groups = dict(zip(DIRECTIONS, list_queries(gallery, retrieval_data.missing_images), strict=True))
     intervals = []
     for direction, images in groups.items():

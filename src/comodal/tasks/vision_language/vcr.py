@@ -18,6 +18,13 @@ from comodal.errors import DataError
 from comodal.flat_parameters import flatten_parameters
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.vilbert.heads import Head
+from comodal.tasks.baselines.baseline_scores import (
+    BASELINE_SETTING,
+    NOT_FITTED,
+    build_baseline_entries,
+    compute_baseline_metrics,
+)
+from comodal.tasks.baselines.text_choice import ChoiceItem, ChoiceScores, fit_and_score
 from comodal.tasks.evaluation.metrics import check_finite_scores
 from comodal.tasks.evaluation.missing_images import (
     REASON_MISSING_IMAGE,
@@ -38,7 +45,13 @@ from comodal.tasks.evaluation.results_card import (
 from comodal.tasks.vision_language.image_rows import ImageRows
 from comodal.tasks.vision_language.task_tokens import VCR_ANSWER_TOKEN, VCR_RATIONALE_TOKEN
 from comodal.tasks.vision_language.text_image_examples import FixedExamples, TaskExample, tokenize_text_pair
-from comodal.tasks.vision_language.vcr_files import NUM_VCR_CHOICES, VCRExample, read_vcr_examples, write_vcr_submission
+from comodal.tasks.vision_language.vcr_files import (
+    NUM_VCR_CHOICES,
+    PERSON_NAMES,
+    VCRExample,
+    read_vcr_examples,
+    write_vcr_submission,
+)
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
     DEFAULT_EVALUATION,
     EvaluationOptions,
@@ -179,6 +192,7 @@ def evaluate_vcr(
     max_rationale_tokens: int = MAX_RATIONALE_TOKENS,
     evaluation: EvaluationOptions = DEFAULT_EVALUATION,
     seed: int = 0,
+    train_data: Path | None = None,
 ) -> dict[str, float]:
     """Chooses answers and rationales; writes a submission for the server where labels are unknown.
 
@@ -191,6 +205,7 @@ def evaluate_vcr(
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
         out: Folder for results.json, submission.csv and the results card; nothing is written without it.
         seed: Seed of the names of people.
+        train_data: The official train.jsonl, for the baselines on the results card; without it there are none.
 
     Returns:
         vcr.q_to_a, vcr.qa_to_r and vcr.q_to_ar with their intervals; chance level is 1/4, 1/4 and 1/16.
@@ -231,11 +246,14 @@ def evaluate_vcr(
                 stack_choice_scores(vcr_examples, scores) | zero_scores,
             )
         print_line("The questions have no labels, so there is no score; submission.csv is for the server.")
-        metrics = {"vcr.items": float(len(all_examples))}
+        metrics, fitted = {"vcr.items": float(len(all_examples))}, "not fitted: there is no score"
     else:
         metrics = score_vcr(vcr_examples, scores, missing)
+        baseline_metrics, fitted = score_vcr_baselines(train_data, all_examples, seed)
+        metrics |= baseline_metrics
     settings = {
         "ablate": evaluation.ablate,
+        BASELINE_SETTING: fitted,
         **build_interval_settings(metrics, [vcr_example.image for vcr_example in all_examples], "images"),
     }
     report_results(
@@ -296,6 +314,47 @@ def score_vcr(
     return metrics
 
 
+def score_vcr_baselines(
+    train_data: Path | None, evaluated: Sequence[VCRExample], seed: int
+) -> tuple[dict[str, float], str]:
+    """The accuracy of the baselines on answers, rationales and both, and a description of them for the card."""
+    if train_data is None:
+        return {}, NOT_FITTED
+    training = read_vcr_examples(train_data, seed)
+    answers, rationales = (
+        fit_and_score(list_items(training), list_items(evaluated), PERSON_NAMES)
+        for list_items in (list_vcr_answer_items, list_vcr_rationale_items)
+    )
+    return join_vcr_baselines(answers, rationales, [one.image for one in evaluated]), (
+        f"{train_data.name}: answers {answers.about}; rationales {rationales.about}"
+    )
+
+
+def join_vcr_baselines(answers: ChoiceScores, rationales: ChoiceScores, groups: Sequence[str]) -> dict[str, float]:
+    """The accuracy of each baseline; both choices are correct with the product of their probabilities."""
+    both = {name: answers.values[name] * rationales.values[name] for name in answers.values.keys() & rationales.values}
+    parts = {"q_to_a": answers.values, "qa_to_r": rationales.values, "q_to_ar": dict(sorted(both.items()))}
+    metrics: dict[str, float] = {}
+    for name, values in parts.items():
+        metrics |= compute_baseline_metrics(f"vcr.{name}", values, groups)
+    return metrics
+
+
+def list_vcr_answer_items(vcr_examples: Sequence[VCRExample]) -> list[ChoiceItem]:
+    """The questions with a known answer, as items of the baselines."""
+    return [ChoiceItem(one.question, one.answers, one.answer, one.image) for one in vcr_examples
+            if one.answer is not None]  # fmt: skip
+
+
+def list_vcr_rationale_items(vcr_examples: Sequence[VCRExample]) -> list[ChoiceItem]:
+    """The questions with their correct answer and a known rationale, as items of the baselines."""
+    return [
+        ChoiceItem(f"{one.question} {one.answers[one.answer]}", one.rationales, one.rationale, one.image)
+        for one in vcr_examples
+        if one.answer is not None and one.rationale is not None
+    ]
+
+
 def build_vcr_card(
     metrics: Mapping[str, float], model: Path, data: Path, regions: str, settings: Mapping[str, str],
     counts: Mapping[str, int], seed: int,
@@ -310,6 +369,8 @@ def build_vcr_card(
             scores |= build_score_entries(
                 title, f"vcr.{name}", metrics, counts, VCR_PAPER_ACCURACY[name] if is_official else None
             )
+            baselines = build_baseline_entries(f"vcr.{name}", metrics)
+            scores |= {f"{title}, {label}": entry for label, entry in baselines.items()}
     files, all_settings = {"questions": data}, {**settings, **training}
     return ResultsCard(
         "vcr", "VCR", data.stem, scores, str(model), counts, files, regions, {"names": seed}, all_settings

@@ -15,6 +15,12 @@ import numpy as np
 from comodal.console import print_line
 from comodal.files import write_bytes_atomically
 from comodal.flat_parameters import flatten_parameters
+from comodal.tasks.baselines.baseline_scores import (
+    BASELINE_SETTING,
+    DEFAULT_BASELINES,
+    BaselineOptions,
+    build_baseline_entries,
+)
 from comodal.tasks.evaluation.missing_images import (
     REASON_MISSING_IMAGE,
     build_interval_settings,
@@ -43,6 +49,7 @@ from comodal.tasks.vision_language.grounding.refcoco import (
     compute_grounding_fractions,
     group_by_image,
     predict_boxes,
+    score_grounding_baselines,
 )
 from comodal.tasks.vision_language.text_image_examples import FixedExamples
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
@@ -114,6 +121,7 @@ def evaluate_phrases(
     annotations: Path | None = None,
     max_tokens: int = REFCOCO_MAX_TOKENS,
     evaluation: GroundingEvaluation = GROUNDING_EVALUATION,
+    baselines: BaselineOptions = DEFAULT_BASELINES,
 ) -> dict[str, float]:
     """Grounds each phrase of the captions to a region, and reports the accuracy.
 
@@ -125,6 +133,9 @@ def evaluate_phrases(
         annotations: The official folder Annotations/; without it there are predictions and no scores.
         max_tokens: Maximum number of tokens of a phrase.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
+        baselines: The training split that the baselines on the card are fitted on.
+        train_data: The official train.txt, for the baselines on the results card; sentences and annotations are in the
+            same folders. Without it there are none.
         out: Folder for results.json, predictions.json and the results card; nothing is written without it.
 
     Returns:
@@ -151,15 +162,28 @@ def evaluate_phrases(
     print_line(f"{images.name}: {counts['items']:,} phrases{exclusions}; boxes: {source}")
     if annotations is None:
         print_line("without --annotations there is no score; the predictions are in predictions.json")
-        metrics = {"phrases.items": float(counts["items"])}
+        metrics, fitted = {"phrases.items": float(counts["items"])}, "not fitted: there is no score"
     else:
         metrics = score_phrases(
             {str(entry["sent_id"]): entry["iou"] for entry in predictions}, phrases, grounding_data, groups
         )
+        baseline_metrics, fitted = score_grounding_baselines(
+            "phrases",
+            baselines,
+            lambda path: read_entity_phrases(path, sentences, annotations).expressions,
+            phrases.expressions,
+            {key: overlaps >= MIN_CORRECT_IOU for key, overlaps in grounding_data.overlaps.items()},
+            loaded,
+        )
+        metrics |= baseline_metrics
     if evaluation.out is not None:
         write_bytes_atomically(evaluation.out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
     files = {"images": images, "sentences": sentences} | ({"annotations": annotations} if annotations else {})
-    settings = {"ablate": evaluation.ablate, **build_interval_settings(metrics, groups, "images")}
+    settings = {
+        "ablate": evaluation.ablate,
+        BASELINE_SETTING: fitted,
+        **build_interval_settings(metrics, groups, "images"),
+    }
     report_results(metrics, build_phrases_card(metrics, model, files, source, settings, counts), evaluation.out)
     return metrics
 
@@ -188,6 +212,7 @@ def build_phrases_card(
         scores = build_score_entries("accuracy", "phrases.accuracy", metrics, counts)
         scores["any box is correct"] = ScoreEntry(metrics["phrases.oracle"])
         scores["random box"] = ScoreEntry(metrics["phrases.chance_level"])
+        scores |= build_baseline_entries("phrases", metrics)
         scores |= {
             name.removeprefix("phrases.type."): ScoreEntry(value) for name, value in metrics.items() if ".type." in name
         }

@@ -12,7 +12,7 @@ and the fraction of expressions for which any box is correct.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,12 +21,21 @@ import numpy as np
 from jaxtyping import Bool, Float32
 
 from comodal.console import print_line
+from comodal.data.image_ids import ImageIdFormat
 from comodal.data.regions.box_iou import compute_inclusive_iou
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
 from comodal.flat_parameters import flatten_parameters
 from comodal.media.tokenizer import WordPieceTokenizer
+from comodal.tasks.baselines.baseline_scores import (
+    BASELINE_SETTING,
+    DEFAULT_BASELINES,
+    BaselineOptions,
+    build_baseline_entries,
+    score_region_baselines,
+)
+from comodal.tasks.baselines.region_choice import RegionItem
 from comodal.tasks.evaluation.missing_images import (
     build_interval_settings,
     build_score_entries,
@@ -160,10 +169,7 @@ def build_grounding_examples(
     counts = Counter(expression.split for expression in expressions)
     if not split_expressions and split != "val":
         raise DataError(f"{references}: there is no split {split!r}; there are {', '.join(sorted(counts))}")
-    is_coco = any(
-        isinstance(expression.image, int) for expression in split_expressions
-    )  # Flickr30k's image ids are text
-    rows, grounding_data = ImageRows(store, "coco" if is_coco else "visual_genome"), GroundingData([], [], {})
+    rows, grounding_data = ImageRows(store, choose_id_format(split_expressions)), GroundingData([], [], {})
     for expression in split_expressions:
         row = rows.find(str(expression.image))
         if row is None:
@@ -185,6 +191,11 @@ def build_grounding_examples(
     return grounding_data
 
 
+def choose_id_format(expressions: Sequence[ReferringExpression]) -> ImageIdFormat:
+    """COCO's image ids are integers, Flickr30k's are text."""
+    return "coco" if any(isinstance(expression.image, int) for expression in expressions) else "visual_genome"
+
+
 @flatten_parameters
 def evaluate_grounding(
     model: Path,
@@ -194,6 +205,7 @@ def evaluate_grounding(
     split: RefCOCOSplit = "val",
     max_tokens: int = REFCOCO_MAX_TOKENS,
     evaluation: GroundingEvaluation = GROUNDING_EVALUATION,
+    baselines: BaselineOptions = DEFAULT_BASELINES,
 ) -> dict[str, float]:
     """Grounds each referring expression to a region, and reports the accuracy.
 
@@ -205,6 +217,9 @@ def evaluate_grounding(
         split: Split of the references: val, testA or testB; val or test in RefCOCOg.
         max_tokens: Maximum number of tokens of an expression.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
+        baselines: The training split that the baselines on the card are fitted on.
+        train_data: References whose training split the baselines are fitted on, mostly those of --references; their
+            objects are in --instances.
         out: Folder for results.json, predictions.json and the results card; nothing is written without it.
 
     Returns:
@@ -229,6 +244,16 @@ def evaluate_grounding(
     counts = count_items(len(predictions) + len(grounding_data.missing), len(predictions))
     groups = group_by_image(predictions, grounding_data)
     metrics = score_expressions(np.array([entry["iou"] for entry in predictions]), grounding_data, groups)
+    is_correct = {key: overlaps > MIN_CORRECT_IOU for key, overlaps in grounding_data.overlaps.items()}
+    baseline_metrics, fitted = score_grounding_baselines(
+        "grounding",
+        baselines,
+        lambda path: [one for one in read_expressions(path, instances) if one.split == "train"],
+        [expression for expression in expressions if expression.split == split],
+        is_correct,
+        loaded,
+    )
+    metrics |= baseline_metrics
     source = str(loaded.store.about["provenance"])
     print_line(
         f"{references.name}, {split}: {counts['items']:,} expressions{format_missing_count(counts)}; boxes: {source}"
@@ -236,7 +261,11 @@ def evaluate_grounding(
     if evaluation.out is not None:
         write_bytes_atomically(evaluation.out / "predictions.json", (json.dumps(predictions, indent=0) + "\n").encode())
     files = {"references": references, "instances": instances}
-    settings = {"ablate": evaluation.ablate, **build_interval_settings(metrics, groups, "images")}
+    settings = {
+        "ablate": evaluation.ablate,
+        BASELINE_SETTING: fitted,
+        **build_interval_settings(metrics, groups, "images"),
+    }
     report_results(
         metrics, build_grounding_card(metrics, model, split, files, source, settings, counts), evaluation.out
     )
@@ -302,6 +331,40 @@ def compute_grounding_fractions(
     }
 
 
+def score_grounding_baselines(
+    task: str,
+    options: BaselineOptions,
+    read_training: Callable[[Path], Sequence[ReferringExpression]],
+    evaluated: Sequence[ReferringExpression],
+    is_correct: Mapping[str, Bool[np.ndarray, "rows"]],
+    loaded: LoadedTaskModel,
+) -> tuple[dict[str, float], str]:
+    """The accuracy of the baselines, with intervals by image, and a description of them for the card.
+
+    Args:
+        task: The task's name.
+        options: The training split.
+        read_training: Reads the expressions of the training file.
+        evaluated: All evaluated expressions, those of missing images included.
+        is_correct: Whether each region is correct, by the identifier of the expression.
+        loaded: The evaluated model, whose regions are the candidates.
+    """
+
+    def list_items(expressions: Sequence[ReferringExpression]) -> list[RegionItem]:
+        return [RegionItem(one.text, str(one.image), one.box) for one in expressions]
+
+    return score_region_baselines(
+        task,
+        options,
+        lambda path: list_items(read_training(path)),
+        list_items(evaluated),
+        [is_correct.get(str(one.sentence)) for one in evaluated],
+        loaded.store,
+        lambda store: ImageRows(store, choose_id_format(evaluated)).find,
+        loaded.max_regions,
+    )
+
+
 def build_grounding_card(
     metrics: Mapping[str, float], model: Path, split: str, files: Mapping[str, Path], source: str,
     settings: Mapping[str, str], counts: Mapping[str, int],
@@ -315,6 +378,7 @@ def build_grounding_card(
     scores = build_score_entries("accuracy", "grounding.accuracy", metrics, counts, paper) | {
         "any box is correct": ScoreEntry(metrics["grounding.oracle"]),
         "random box": ScoreEntry(metrics["grounding.chance_level"]),
+        **build_baseline_entries("grounding", metrics),
     }
     title = f"Referring expressions, {files['references'].parent.name or files['references'].name}"
     return ResultsCard(
