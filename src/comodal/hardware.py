@@ -147,7 +147,9 @@ def find_device(name: str) -> torch.device:
         ValueError: This machine has no such device.
     """
     if str(name).split(":")[0] not in get_args(DeviceName):
-        raise ValueError(f"there is no device {name!r}; pass {', '.join(get_args(DeviceName))}, or cuda:1")
+        raise ValueError(
+            f"device {name}: there is none of this name; pass {', '.join(get_args(DeviceName))}, or cuda:1"
+        )
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps() else "cpu")
     try:

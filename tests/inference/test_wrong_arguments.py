@@ -74,7 +74,7 @@ EXPECTED = {
     "images": "TypeError: got list for an image; pass one path, PIL image, array (height, width, 3) or tensor (3, "
     "height, width) of bytes",
     "precision": "ValueError: there is no precision 'fp16'; pass auto, fp32, bf16",
-    "device": "ValueError: there is no device 'gpu'; pass auto, cpu, cuda, mps, or cuda:1",
+    "device": "ValueError: device gpu: there is none of this name; pass auto, cpu, cuda, mps, or cuda:1",
     "rate text": "ValueError: sample_rate is a number from 100 to 10,000,000, got '48000'",
     "rate bool": "ValueError: sample_rate is a number from 100 to 10,000,000, got True",
     "hop text": "ValueError: hop_seconds is a number from 0 to 1,000,000, got '0.5'",
