@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import TypeVar
 
@@ -63,13 +64,15 @@ class RecipeError(ComodalError):
 
 
 def check_number(name: str, value: int | float, low: int | float, high: int | float) -> None:
-    """Checks that a setting is within its limits; NaN is not.
+    """Checks that a setting is a number within its limits; NaN, booleans and texts are not.
 
     Raises:
         ValueError: It is not; the message names it with its value.
     """
-    if not low <= value <= high:
-        raise ValueError(f"{name} is a number from {low:,} to {high:,}, got {value}")
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:
+        shown = value if is_number else repr(value)
+        raise ValueError(f"{name} is a number from {low:,} to {high:,}, got {shown}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

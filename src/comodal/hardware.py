@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import torch
 
@@ -92,8 +92,10 @@ def resolve_compute(device: str = "auto", precision: Precision = "auto") -> Comp
         precision: auto takes bf16 where the device computes it natively, else fp32 (on CUDA with TF32).
 
     Raises:
-        ValueError: This machine has no such device.
+        ValueError: This machine has no such device, or there is no such precision.
     """
+    if precision not in get_args(Precision):
+        raise ValueError(f"there is no precision {precision!r}; pass {', '.join(get_args(Precision))}")
     chosen = find_device(device)
     if chosen.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, where there is any
@@ -103,7 +105,7 @@ def resolve_compute(device: str = "auto", precision: Precision = "auto") -> Comp
         warnings.warn(
             f"bf16 is not native on this {chosen.type} device and may be many times slower than fp32; "
             "--precision auto selects the faster one",
-            stacklevel=2,
+            stacklevel=1,  # one location for all callers: Python prints it once
         )
     if precision == "auto":
         precision = "bf16" if has_native_bf16(chosen.type) else "fp32"
@@ -147,6 +149,10 @@ def find_device(name: str) -> torch.device:
     Raises:
         ValueError: This machine has no such device.
     """
+    if str(name).split(":")[0] not in get_args(DeviceName):
+        raise ValueError(
+            f"device {name}: there is none of this name; pass {', '.join(get_args(DeviceName))}, or cuda:1"
+        )
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if has_mps() else "cpu")
     try:

@@ -11,9 +11,11 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from comodal.analysis.localization import predict_by_position
+from comodal.errors import check_number
 from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
 from comodal.inference.match import MatchResult, match_files
 from comodal.media.audio import resample_audio
+from comodal.media.audio_windows import MAX_HOP_SECONDS
 from comodal.media.image import crop_image_center, resize_short_side
 from comodal.media.user_inputs import to_path, to_rgb_array, to_rgb_arrays, to_waveform
 from comodal.models.ave_net.ave_net import AVENet
@@ -73,6 +75,7 @@ class JointEmbeddingPipeline:
             TypeError, ValueError: The input is not audio, is shorter than a window, or its sample rate is missing.
         """
         waveform, length = self.read_waveform(audio, sample_rate)
+        check_number("hop_seconds", hop_seconds, 0, MAX_HOP_SECONDS)
         hop = round(hop_seconds * self.model.config.sample_rate)
         if hop < 1:
             raise ValueError(f"hop_seconds ({hop_seconds}) is less than one sample")

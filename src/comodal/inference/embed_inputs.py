@@ -6,8 +6,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Float, Float32
 
+from comodal.errors import check_number
 from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
 from comodal.inference.embedding_rows import embed_audio_blocks, embed_image_batches
+from comodal.media.audio_windows import MAX_HOP_SECONDS
 from comodal.media.user_inputs import to_rgb_arrays, to_waveform
 from comodal.models.l3net.l3net import L3Net
 
@@ -34,10 +36,12 @@ def get_audio_embedding(
 
     Raises:
         TypeError: The input is of another type.
-        ValueError: It has no samples, samples that are not finite, or no sample rate.
+        ValueError: It has no samples, samples that are not finite, or no sample rate, or `hop_seconds` is not a
+            number of at least one sample.
         MediaError: The file cannot be read.
     """
     embedder = resolve_embedder(model)
+    check_number("hop_seconds", hop_seconds, 0, MAX_HOP_SECONDS)
     blocks = [embedder.resample(*to_waveform(audio, sample_rate))]
     batches = list(embed_audio_blocks(blocks, embedder, hop_seconds, center, batch_size or embedder.batch_size))
     return np.concatenate([rows.vectors for rows in batches]), np.concatenate([rows.seconds for rows in batches])

@@ -20,7 +20,7 @@ from jaxtyping import Float, Float32, UInt8
 from comodal.analysis.localization import find_map_peak, predict_by_position
 from comodal.analysis.pages.match_page import MatchWindow, draw_match_windows, write_match_page
 from comodal.console import Table, print_json, print_line
-from comodal.errors import CheckpointError, DataError, MediaError
+from comodal.errors import CheckpointError, DataError, MediaError, check_number
 from comodal.files import write_bytes_atomically
 from comodal.hardware import DeviceName, Precision, resolve_compute
 from comodal.media.audio import resample_audio, stream_audio
@@ -154,8 +154,7 @@ def match_files(
         DataError: An image is given without audio.
         TypeError: The input is of another type.
     """
-    if not 0.01 <= hop_seconds <= 3600:
-        raise ValueError(f"hop_seconds ({hop_seconds}) must be from 0.01 to 3600")
+    check_number("hop_seconds", hop_seconds, 0.01, 3600)
     image = None if isinstance(medium, str | Path) else to_rgb_array(medium)
     medium = Path("image in memory") if image is not None else Path(medium)
     if image is None and medium.suffix.lower() in AUDIO_SUFFIXES:

@@ -24,7 +24,7 @@ from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
 from comodal.inference.caption_sampling import SamplingOptions, sample_masked_tokens
 from comodal.media.tokenizer import WordPieceTokenizer
-from comodal.media.user_inputs import to_path, to_rgb_array
+from comodal.media.user_inputs import check_texts, to_path, to_rgb_array
 from comodal.models.checkpoint import find_model_folder, load_model
 from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.streams import UnimodalEncoding, ViLBERTOutput
@@ -191,7 +191,13 @@ class VisionLanguagePipeline:
         return [Prediction(answers[i], p) for p, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
     def fill_mask(self, image: Any, text: str, top_k: int = 5) -> list[list[Prediction]]:
-        """The likeliest tokens for each [MASK] of a text."""
+        """The likeliest tokens for each [MASK] of a text.
+
+        Raises:
+            TypeError: The image or the text is of another type.
+            ValueError: The text has no [MASK].
+        """
+        check_texts([text])
         token_ids = self.tokenizer.encode(text)
         masked_positions = [
             position for position, token_id in enumerate(token_ids) if token_id == self.tokenizer.mask_id
@@ -213,8 +219,14 @@ class VisionLanguagePipeline:
         ]
 
     def score(self, image: Any, texts: str | Sequence[str]) -> list[Prediction]:
-        """The probability that each text matches the image; texts of one length are computed in one batch."""
-        texts, encoded_image = [texts] if isinstance(texts, str) else texts, self.to_encoded_image(image)
+        """The probability that each text matches the image; texts of one length are computed in one batch.
+
+        Raises:
+            TypeError: The image or a text is of another type.
+        """
+        texts = [texts] if isinstance(texts, str) else texts
+        check_texts(texts)
+        encoded_image = self.to_encoded_image(image)
         token_ids = [self.tokenizer.encode(text) for text in texts]
         lengths, probabilities = np.array([len(text) for text in token_ids], np.int64), np.zeros(len(texts))
         for rows in group_by_size(lengths, self.compute.sequence_batch):

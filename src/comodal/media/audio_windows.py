@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from jaxtyping import Float
 
+MAX_HOP_SECONDS = 1_000_000
+
 
 class EmptyAudioError(ValueError):
     """The audio has no samples."""

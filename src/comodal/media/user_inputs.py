@@ -14,15 +14,16 @@ import torch
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
+from comodal.errors import check_number
 from comodal.media.audio import stream_native_audio
 from comodal.media.image import convert_to_rgb, read_image
 
-IMAGE_INPUTS = (
-    "a path, a PIL image, an array (height, width, 3) or a tensor (3, height, width) of bytes, or a list of them"
-)
-AUDIO_INPUTS = (
-    "a path, an array (samples,) or (samples, channels), a tensor (samples,) or (channels, samples), or a list"
-)
+ONE_IMAGE_INPUTS = "one path, PIL image, array (height, width, 3) or tensor (3, height, width) of bytes"
+MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 100, 10_000_000  # Hz
+AUDIO_INPUTS = "one path, one array (samples,) or (samples, channels), or one tensor (samples,) or (channels, samples)"
+ONE_AUDIO_AT_A_TIME = "; call this once for each waveform or file"
+PCM_TYPES = {("u", 1), ("i", 2), ("i", 4)}  # kind and bytes
+PCM_ADVICE = "convert samples of 16 bits to int16, or all samples to floating point numbers from -1 to 1"
 Paths: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
@@ -73,13 +74,13 @@ def to_rgb_array(image: Any) -> UInt8[np.ndarray, "height width 3"]:
             image = image.detach().cpu().permute(1, 2, 0)
         image = image.detach().cpu().numpy()
     if not isinstance(image, np.ndarray):
-        raise TypeError(f"got {describe_value(image)} for an image; pass {IMAGE_INPUTS}")
+        raise TypeError(f"got {describe_value(image)} for an image; pass {ONE_IMAGE_INPUTS}")
     if image.dtype != np.uint8:
         raise TypeError(f"pixels of {image.dtype}: pass bytes (uint8) from 0 to 255, not normalized")
     if image.ndim == 2:
         image = np.repeat(image[:, :, None], 3, axis=2)
     if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
-        raise ValueError(f"an image of shape {tuple(image.shape)}; pass {IMAGE_INPUTS}")
+        raise ValueError(f"an image of shape {tuple(image.shape)}; pass {ONE_IMAGE_INPUTS}")
     if image.shape[2] == 4:
         return np.asarray(convert_to_rgb(Image.fromarray(np.ascontiguousarray(image))))
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else np.ascontiguousarray(image)
@@ -108,9 +109,9 @@ def to_waveform(audio: Any, sample_rate: int | float | None = None) -> Waveform:
         sample_rate: Of samples in memory; a file has its own.
 
     Raises:
-        TypeError: The value is not audio.
-        ValueError: There are no samples, samples are not finite, the shape is not that of audio, or the sample rate is
-            missing.
+        TypeError: The value is not audio, or its integers are of a type that PCM does not have.
+        ValueError: There are no samples, samples are not finite, the shape is not that of audio, 32-bit samples have
+            the range of 16 bits, or the sample rate is missing or not a number.
         MediaError: The file cannot be read.
     """
     if isinstance(audio, str | os.PathLike):
@@ -119,9 +120,11 @@ def to_waveform(audio: Any, sample_rate: int | float | None = None) -> Waveform:
         audio = audio.detach().cpu().float().numpy() if audio.dtype == torch.bfloat16 else audio.detach().cpu().numpy()
         audio = audio.T
     if not isinstance(audio, np.ndarray) or audio.dtype.kind not in "fiu":
-        raise TypeError(f"got {describe_value(audio)} for audio; pass {AUDIO_INPUTS}, with its sample rate")
-    if sample_rate is None or not sample_rate > 0:
+        several = ONE_AUDIO_AT_A_TIME if isinstance(audio, list | tuple) else ""
+        raise TypeError(f"got {describe_value(audio)} for audio; pass {AUDIO_INPUTS}, with its sample rate{several}")
+    if sample_rate is None or sample_rate == 0:
         raise ValueError(f"audio in memory needs its sample rate, which is positive; got {sample_rate}")
+    check_number("sample_rate", sample_rate, MIN_SAMPLE_RATE, MAX_SAMPLE_RATE)
     if audio.ndim not in (1, 2) or not audio.size:
         raise ValueError(f"audio of shape {tuple(audio.shape)}; pass {AUDIO_INPUTS}")
     if audio.ndim == 2 and audio.shape[1] > audio.shape[0]:
@@ -134,9 +137,18 @@ def to_waveform(audio: Any, sample_rate: int | float | None = None) -> Waveform:
 
 
 def scale_to_unit_range(samples: np.ndarray) -> np.ndarray:
-    """Floating point samples are kept; PCM of 8 (unsigned), 16 and 32 bits is scaled to -1 to 1."""
+    """Floating point samples are kept; PCM of 8 (unsigned), 16 and 32 bits is scaled to -1 to 1.
+
+    Raises:
+        TypeError: Integers of another type, whose full scale is unknown.
+        ValueError: 32-bit samples that all fit in 16 bits: their full scale is ambiguous.
+    """
     if samples.dtype.kind == "f":
         return samples
+    if (samples.dtype.kind, samples.dtype.itemsize) not in PCM_TYPES:
+        raise TypeError(f"audio of {samples.dtype}: {PCM_ADVICE}")
+    if samples.dtype.itemsize == 4 and samples.any() and np.array_equal(samples, samples.astype(np.int16)):
+        raise ValueError(f"audio of int32 whose samples all fit in 16 bits: {PCM_ADVICE}")
     middle = 2 ** (8 * samples.dtype.itemsize - 1)
     return (samples.astype(np.float64) - (middle if samples.dtype.kind == "u" else 0)) / middle
 
@@ -153,6 +165,18 @@ def read_native_waveform(path: Path) -> Waveform:
     if not sum(map(len, blocks)):
         raise ValueError(f"{path}: the audio has no samples")
     return Waveform(np.concatenate(blocks), sample_rate)
+
+
+def check_texts(texts: Any) -> None:
+    """Checks that a list holds texts.
+
+    Raises:
+        TypeError: It does not.
+    """
+    if not isinstance(texts, Sequence):
+        raise TypeError(f"got {describe_value(texts)} for texts; pass a text or a list of texts")
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise TypeError(f"got {describe_value(wrong[0])} for a text; pass it as str")
 
 
 def describe_value(value: Any) -> str:

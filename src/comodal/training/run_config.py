@@ -2,8 +2,10 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from types import NoneType, UnionType
+from typing import Any, Union, cast, get_args, get_origin
 
 import yaml
 
@@ -20,13 +22,33 @@ CHANGEABLE_PARAMETERS = {
 
 
 def resolve_parameters(recipe: Callable, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """All parameters of a recipe: the passed values, and the defaults of the rest."""
+    """All parameters of a recipe: the passed values, and the defaults of the rest.
+
+    Raises:
+        RecipeError: A parameter is unknown or missing, or not a number as it should be.
+    """
+    signature, name = inspect.signature(recipe), get_recipe_name(recipe)
+    annotations = {one.name: one.annotation for one in signature.parameters.values()}
+    takes_any = any(one.kind == one.VAR_KEYWORD for one in signature.parameters.values())
+    for parameter, value in parameters.items():
+        if parameter not in signature.parameters and not takes_any:
+            closest = get_close_matches(parameter, list(signature.parameters), 1)
+            suggestion = f"; did you mean {closest[0]!r}?" if closest else ""
+            raise RecipeError(f"{name}: there is no parameter {parameter!r}{suggestion}")
+        if isinstance(value, str) and takes_numbers_only(annotations.get(parameter)):
+            raise RecipeError(f"{name}: {parameter} is a number, got {value!r}")
     try:
-        bound = inspect.signature(recipe).bind(**parameters)
+        bound = signature.bind(**parameters)
     except TypeError as error:
-        raise RecipeError(f"{get_recipe_name(recipe)}: {error}") from error
+        raise RecipeError(f"{name}: {error}") from error
     bound.apply_defaults()
     return dict(bound.arguments)
+
+
+def takes_numbers_only(annotation: Any) -> bool:
+    """Whether a type is int, float, or one of them or None."""
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return all(kind in (int, float, NoneType) for kind in kinds)
 
 
 def to_yaml_values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from comodal.data.regions.region_compatibility import REGION_SETTINGS_FILE
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
 from comodal.media.tokenizer import DEFAULT_MAX_TOKENS, WordPieceTokenizer
-from comodal.media.user_inputs import to_path, to_rgb_array
+from comodal.media.user_inputs import check_texts, to_path, to_rgb_array
 from comodal.models.checkpoint import find_model_folder, load_model
 from comodal.models.dual_encoder.dual_encoder import DualEncoder
 from comodal.regions.extractors import LoadedExtractor
@@ -58,10 +58,16 @@ class DualEncoderPipeline:
 
     @torch.inference_mode()
     def embed_text(self, texts: str | Sequence[str]) -> Float32[np.ndarray, "texts dim"]:
-        """Embeddings of length one of a text or of several texts."""
+        """Embeddings of length one of a text or of several texts.
+
+        Raises:
+            TypeError: A text is of another type.
+        """
+        texts = [texts] if isinstance(texts, str) else texts
+        check_texts(texts)
         config, rows = self.model.config, []
         max_tokens = min(DEFAULT_MAX_TOKENS, config.positions - config.first_position)
-        for text in [texts] if isinstance(texts, str) else texts:
+        for text in texts:
             token_ids = torch.tensor([self.tokenizer.encode(text, max_tokens)], device=self.compute.device)
             with self.compute.autocast():
                 features = self.model.compute_text_features(token_ids, None)

@@ -212,7 +212,8 @@ class AVENet(PretrainedModel, nn.Module):
     def compute_audio_features(self, audio: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
         """The embeddings of seconds of audio."""
         config = self.config
-        audio = check_audio(audio, config.audio_seconds, config.sample_rate, not self.training)
+        dtype = self.decision.weight.dtype
+        audio = check_audio(audio, config.audio_seconds, config.sample_rate, dtype, not self.training)
         embedding = self.audio_head(self.audio_tower(self.spectrogram(audio)).amax((2, 3))).float()
         return embedding if config.comparison == "localization" else F.normalize(embedding, dim=1)
 

@@ -109,7 +109,7 @@ class RegionAttention(nn.Module):
         self, region_features: Float[Tensor, "batch regions features"], region_mask: Mask
     ) -> Float[Tensor, "batch features"]:
         scores = self.score(self.norm(region_features)).squeeze(2).float()
-        is_present = to_bool_mask(region_mask)
+        is_present = to_bool_mask(region_mask, region_features)
         if is_present is not None:
             scores = scores.masked_fill(~is_present, -torch.inf)
         return (scores.softmax(1).unsqueeze(2) * region_features).sum(1)
@@ -181,7 +181,7 @@ class DualEncoder(PretrainedModel, nn.Module):
         self, token_ids: Int64[Tensor, "batch length"], token_mask: Mask
     ) -> Float[Tensor, "batch features"]:
         """The mean of the BERT's last layer over the tokens, [CLS] and [SEP] included."""
-        mask = to_bool_mask(token_mask)
+        mask = to_bool_mask(token_mask, token_ids)
         x = self.text_embeddings(token_ids, torch.zeros_like(token_ids))
         for layer in self.text_layers:
             x = layer(x, x, mask, None, None, None)

@@ -172,6 +172,7 @@ class L3Net(PretrainedModel, nn.Module):
 
         Raises:
             TypeError: The images are not uint8.
+            ValueError: The shape is another one.
         """
         return normalize_image(image, self.fc1.weight.dtype)
 
@@ -179,10 +180,12 @@ class L3Net(PretrainedModel, nn.Module):
         """Validates the audio, see `check_audio`.
 
         Raises:
-            TypeError: The samples are not floating point.
-            ValueError: The audio is longer or shorter than `audio_seconds`, or has samples that are not finite.
+            TypeError: The samples are not floating point, or of float64 for a model of another type.
+            ValueError: The shape is another one, the audio is longer or shorter than `audio_seconds`, or has samples
+                that are not finite.
         """
-        return check_audio(audio, self.config.audio_seconds, self.config.sample_rate, not self.training)
+        config, dtype = self.config, self.fc1.weight.dtype
+        return check_audio(audio, config.audio_seconds, config.sample_rate, dtype, not self.training)
 
     def compute_image_map(
         self, image: UInt8[Tensor, "batch 3 height width"]

@@ -156,7 +156,9 @@ class SingleStream(PretrainedModel, nn.Module):
         """
         if task_ids is not None:
             raise ValueError("task_ids are given, and a single stream has no task tokens")
-        return UnimodalEncoding(self.text_embeddings(token_ids, token_types), to_bool_mask(token_mask), index)
+        return UnimodalEncoding(
+            self.text_embeddings(token_ids, token_types), to_bool_mask(token_mask, token_ids), index
+        )
 
     def encode_image(
         self,
@@ -166,7 +168,9 @@ class SingleStream(PretrainedModel, nn.Module):
         index: Index = None,
     ) -> UnimodalEncoding:
         """The unimodal encoding of images."""
-        return UnimodalEncoding(self.region_embeddings(region_features, spatials), to_bool_mask(region_mask), index)
+        return UnimodalEncoding(
+            self.region_embeddings(region_features, spatials), to_bool_mask(region_mask, region_features), index
+        )
 
     def fuse(
         self, text: UnimodalEncoding, vision: UnimodalEncoding, output_indices: OutputIndices | None = None

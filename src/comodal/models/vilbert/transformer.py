@@ -10,7 +10,7 @@ from functools import partial
 from typing import Literal, NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float, Int64, Integer
+from jaxtyping import Bool, Float, Int64, Integer, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -142,14 +142,20 @@ def make_key_mask(context_mask: Bool[Tensor, "batch keys"]) -> Bool[Tensor, "bat
     return (context_mask | ~context_mask.any(1, keepdim=True))[:, None, None]
 
 
-def to_bool_mask(mask: Mask) -> Bool[Tensor, "batch tokens"] | None:
-    """Converts an attention mask to booleans: True, or 1 as in Hugging Face's tokenizers, for a token.
+def to_bool_mask(mask: Mask, tokens: Shaped[Tensor, "batch tokens ..."]) -> Bool[Tensor, "batch tokens"] | None:
+    """Converts the attention mask of tokens (or regions) to booleans: True, or 1 as in Hugging Face's tokenizers.
 
     Raises:
-        TypeError: It is neither boolean nor integer.
-        ValueError: An integer is neither 0 nor 1.
+        TypeError: It is no tensor, or neither boolean nor integer.
+        ValueError: It is not of the tokens' shape, or an integer is neither 0 nor 1.
     """
-    if mask is None or mask.dtype == torch.bool:
+    if mask is None:
+        return mask
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"an attention mask of type {type(mask).__name__}: pass a tensor (batch, tokens)")
+    if not torch.compiler.is_compiling() and mask.shape != tokens.shape[:2]:
+        raise ValueError(f"an attention mask of shape {tuple(mask.shape)} for a batch of {tuple(tokens.shape[:2])}")
+    if mask.dtype == torch.bool:
         return mask
     if mask.is_floating_point() or mask.is_complex():
         raise TypeError(f"an attention mask of {mask.dtype}: pass booleans, or integers that are 0 or 1")

@@ -161,7 +161,7 @@ class ViLBERT(PretrainedModel, nn.Module):
         frozen, first, token_mask = (
             self.config.frozen_text_layers,
             self.config.layers_before_co_attention[1],
-            to_bool_mask(token_mask),
+            to_bool_mask(token_mask, token_ids),
         )
         with torch.set_grad_enabled(torch.is_grad_enabled() and frozen == 0):
             x = self.text_embeddings(token_ids, token_types, task_ids)
@@ -188,7 +188,7 @@ class ViLBERT(PretrainedModel, nn.Module):
         frozen, first, region_mask = (
             self.config.frozen_vision_layers,
             self.vision_layers_before_text,
-            to_bool_mask(region_mask),
+            to_bool_mask(region_mask, region_features),
         )
         with torch.set_grad_enabled(torch.is_grad_enabled() and frozen == 0):
             x = self.region_embeddings(region_features, spatials)
