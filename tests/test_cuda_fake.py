@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torchvision  # noqa: F401, fake tensors need what it tells of its kernels
 from torch import nn
 
 from comodal.data.batch import AudioVisualBatch, Batch, ClassificationBatch, ImageTextBatch, LabeledClipBatch

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torchvision  # noqa: F401, fake tensors need what it tells of its kernels
 from torch import Tensor
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn
 

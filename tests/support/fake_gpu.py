@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision  # noqa: F401, fake tensors need what it tells of its kernels
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode

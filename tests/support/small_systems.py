@@ -3,7 +3,6 @@
 from typing import Any
 
 import torch
-import torchvision  # noqa: F401, fake tensors need what it tells of its kernels
 from torch import Tensor
 
 from comodal.data.batch import TaskBatch
