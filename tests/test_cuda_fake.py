@@ -44,7 +44,7 @@ def train_on_the_fake_gpu(
     objective: Callable[[], nn.Module], batch: Batch, precision: str, second: Batch | None = None
 ) -> None:
     """Two steps of two parts (the second step with its own batch), one look at the metrics, and a validation."""
-    second = second or batch
+    batches = [batch] if second is None else [batch, second]
     compute = FakeCompute(precision=precision)
     with fake_gpu():
         module = objective().to(GPU)
@@ -52,7 +52,7 @@ def train_on_the_fake_gpu(
         reports = list(
             train_steps(
                 module,
-                iter([batch, batch, second, second]),
+                iter([batches[0]] * 2 + [batches[-1]] * 2),
                 optimizer,
                 lambda _: 1e-3,
                 range(2),
@@ -64,7 +64,7 @@ def train_on_the_fake_gpu(
         assert [len(report) for report in reports] == [2]
         assert all(parameter.device == GPU for parameter in module.parameters())
         assert any(optimizer.state.values())
-        validate_objective(module, [batch, second], compute)
+        validate_objective(module, batches, compute)
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,7 @@ from comodal.tasks.retrieval.gallery import Gallery
 from comodal.tasks.retrieval.gallery_ranking import RETRIEVAL_HEAD, select_scoring_head
 from comodal.tasks.retrieval.pair_scores import PairScorer
 from comodal.tasks.retrieval.retrieval_ranks import list_text_answers
-from comodal.tasks.vision_language.vilbert_fine_tuning import (
-    score_batch,
-)
+from comodal.tasks.vision_language.vilbert_fine_tuning import score_batch
 from tests.objectives.test_pretraining import CONFIG
 from tests.regions.test_extractors import tiny_backbone
 from tests.support.detector_fixtures import CAFFE, LXMERT, PYRAMID, c4_of, caffe_rules, fpn_of, fpn_rules, lxmert_rules
@@ -126,7 +124,7 @@ def test_asking_every_kind_of_task(task: str):
         assert score_batch(model, "h", batch.to(GPU)).device == GPU
 
 
-def make_videos_pipeline() -> AudioVisualPipeline:
+def make_l3net_pipeline() -> AudioVisualPipeline:
     embedder = Embedder(
         L3Net(make_small_l3net_config(8, 64)).eval(), EmbedderOptions(precision="bf16", device="cuda:0"), {}
     )
@@ -144,7 +142,7 @@ def test_match_and_localize(system: str):
     picture = np.zeros((64, 96, 3), np.uint8)
     with fake_gpu(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("comodal.hardware.has_native_bf16", lambda _: True)
-        pipeline = make_videos_pipeline() if system == "L3-Net" else make_joint_pipeline(AVE_NETS[system])
+        pipeline = make_l3net_pipeline() if system == "L3-Net" else make_joint_pipeline(AVE_NETS[system])
         found = pipeline.match(picture, noise, 48_000)
         position_map = pipeline.localize(picture, noise, 48_000)
     assert [window.probability for window in found.windows] == [0.5] * 3  # the fake GPU's margins are 0
