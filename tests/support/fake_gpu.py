@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torchvision  # noqa: F401, fake tensors need what it tells of its kernels
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -19,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from comodal.hardware import Compute
 
 GPU = torch.device("cuda:0")
+module_to = nn.Module.to
 aten = torch.ops.aten
 
 
@@ -97,11 +99,20 @@ def fake_gpu(waits: bool = False) -> Iterator[None]:
     flags = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tensor, "backward", backward)
+        patch.setattr(nn.Module, "to", move_once)
         patch.setattr(torch._C, "_InferenceMode", no_gradients)  # inference mode goes past the fake tensors
         with FakeTensorMode(allow_non_fake_inputs=True), _Dispatch(waits):
             yield
     torch.set_float32_matmul_precision(flags[0])
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = flags[1:]
+
+
+def move_once(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+    """`Module.to`, which does nothing where it has nothing to move: PyTorch cannot replace a fake parameter again."""
+    tensors = [*module.parameters(), *module.buffers()]
+    if args == (GPU,) and not kwargs and all(tensor.device == GPU for tensor in tensors):
+        return module
+    return module_to(module, *args, **kwargs)
 
 
 def no_gradients(mode: bool) -> torch.autograd.grad_mode.set_grad_enabled:
