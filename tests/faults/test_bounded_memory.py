@@ -173,9 +173,10 @@ def test_weights_of_caffe(tmp_path: Path):
 
 
 def test_long_words_and_members(tmp_path: Path):
-    """A caption that is one word of 20 MB, a vocabulary with such a token, and a tar with JSON of that size."""
+    """Captions of one word of 20 MB and of the longest word that is accepted, a vocabulary with such a token, and a tar with JSON of that size."""
     word = "a" * (20 * MEGABYTE)
-    lines = [{"image": "1", "caption": word}, {"image": "2", "caption": "a dog runs"}]
+    captions = (word, word[:100_000], "a dog runs")
+    lines = [{"image": str(number), "caption": caption} for number, caption in enumerate(captions)]
     (tmp_path / "long.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (tmp_path / "cell.csv").write_text(f"image,caption\n1.jpg,{word}\n")
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", word]
@@ -186,7 +187,7 @@ def test_long_words_and_members(tmp_path: Path):
     found = measure([(reader, tmp_path / name) for name, reader in cases.items()])
     for name, (taken, seconds, _) in found.items():
         assert taken < 250 and seconds < 6, (name, taken, seconds)
-    assert "lengths=array([3, 5]" in found["long.jsonl"][2]  # [UNK] for the long word, and the other caption whole
+    assert "lengths=array([3, 5]" in found["long.jsonl"][2]  # refused; [UNK] for the long word; the other caption whole
     assert found["cell.csv"][2].startswith("DataError") and "cell.csv" in found["cell.csv"][2]
     assert "'too large'" in found["long.tar"][2] and found["long.tar"][2].endswith(", None]")
 

@@ -50,6 +50,7 @@ def run(processes: int, words: list[str], out: Path) -> list[dict]:
     return [line for line in read_log(out / "metrics.jsonl") if line["split"] == "train"]
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_tasks_of_one(words: list[str], tmp_path: Path):
     """Losses, norms of gradients and the trained weights; each step leaves out the head of the other task."""
     two, one = run(2, words, tmp_path / "two"), run(1, words, tmp_path / "one")

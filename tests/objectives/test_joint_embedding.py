@@ -157,6 +157,7 @@ def compare_with_one_process(rank: int, port: int) -> None:
         assert (initial[name] - expected[name]).abs().max() > 1e-3, name
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -38,6 +38,7 @@ from comodal.media.storage.refused_formats import RefusalReason, describe_non_me
 
 av.logging.set_level(av.logging.PANIC)  # errors are raised; FFmpeg's own log lines would break the progress bar
 
+TIMESTAMPED_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "nut"}  # audio alone has times in these
 MAX_FRAME_PIXELS = 8192 * 4320  # 8K; FFmpeg holds up to 17 frames of a stream at once
 MAX_LISTED_HOLES = 3
 MAX_IDLE_PACKETS = 2_000  # of a stream that is complete, while reading waits for the other one
@@ -268,7 +269,10 @@ def decode_frames(
 
 
 def _check_holes(timeline: Timeline, tracks: Sequence[Track], decoded_tracks: Sequence[Track]) -> None:
-    """Warn of what is missing in the middle of the part that was decoded."""
+    """Warn of what is missing in the middle of the part that was decoded; not where audio alone is read in order."""
+    format_name = tracks[0].stream.container.format.name
+    if all(track.kind == "audio" for track in tracks) and format_name not in TIMESTAMPED_FORMATS:
+        return
     until = max(track.end for track in decoded_tracks)
     zeros = {track.kind: track.zero for track in tracks}
     holes = find_holes([course.gaps for course in timeline.courses.values()])

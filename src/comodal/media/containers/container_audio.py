@@ -17,6 +17,7 @@ from comodal.errors import MediaError, MediaWarning
 from comodal.media.containers.audio_headers import find_second_file, read_audio_header
 from comodal.media.containers.audio_segments import AudioChain, AudioJoiner, Mono
 from comodal.media.containers.container import (
+    TIMESTAMPED_FORMATS,
     choose_streams,
     decode_frames,
     make_tracks,
@@ -27,7 +28,6 @@ from comodal.media.containers.track import MAX_LOST_SECONDS, Track
 from comodal.media.storage.open_media import open_media
 from comodal.media.storage.refused_formats import RefusalReason
 
-TIMESTAMPED_FORMATS = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts", "nut"}
 # Formats whose header has the duration of the audio. Elsewhere FFmpeg estimates it from the bit rate.
 SAMPLE_EXACT_FORMATS, MAX_ROUNDING_SECONDS = (
     {"flac", "tta", "wav", "w64", "wv"},
