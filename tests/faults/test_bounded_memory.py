@@ -173,7 +173,7 @@ def test_weights_of_caffe(tmp_path: Path):
 
 
 def test_long_words_and_members(tmp_path: Path):
-    """Captions of one word of 20 MB and of the longest word that is accepted, a vocabulary with such a token, and a tar with JSON of that size."""
+    """Captions of one word: of 20 MB, and of the longest that is accepted; a vocabulary and a tar of that size."""
     word = "a" * (20 * MEGABYTE)
     captions = (word, word[:100_000], "a dog runs")
     lines = [{"image": str(number), "caption": caption} for number, caption in enumerate(captions)]
