@@ -31,7 +31,7 @@ from comodal.models.vilbert.streams import UnimodalEncoding, ViLBERTOutput
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.regions.extractors import LoadedExtractor
-from comodal.regions.region_network import load_extractor_for_model
+from comodal.regions.region_network import load_extractor_for_images
 from comodal.registry import import_object
 from comodal.tasks.retrieval.pair_scores import group_by_size
 from comodal.tasks.vision_language.answer_files import GQA_HEAD, VQA_HEAD, read_model_vocabulary
@@ -111,10 +111,7 @@ class VisionLanguagePipeline:
             CheckpointError: There is no such network, or it is damaged, or another one.
             DataError: The regions were extracted by other software.
         """
-        try:
-            return load_extractor_for_model(self.folder, self.regions["provenance"], device=str(self.compute.device))
-        except DataError as error:
-            raise DataError(f"{self.folder}: regions of a new image cannot be extracted: {error}") from error
+        return load_extractor_for_images(self.folder, self.regions, str(self.compute.device))
 
     @torch.inference_mode()
     def encode_image(self, image: Any, boxes: Float32[np.ndarray, "regions 4"] | None = None) -> EncodedImage:

@@ -195,16 +195,30 @@ def recipe(
     objective_module = build_avc_objective(model, objective, initial.trained_layers)
     sampler = MatchedPairSampler if objective == "all_pairs" else PairSampler
     train = make_clip_pairs(data / "train", config, seed, augmentation, sampler, loading.cache_megabytes * 10**6)
+    validation = make_pair_validation_loader(data / "validation", config, chosen.batch_size, loading)
+    return build_pair_run(data, objective_module, train, validation, chosen, schedule, loading)
+
+
+def build_pair_run(
+    data: Path,
+    objective: nn.Module,
+    train: ClipPairDataset,
+    validation: Loader | None,
+    chosen: VariantDefaults,
+    schedule: AVCSchedule,
+    loading: AVCLoading,
+) -> Run:
+    """The run of an objective on pairs of the shards in a folder."""
     return Run(
-        objective=objective_module,
+        objective=objective,
         batches=Loader(train, chosen.batch_size, loading.workers),
-        validation=make_pair_validation_loader(data / "validation", config, chosen.batch_size, loading),
-        optimizer=make_adam(objective_module, chosen.learning_rate, schedule.weight_decay),
+        validation=validation,
+        optimizer=make_adam(objective, chosen.learning_rate, schedule.weight_decay),
         learning_rate=make_cosine_schedule(
             chosen.learning_rate, chosen.steps, schedule.warmup_steps, schedule.min_lr_ratio
         ),
         steps=chosen.steps,
-        seed=seed,
+        seed=loading.seed,
         fingerprint=train.shards.fingerprint,
         dataset=read_dataset_record(data),
         resolved=chosen.list_parameters(),

@@ -12,9 +12,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from comodal.data.loader import Loader
 from comodal.data.shards.clip_dataset import Augmentation
-from comodal.data.shards.dataset_record import read_dataset_record
 from comodal.data.shards.pair_sampler import MatchedPairSampler, PairSampler
 from comodal.errors import CheckpointError
 from comodal.flat_parameters import flatten_parameters
@@ -39,11 +37,11 @@ from comodal.recipes.avc_pretraining import (
     PAPER_AUGMENTATION,
     AVCLoading,
     AVCSchedule,
+    build_pair_run,
     make_clip_pairs,
     make_pair_validation_loader,
 )
 from comodal.training.memory_limits import check_model_fits
-from comodal.training.optimization import make_adam, make_cosine_schedule
 from comodal.training.recipe_run import Run, VariantDefaults
 
 AVEVariant = Literal["paper", "small"]
@@ -171,21 +169,8 @@ def recipe(
         objective_module = AudioVisualCorrespondence(model, frozen_parts)
     sampler = MatchedPairSampler if objective == "contrastive" else PairSampler
     train = make_clip_pairs(data / "train", config, seed, augmentation, sampler, loading.cache_megabytes * 10**6)
-    return Run(
-        objective=objective_module,
-        batches=Loader(train, chosen.batch_size, loading.workers),
-        validation=make_pair_validation_loader(data / "validation", config, chosen.batch_size, loading),
-        optimizer=make_adam(objective_module, chosen.learning_rate, schedule.weight_decay),
-        learning_rate=make_cosine_schedule(
-            chosen.learning_rate, chosen.steps, schedule.warmup_steps, schedule.min_lr_ratio
-        ),
-        steps=chosen.steps,
-        seed=seed,
-        fingerprint=train.shards.fingerprint,
-        dataset=read_dataset_record(data),
-        resolved=chosen.list_parameters(),
-        validate_every=chosen.validate_every,
-    )
+    validation = make_pair_validation_loader(data / "validation", config, chosen.batch_size, loading)
+    return build_pair_run(data, objective_module, train, validation, chosen, schedule, loading)
 
 
 def check_frozen_towers(initial: AVEInitialState, config: AVENetConfig) -> None:

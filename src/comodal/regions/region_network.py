@@ -44,6 +44,24 @@ def copy_network_to_store(extractor: LoadedExtractor, store: Path) -> None:
             shutil.copyfile(folder / name, part)
 
 
+def load_extractor_for_images(model: Path, regions: dict[str, Any], device: str) -> LoadedExtractor:
+    """Loads the extractor of a model's regions, for new images.
+
+    Args:
+        model: Run or model folder.
+        regions: The model's metadata of its regions.
+        device: PyTorch device.
+
+    Raises:
+        CheckpointError: There is no such network, or it is damaged, or another one.
+        DataError: The regions were extracted by other software.
+    """
+    try:
+        return load_extractor_for_model(model, regions["provenance"], device=device)
+    except DataError as error:
+        raise DataError(f"{model}: regions of a new image cannot be extracted: {error}") from error
+
+
 def load_extractor_for_model(
     model: Path,
     provenance: dict[str, Any],

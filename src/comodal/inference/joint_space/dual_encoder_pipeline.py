@@ -12,14 +12,14 @@ from jaxtyping import Float32
 
 from comodal.data.captions.caption_dataset import prepend_full_image
 from comodal.data.regions.region_compatibility import REGION_SETTINGS_FILE
-from comodal.errors import CheckpointError, DataError, MediaError
+from comodal.errors import CheckpointError, MediaError
 from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
 from comodal.media.tokenizer import DEFAULT_MAX_TOKENS, WordPieceTokenizer
 from comodal.media.user_inputs import check_texts, to_path, to_rgb_array
 from comodal.models.checkpoint import find_model_folder, load_model
 from comodal.models.dual_encoder.dual_encoder import DualEncoder
 from comodal.regions.extractors import LoadedExtractor
-from comodal.regions.region_network import load_extractor_for_model
+from comodal.regions.region_network import load_extractor_for_images
 from comodal.text_files import read_json_object
 
 MAX_INPUT_REGIONS = 100
@@ -51,10 +51,7 @@ class DualEncoderPipeline:
             CheckpointError: There is no such network, or it is damaged, or another one.
             DataError: The regions were extracted by other software.
         """
-        try:
-            return load_extractor_for_model(self.folder, self.regions["provenance"], device=str(self.compute.device))
-        except DataError as error:
-            raise DataError(f"{self.folder}: regions of a new image cannot be extracted: {error}") from error
+        return load_extractor_for_images(self.folder, self.regions, str(self.compute.device))
 
     @torch.inference_mode()
     def embed_text(self, texts: str | Sequence[str]) -> Float32[np.ndarray, "texts dim"]:
