@@ -96,6 +96,16 @@ class Loader:
             del fetched  # ends the workers, even while a traceback holds this frame
 
 
+def round_up_to_batches(samples: int, batch_size: int) -> int:
+    """The number of samples of the fewest whole batches that hold this many samples.
+
+    Raises:
+        ValueError: batch_size is no size of a batch.
+    """
+    check_number("batch_size", batch_size, 1, MAX_BATCH_SIZE)
+    return -(-samples // batch_size) * batch_size
+
+
 @dataclass(frozen=True)
 class _Order:
     """The sample indices of each batch of this process: contiguous parts of every step's samples, in rank order."""

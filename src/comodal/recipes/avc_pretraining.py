@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from comodal.console import print_line
-from comodal.data.loader import Loader, Workers
+from comodal.data.loader import Loader, Workers, round_up_to_batches
 from comodal.data.shards.clip_dataset import Augmentation, ClipPairDataset
 from comodal.data.shards.dataset_record import read_dataset_record
 from comodal.data.shards.pair_sampler import MatchedPairSampler, PairSampler
@@ -270,7 +270,7 @@ def make_pair_validation_loader(
     if not loading.validation_pairs:
         return None
     held_out = make_clip_pairs(folder, config, loading.seed + AVC_VALIDATION_SEED_OFFSET, None)
-    length = -(-loading.validation_pairs // batch_size) * batch_size
+    length = round_up_to_batches(loading.validation_pairs, batch_size)
     return Loader(held_out, batch_size, loading.workers, length)
 
 

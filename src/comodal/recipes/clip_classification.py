@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comodal.data.batch import LabeledClipBatch
-from comodal.data.loader import Loader
+from comodal.data.loader import Loader, round_up_to_batches
 from comodal.data.shards.clip_dataset import Augmentation, ClipPairDataset
 from comodal.data.shards.clip_labels import read_clip_classes
 from comodal.data.shards.dataset_record import read_dataset_record
@@ -149,7 +149,7 @@ def recipe(
         held_out = make_clip_pairs(
             data / "validation", config, seed + AVC_VALIDATION_SEED_OFFSET, None, MatchedPairSampler
         )
-        length = -(-loading.validation_pairs // chosen.batch_size) * chosen.batch_size
+        length = round_up_to_batches(loading.validation_pairs, chosen.batch_size)
         validation = Loader(LabeledClips(held_out, classes), chosen.batch_size, loading.workers, length)
     return Run(
         objective=objective,

@@ -23,7 +23,7 @@ from comodal.data.captions.caption_files import Caption, read_captions
 from comodal.data.captions.caption_matching import match_captions, split_matched_captions
 from comodal.data.captions.caption_pairs import NegativeSampling
 from comodal.data.captions.masking import MASKING_PROBABILITY
-from comodal.data.loader import Loader, Samples
+from comodal.data.loader import Loader, Samples, round_up_to_batches
 from comodal.data.regions.region_store import RegionStore
 from comodal.data.sources.splits import hash_to_fraction
 from comodal.errors import CheckpointError, DataError, RecipeError
@@ -181,7 +181,7 @@ def make_caption_validation_loader(
     """The fixed pairs of validation, in whole batches; None without validation."""
     if not loading.validation_pairs or not held_out:
         return None
-    length = -(-loading.validation_pairs // batch_size) * batch_size
+    length = round_up_to_batches(loading.validation_pairs, batch_size)
     return Loader(pairs(held_out, loading.seed + VILBERT_VALIDATION_SEED_OFFSET), batch_size, loading.workers, length)
 
 
