@@ -101,6 +101,15 @@ def matrix_product(
     return 2 * rows**3 / 1e12, product
 
 
+def int8_product() -> tuple[float, Callable[[], object]]:
+    """The operations of an int8 product of 2048 rows, and the product, by oneDNN, which obeys ONEDNN_MAX_CPU_ISA."""
+    torch.backends.quantized.engine = "onednn"
+    left = torch.quantize_per_tensor(torch.randn(2048, 2048), 0.05, 128, torch.quint8)
+    right = torch.quantize_per_tensor(torch.randn(2048, 2048), 0.05, 0, torch.qint8)
+    packed = torch.ops.quantized.linear_prepack(right, None)
+    return 2 * 2048**3 / 1e12, lambda: torch.ops.quantized.linear(left, packed, 0.5, 128)
+
+
 def synchronize(device: torch.device) -> None:
     """Waits until a GPU has done its work."""
     if device.type == "cuda":
@@ -116,16 +125,18 @@ def convolution(dtype: torch.dtype) -> tuple[float, Callable[[], object]]:
 
 
 @torch.inference_mode()
-def describe_machine(repeats: int = 5) -> dict[str, float]:
+def describe_machine(repeats: int = 5, int8: bool = False) -> dict[str, float]:
     """Prints the processor, its instruction set, the threads and what it reaches at best, and returns the rates."""
     works = {"matrix product": matrix_product(torch.float32), "convolution": convolution(torch.float32)}
+    if int8:
+        works["int8 product"] = int8_product()
     seconds = seconds_in_turn({name: work for name, (_, work) in works.items()}, repeats)
     rates = {name: operations / statistics.median(seconds[name]) for name, (operations, _) in works.items()}
     kind = "CPU seconds" if torch.get_num_threads() == 1 else "seconds"
     ceiling = ", ".join(f"{name} {1000 * rate:.0f} GFLOP/s" for name, rate in rates.items())
     print(
         f"{read_cpu_name()}, {hardware.get_instruction_set()}, native bf16 {hardware.has_native_bf16('cpu')}, torch "
-        f"{torch.__version__}, {torch.get_num_threads()} threads; fp32 ceiling: {ceiling} ({kind})"
+        f"{torch.__version__}, {torch.get_num_threads()} threads; ceiling: {ceiling} ({kind})"
     )
     return {f"machine.{name}.tera_operations_per_second": rate for name, rate in rates.items()}
 
@@ -138,14 +149,14 @@ def print_ratio(work: str, ratio: float, target: float, rates: Mapping[str, floa
         ratio: Of throughputs.
         target: The smallest ratio that is wanted.
         rates: From `describe_machine`.
-        limit: The ratio if the work ran at the rate of the matrix product.
+        limit: The ratio if the work ran at the rate of the matrix product (for int8, of the int8 product).
     """
     ceiling = ", ".join(f"{name.split('.')[1]} {1000 * rate:.0f} GFLOP/s" for name, rate in rates.items())
     verdict = "reached" if ratio >= target else "not reached"
     bound = "" if limit is None else f", {limit:.2f} at the rate of the matrix product"
     print(
         f"RATIO {work}: {ratio:.2f}, target {target:g} ({verdict}){bound}; {hardware.get_instruction_set()}, "
-        f"{torch.get_num_threads()} threads, fp32 ceiling: {ceiling}"
+        f"{torch.get_num_threads()} threads, ceiling: {ceiling}"
     )
 
 

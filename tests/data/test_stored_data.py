@@ -339,6 +339,7 @@ def test_sounds_of_a_table_are_embedded(tmp_path: Path, network: str):
         assert np.array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_videos_of_a_table_are_those_of_the_files(tmp_path: Path, network: str):
     """A column of `datasets`' Video, prepared and embedded: a row without bytes and one of text cost themselves."""
     pa = pytest.importorskip("pyarrow")

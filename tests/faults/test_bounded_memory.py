@@ -161,6 +161,7 @@ def test_arrays_and_features(tmp_path: Path):
         assert name == "links.h5" or name in said or "would take" in said, said
 
 
+@pytest.mark.slow
 def test_weights_of_caffe(tmp_path: Path):
     """Ten megabytes of fields of two bytes, and a layer that says 2^62 numbers."""
     (tmp_path / "fields.caffemodel").write_bytes(field(100, field(1, b"a") + field(7, b"\x08\x00" * 5_000_000)))

@@ -83,9 +83,11 @@ COMMANDS: dict[str, tuple[Callable[[Path, Path], list[str]], int, str]] = {
     ),
 }
 
+QUICK = ("share", "synthesize")
+
 
 @pytest.mark.parametrize(
-    "command", [pytest.param(name, marks=[pytest.mark.slow] * name.endswith("onnx")) for name in COMMANDS]
+    "command", [pytest.param(name, marks=[pytest.mark.slow] * (name not in QUICK)) for name in COMMANDS]
 )
 def test_a_full_disk_is_one_sentence_and_the_same_command_finishes(model: Path, tmp_path: Path, command: str):
     words_of, limit, name = COMMANDS[command]

@@ -55,6 +55,7 @@ def run(capsys: pytest.CaptureFixture, *words: object) -> str:
     return captured.out + captured.err
 
 
+@pytest.mark.slow
 def test_a_run_and_classes_with_brackets_go_through_training_evaluation_report_and_export(
     world: Path, capsys: pytest.CaptureFixture
 ):

@@ -28,6 +28,7 @@ def test_damaged_files_give_no_stack_trace(tmp_path: Path):
     assert run_script("fuzz_commands", tmp_path / "fuzz", 1300).endswith(" files, 0 faults")
 
 
+@pytest.mark.slow
 def test_a_few_damaged_files_of_the_quick_commands_give_no_stack_trace(tmp_path: Path):
     kinds = "json,npy,yaml,caffemodel,hdf5,lmdb,tsv,labels,bin,search"
     assert run_script("fuzz_commands", tmp_path / "fuzz", 60, 2, kinds).endswith(" files, 0 faults")

@@ -78,6 +78,7 @@ def test_about_twenty_names_are_public():
     assert "comodal.load(" in text and len(text.splitlines()) < 120
 
 
+@pytest.mark.slow
 def test_a_type_checker_sees_every_public_name_with_its_type(tmp_path: Path):
     lines = [f"reveal_type(comodal.{name})" for name in comodal.PUBLIC_NAMES]
     (tmp_path / "user.py").write_text("import comodal\n" + "\n".join(lines) + "\n")

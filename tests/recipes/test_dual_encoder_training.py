@@ -155,6 +155,7 @@ def vilbert(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_it_is_the_first_stage_of_vilbert(world: World, run: Path, vilbert: Path, tmp_path: Path):
     """The first stage's ranks are the dual encoder's own, and re-ranking by 1 changes nothing."""
     regions, captions, _ = world

@@ -201,6 +201,7 @@ def test_it_learns_what_the_picture_says_and_nothing_without_it(setup: Setup, tm
     assert share_right(setup, blind, ablate="image") <= 0.3
 
 
+@pytest.mark.slow
 def test_the_model_is_the_one_that_did_best_on_validation_however_often_it_was_stopped(setup: Setup, tmp_path: Path):
     """Validation says the contrary of what is learnt: it gets worse, and an early model is the best."""
     source = examples_of(setup)

@@ -113,6 +113,7 @@ def test_one_model_is_evaluated_on_each_task(world: Path, trained: Path):
         evaluate_vqa(trained, **files, regions=world / "regions", task_token=20)
 
 
+@pytest.mark.slow
 def test_stopping_and_going_on_changes_no_bit(
     world: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

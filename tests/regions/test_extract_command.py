@@ -197,6 +197,7 @@ def kill_workers(images: Path, out: Path, network: Path, ending: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="kills the workers of this process")
 def test_an_image_that_ends_its_process_is_refused_alone(images: Path, network: Path, tmp_path: Path):
     kill_workers(images, tmp_path / "store", network, "kind1/004.jpg")
