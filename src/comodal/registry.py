@@ -2,7 +2,7 @@
 
 Functions are named as text, `module:function`, so that reading a table imports nothing. Other packages add recipes,
 tasks and region extractors through the entry points `comodal.recipes`, `comodal.tasks` and `comodal.region_extractors`
-(docs/adding_a_task.md, docs/adding_an_extractor.md).
+(docs/development/adding_a_task.md, docs/development/adding_an_extractor.md).
 """
 
 from collections.abc import Iterator, Mapping

@@ -108,7 +108,7 @@ def test_the_choice_of_issue_forms_has_links_with_a_purpose():
 
 
 def test_the_version_has_release_notes():
-    notes = ROOT / "docs" / f"release-{PROJECT['version']}.md"
+    notes = ROOT / "docs" / "development" / f"release-{PROJECT['version']}.md"
     assert notes.read_text(encoding="utf-8").startswith(f"# Release notes: {PROJECT['version']}\n")
 
 
