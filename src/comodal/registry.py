@@ -124,7 +124,7 @@ TASKS = Registry(
             "audio-visual correspondence of clips: accuracy, by class, cross-modal ranking",
         ),
         "esc50": RegistryEntry(
-            "comodal.tasks.audio.esc50:evaluate_esc50", "ESC-50 or ESC-10, compared with two baselines"
+            "comodal.tasks.audio.esc50:evaluate_esc50", "ESC-50 or ESC-10, compared with three baselines"
         ),
         "dcase": RegistryEntry(
             "comodal.tasks.audio.dcase:evaluate_dcase", "acoustic scenes of DCASE 2013 or TAU; writes a submission"
