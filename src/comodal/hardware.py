@@ -126,7 +126,8 @@ def choose_training_layout(compute: Compute, module: torch.nn.Module) -> MemoryL
     """Chooses the memory format of convolution weights for training.
 
     It is channels_last, except for wide convolutions in fp32 on a CPU without AVX-512. There, contiguous weights are
-    1.3 times as fast with 512 filters, equally fast with 256, and slower with 128 or fewer (docs/performance.md).
+    1.3 times as fast with 512 filters, equally fast with 256, and slower with 128 or fewer
+    (docs/experiments/performance.md).
     """
     widest = max((layer.out_channels for layer in module.modules() if isinstance(layer, torch.nn.Conv2d)), default=0)
     is_narrow_cpu = compute.device.type == "cpu" and compute.precision == "fp32" and get_instruction_set() != "AVX512"

@@ -2,7 +2,7 @@
 
 Functions are named as text, `module:function`, so that reading a table imports nothing. Other packages add recipes,
 tasks and region extractors through the entry points `comodal.recipes`, `comodal.tasks` and `comodal.region_extractors`
-(docs/adding_a_task.md, docs/adding_an_extractor.md).
+(docs/development/adding_a_task.md, docs/development/adding_an_extractor.md).
 """
 
 from collections.abc import Iterator, Mapping
@@ -124,7 +124,7 @@ TASKS = Registry(
             "audio-visual correspondence of clips: accuracy, by class, cross-modal ranking",
         ),
         "esc50": RegistryEntry(
-            "comodal.tasks.audio.esc50:evaluate_esc50", "ESC-50 or ESC-10, compared with two baselines"
+            "comodal.tasks.audio.esc50:evaluate_esc50", "ESC-50 or ESC-10, compared with three baselines"
         ),
         "dcase": RegistryEntry(
             "comodal.tasks.audio.dcase:evaluate_dcase", "acoustic scenes of DCASE 2013 or TAU; writes a submission"

@@ -181,7 +181,7 @@ RUNS: dict[str, str | Callable[[Path], list[str]]] = {
     "training_step": "--batch 2 --width 4 --repeats 1 --threads 1 --precision fp32",
     "vilbert_step": "--batch 2 --repeats 1 --threads 1 --precision fp32",
 }
-# The numbers that docs/performance.md and the targets are about.
+# The numbers that docs/experiments/performance.md and the targets are about.
 KEYS = {
     "avc_evaluation": "evaluation.80.ratio",
     "busy_machine": "busy machine.automatic.kept",

@@ -1,4 +1,4 @@
-"""CITATION.cff and docs/citation.md cite this version of the library and the two papers."""
+"""CITATION.cff and docs/development/citation.md cite this version of the library and the two papers."""
 
 import re
 import tomllib
@@ -11,7 +11,7 @@ from tests.support.paths import ROOT
 
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PAGE = (ROOT / "docs" / "citation.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "development" / "citation.md").read_text(encoding="utf-8")
 ENTRIES = re.findall(r"~~~bibtex\n(.*?)~~~", PAGE, re.DOTALL)
 REQUIRED = {  # by BibTeX for @inproceedings, by biblatex for @software
     "inproceedings": {"author", "title", "booktitle", "year"},
@@ -64,4 +64,4 @@ def test_both_forms_cite_the_same():
 
 
 def test_the_readme_leads_to_the_citation():
-    assert "(docs/citation.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "(docs/development/citation.md)" in (ROOT / "README.md").read_text(encoding="utf-8")

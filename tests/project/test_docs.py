@@ -30,7 +30,7 @@ from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.recipes.recipe_configs import read_recipe_config
 from comodal.regions.extract import extract_regions
-from comodal.registry import RECIPES
+from comodal.registry import RECIPES, TASKS
 from comodal.tasks.vision_language.vilbert_fine_tuning import ViLBERTFineTuneConfig, load_fine_tuning_data
 from tests.support.paths import ROOT
 from tests.support.small_tasks import config as small_config
@@ -39,6 +39,7 @@ from tests.support.synthetic_media import tone, write_video
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"(?:<!-- not run: needs (?P<needs>[^>]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)```", re.DOTALL)
 INLINE = re.compile(r"`comodal ([^`]+)`")
+OPTION = re.compile(r"`(--[A-Za-z-]+)")
 COMMANDS = list_all_commands()
 PAGE_NAMES = [*COMMANDS, *(f"train {name}" for name in RECIPES)]
 RATE = 48_000
@@ -143,6 +144,19 @@ def test_commands_within_the_text_exist_and_have_such_options(path: Path):
         assert candidates, code
         known = {flag for one in candidates for flag in flags_of(one)}
         assert flags <= known | {"--help", "--config", "--print-config"}, code
+
+
+def test_options_within_the_text_of_the_tasks_exist():
+    known = {flag for name in PAGE_NAMES for flag in flags_of(name.split())} | {"--config"}
+    for path in (ROOT / "docs" / "tasks").rglob("*.md"):
+        named = OPTION.findall(FENCE.sub("", path.read_text(encoding="utf-8")))
+        assert {flag.replace("--no-", "--") for flag in named} <= known, path
+
+
+def test_every_task_has_its_command_on_a_page():
+    pages = [path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "tasks").rglob("*.md")]
+    lines = {" ".join(words[:3]) for page in pages for line in page.splitlines() if (words := line.split())}
+    assert {f"comodal evaluate {name}" for name in TASKS} <= lines
 
 
 def flags_of(words: list[str]) -> list[str]:

@@ -13,7 +13,9 @@ from tests.support.paths import ROOT
 
 PACKAGE = Path(comodal.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")] + sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")] + sorted(
+    (ROOT / "docs").rglob("*.md")
+)
 BANNED_PARTS = {
     *("attended", "beside", "blank", "blind", "centre", "centres", "centred", "colour", "colours", "deviation"),
     *("fewest", "guess", "guesses", "heard", "hide", "known", "learnt", "licence", "meet", "meeting", "meetings"),
@@ -77,7 +79,7 @@ def test_no_public_class_or_function_has_the_name_of_another():
     assert not {name: found for name, found in modules_of_name.items() if len(found) > 1}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_docs_have_no_banned_word(page: Path):
     found = [
         f"{number}: {match[0]}"

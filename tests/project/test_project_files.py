@@ -51,10 +51,10 @@ def test_the_package_says_that_it_is_typed():
     assert "Typing :: Typed" in PROJECT["classifiers"]
 
 
-def test_every_extra_is_in_the_readme():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_every_extra_is_on_the_page_about_the_installation():
+    page = (ROOT / "docs" / "quickstart" / "installation.md").read_text(encoding="utf-8")
     named = {
-        name for row in re.findall(r"^\| (`[^|]+`) \|", readme, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+        name for row in re.findall(r"^\| (`[^|]+`) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
     }
     assert set(PROJECT["optional-dependencies"]) <= named
 
@@ -108,7 +108,7 @@ def test_the_choice_of_issue_forms_has_links_with_a_purpose():
 
 
 def test_the_version_has_release_notes():
-    notes = ROOT / "docs" / f"release-{PROJECT['version']}.md"
+    notes = ROOT / "docs" / "development" / f"release-{PROJECT['version']}.md"
     assert notes.read_text(encoding="utf-8").startswith(f"# Release notes: {PROJECT['version']}\n")
 
 

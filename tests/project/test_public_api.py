@@ -55,7 +55,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     info = site / "comodal_birds-1.0.dist-info"
     info.mkdir(parents=True)
     (site / "birds_task.py").write_text("from pathlib import Path\n" + PLUGIN)
-    page = (Path(__file__).parents[2] / "docs" / "adding_an_extractor.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "development" / "adding_an_extractor.md").read_text()
     (site / "color_regions.py").write_text(page.split("```python\n")[1].split("```")[0])
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: comodal-birds\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
@@ -164,7 +164,7 @@ def test_a_task_of_another_package(plugin: Path, capsys: pytest.CaptureFixture):
 
 @pytest.mark.usefixtures("plugin")
 def test_a_region_extractor_of_another_package(model: L3Net, tmp_path: Path, capsys: pytest.CaptureFixture):
-    """The one of docs/adding_an_extractor.md: each quarter of the image has the color that was painted there."""
+    """The one of docs/development/adding_an_extractor.md: each quarter of the image has the color painted there."""
     colors = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [90, 90, 90]], np.uint8)
     (tmp_path / "photos").mkdir()
     Image.fromarray(colors.reshape(2, 2, 3).repeat(8, 0).repeat(10, 1)).save(tmp_path / "photos" / "a.png")

@@ -10,7 +10,8 @@ Two exact methods map it back to the image. Neither has trained parameters:
   the active units of the fusion network fixed, it is a sum over the units of image and audio (gradient times value).
   The contribution of a unit is assigned to the position of its maximum.
 
-On the synthetic data `predict_by_position` is more accurate (docs/analysis.md). `comodal match` and the report draw it.
+On the synthetic data `predict_by_position` is more accurate (docs/guides/analysis.md). `comodal match` and the report
+draw it.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """`openl3.core`: OpenL3's functions of arrays and files, with its names, parameters, defaults and results.
 
 They follow OpenL3 0.4.2 (openl3/core.py) without its bugs; `with comodal.openl3.settings(as_openl3="0.4.2")` reproduces
-these too. docs/openl3.md lists the differences and the reasons.
+these too. docs/systems/openl3.md lists the differences and the reasons.
 """
 
 import math

@@ -1,8 +1,8 @@
 """Training of a dual encoder: captions and images in a common space, by contrastive learning.
 
-The text encoder is a BERT and the image features come from a frozen network (docs/dual_encoder.md). With both frozen
-only the two projection heads are trained (LiT, arXiv 2111.07991, locks the image network in the same way). That suits
-data sets of hundreds to thousands of captions; docs/small_data_captions.md has measurements.
+The text encoder is a BERT and the image features come from a frozen network (docs/systems/dual_encoder.md). With both
+frozen only the two projection heads are trained (LiT, arXiv 2111.07991, locks the image network in the same way). That
+suits data sets of hundreds to thousands of captions; docs/experiments/small_data_captions.md has measurements.
 """
 
 import math

@@ -113,8 +113,8 @@ def extract_regions(
         out: The store to make.
         detector: efficientnet_lite0 (ImageNet; extra `lite`), the folder of an L3-Net run, the file of a Faster R-CNN
             of torchvision (.pth), the folder of a Hugging Face DETR (extra `detr`), or a file of bottom-up attention's
-            or 12-in-1's Visual Genome detector (.caffemodel, .bin, .pkl, .pth; docs/detectors.md); or the name of an
-            extractor of another package (`comodal list extractors`).
+            or 12-in-1's Visual Genome detector (.caffemodel, .bin, .pkl, .pth; docs/systems/detectors.md); or the name
+            of an extractor of another package (`comodal list extractors`).
         boxes: own (a detector's; the default for detectors), grid (the default otherwise), selective (selective
             search; extra `selective`), or JSON Lines of `image` (a path relative to the folder) and `boxes` (left, top,
             right, bottom in pixels of the upright image).

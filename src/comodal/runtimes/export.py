@@ -94,7 +94,7 @@ def export(
     `vilbert`: both streams, both pooled outputs, and alignment; with task heads there is one network for each head.
     Batch size and numbers of tokens and regions are dynamic. `comodal embed --engine onnx` or `openvino` uses the
     embedders. The Visual Genome detectors have one network for the image and one for the cells of its regions
-    (docs/export.md).
+    (docs/guides/export.md).
 
     Args:
         run: Run folder or model folder.

@@ -7,7 +7,7 @@ images/{train,test}/KIND/       images of worlds that are in no video
 scenes/                         images with captions and boxes (see synthetic/scenes/caption_scenes.py)
 vocab.txt                       every word of the texts, as a BERT vocabulary
 
-With `tasks`, also task data sets in official formats (see synthetic/formats/task_sets.py and docs/synthetic.md).
+With `tasks`, also task data sets in official formats (see synthetic/formats/task_sets.py and docs/guides/synthetic.md).
 """
 
 import csv

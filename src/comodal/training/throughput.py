@@ -44,7 +44,7 @@ BENCHMARK_MATRIX_SIZE = (
 )
 BENCHMARK_REPEATS = 3
 # Of the peak in training, to estimate by: on CPUs small networks reach 0.2 and full-width ones 0.4 to 0.8
-# (docs/performance.md); not measured on GPUs.
+# (docs/experiments/performance.md); not measured on GPUs.
 TYPICAL_UTILIZATION = 0.35
 TIME_UNITS = {"days": 86_400.0, "h": 3_600.0, "min": 60.0, "s": 1.0}
 SI_PREFIXES = {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6}

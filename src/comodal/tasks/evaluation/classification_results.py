@@ -61,7 +61,7 @@ class ClassProbabilities:
         return Comparison(self.modality, title, names, classes, truth, folds, predictions, settings, self.groups)
 
     def report(self, out: Path | None) -> dict[str, float]:
-        """Prints the table; with `out`, writes results.json, predictions.csv, confusion.png and the card."""
+        """Prints the table; with `out`, writes results.json, predictions.csv, classes.csv, confusion.png and a card."""
         comparison = self.build_comparison()
         metrics = comparison.compute_metrics()
         if len(self.classes) > TOP_K_ACCURACY:

@@ -70,8 +70,8 @@ class L3EvaluationOptions(ComputeOptions):
     """The options that the evaluations of fine-tuned networks share.
 
     Args:
-        out: Folder for results.json, predictions.csv, confusion.png and the results card; nothing is written without
-            it.
+        out: Folder for results.json, predictions.csv, classes.csv, confusion.png and the results card; nothing is
+            written without it.
         workers: Threads that read the files.
     """
 

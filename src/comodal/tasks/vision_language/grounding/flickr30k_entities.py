@@ -85,8 +85,8 @@ def recipe(
         fine_tune: The options of all fine-tuning recipes.
 
     Examples:
-        comodal train phrases --model RUN --images train.txt --sentences S/ --annotations A/ --regions r/ --out p
-    """
+        comodal train phrases --model RUN --images train.txt --sentences Sentences/ --annotations Annotations/ --regions flickr30k/ --out runs/phrases
+    """  # noqa: E501 (an example is one line)
     parts = load_fine_tuning_data(model, regions, fine_tune)
 
     def read_examples(path: Path) -> FixedExamples:
@@ -147,9 +147,9 @@ def evaluate_phrases(
         CheckpointError: The folder holds no such model.
 
     Examples:
-        comodal evaluate phrases --model p --images test.txt --sentences S/ --annotations A/ --regions r/
-        comodal evaluate phrases --model p --images test.txt --sentences S/ --regions r/ --out predictions/
-    """
+        comodal evaluate phrases --model runs/phrases --images test.txt --sentences Sentences/ --annotations Annotations/ --regions flickr30k/
+        comodal evaluate phrases --model runs/phrases --images test.txt --sentences Sentences/ --regions flickr30k/ --out predictions/
+    """  # noqa: E501 (an example is one line)
     loaded = evaluation.load_model(model, regions, GROUNDING_HEAD.name)
     phrases = read_entity_phrases(images, sentences, annotations)
     grounding_data = build_grounding_examples(

@@ -119,8 +119,8 @@ def recipe(
         fine_tune: The options of all fine-tuning recipes.
 
     Examples:
-        comodal train grounding --model RUN --references "refs(unc).p" --instances instances.json --regions r/ --out g
-    """
+        comodal train grounding --model RUN --references "refs(unc).p" --instances instances.json --regions coco/ --out runs/refcoco
+    """  # noqa: E501 (an example is one line)
     parts = load_fine_tuning_data(model, regions, fine_tune)
     expressions = read_expressions(references, instances)
     datasets = {
@@ -231,8 +231,8 @@ def evaluate_grounding(
         CheckpointError: The folder holds no such model.
 
     Examples:
-        comodal evaluate grounding --model r --references "refs(unc).p" --instances instances.json --regions r/
-    """
+        comodal evaluate grounding --model runs/refcoco --references "refs(unc).p" --instances instances.json --regions coco/
+    """  # noqa: E501 (an example is one line)
     loaded = evaluation.load_model(model, regions, GROUNDING_HEAD.name)
     expressions = read_expressions(references, instances)
     grounding_data = build_grounding_examples(
