@@ -30,7 +30,7 @@ def talk(rank: int, port: int) -> None:
     assert distributed.all_reduce_sum(names, CPU) == {"a": 3.0, "b": 20.0}
     assert distributed.all_reduce_mean(names, CPU) == {"a": 1.5, "b": 10.0}
     assert distributed.all_reduce_max(-5.0 + rank, CPU) == -4.0
-    assert distributed.all_gather_texts((f"from {rank}",) * (rank + 1)) == ("from 0", "from 1", "from 1")
+    assert distributed.all_gather_items((f"from {rank}",) * (rank + 1)) == ("from 0", "from 1", "from 1")
     distributed.wait_for_processes()
     distributed.shut_down_distributed()
     assert distributed.count_processes() == 1
@@ -52,6 +52,6 @@ def test_one_process_hears_itself():
     )
     assert distributed.all_reduce_sum({"a": 1.0}, CPU) == distributed.all_reduce_mean({"a": 1.0}, CPU) == {"a": 1.0}
     assert distributed.all_reduce_max(2.0, CPU) == 2.0
-    assert distributed.all_gather_texts(("x",)) == ("x",)
+    assert distributed.all_gather_items(("x",)) == ("x",)
     distributed.wait_for_processes()
     distributed.shut_down_distributed()

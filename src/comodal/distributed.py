@@ -5,7 +5,7 @@ Every function also works in a single process, so that callers need not distingu
 
 import os
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from comodal.hardware import find_device
 
+T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)  # long enough for a validation or a checkpoint on one process
 
 
@@ -79,11 +80,11 @@ def all_reduce_max(value: float, device: torch.device) -> float:
     return largest.item()
 
 
-def all_gather_texts(values: tuple[str, ...]) -> tuple[str, ...]:
-    """Gathers the texts of all processes, in the order of their ranks."""
+def all_gather_items(values: tuple[T, ...]) -> tuple[T, ...]:
+    """Gathers the picklable values of all processes, in the order of their ranks."""
     if not dist.is_initialized():
         return values
-    parts: list[tuple[str, ...]] = [()] * count_processes()
+    parts: list[tuple[T, ...]] = [()] * count_processes()
     dist.all_gather_object(parts, values)
     return tuple(value for part in parts for value in part)
 

@@ -20,7 +20,7 @@ def run_script(name: str, *words: object) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["share", "embed", "export", "synthesize", "train"])
 def test_killed_at_random_moments_a_command_loses_nothing(tmp_path: Path, command: str):
-    assert run_script("kill_commands", command, tmp_path, 20) == "20"
+    assert run_script("kill_commands", command, tmp_path, 20).startswith("20 of ")
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from comodal.errors import MediaWarning
+from comodal.errors import MediaError, MediaWarning
 from comodal.media.audio import read_audio
 
 RATE, SECONDS = 44100, 3
@@ -83,6 +83,22 @@ def test_a_truncated_file_is_read_to_its_end_with_a_note(tmp_path: Path, kind: s
     assert f"truncated: its audio ends at {seconds:.2f} s, its header declares 3.00 s" in notes[0]
 
 
+@pytest.mark.parametrize("kind", ["pcm.caf", "aiff", "au"])
+def test_a_fiftieth_of_a_second_that_is_missing_is_noted(tmp_path: Path, kind: str):
+    """The headers of these formats count the samples."""
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes(write(path, kind)[: -RATE // 50 * 2])
+    assert "truncated: its audio ends at 2.98 s, its header declares 3.00 s" in read(path)[1][0]
+
+
+@pytest.mark.parametrize("lost", [100, 10_000])
+def test_alac_without_the_packet_table_behind_it_is_refused_as_truncated(tmp_path: Path, lost: int):
+    path = tmp_path / "a.alac.caf"
+    path.write_bytes(write(path, "alac.caf")[:-lost])
+    with pytest.raises(MediaError, match=r"a\.alac\.caf: truncated: at least [\d,]+ bytes are missing"):
+        read_audio(path, RATE)
+
+
 @pytest.mark.parametrize("kind", ["tta", "wv"])
 def test_a_wrong_checksum_of_a_frame_is_noted_and_shifts_nothing(tmp_path: Path, kind: str):
     path = tmp_path / f"a.{kind}"
@@ -93,7 +109,7 @@ def test_a_wrong_checksum_of_a_frame_is_noted_and_shifts_nothing(tmp_path: Path,
     path.write_bytes(data)
     waveform, notes = read_with_notes(path)
     assert len(waveform) == len(whole)
-    assert len(notes) == 1 and "damaged: 1 audio packets cannot be decoded at 1.0" in notes[0]
+    assert len(notes) == 1 and "damaged: 1 audio packets have a wrong checksum at 1.0" in notes[0]
     assert np.array_equal(waveform[:RATE], whole[:RATE])
     assert np.array_equal(waveform[-RATE // 2 :], whole[-RATE // 2 :])
 

@@ -1,5 +1,6 @@
 """Packets that are missing, or that FFmpeg would leave out: all of the audio, or a note with the seconds."""
 
+import re
 import warnings
 from fractions import Fraction
 from pathlib import Path
@@ -49,9 +50,9 @@ def write(
     return path
 
 
-def remux(source: Path, path: Path, flags: str) -> Path:
+def remux(source: Path, path: Path, flags: str, **more: str) -> Path:
     """The packets of a file in an mp4 file with fragments."""
-    options = {"movflags": flags}
+    options = {"movflags": flags, **more}
     with av.open(str(source)) as old, av.open(str(path), "w", format="mp4", options=options) as new:
         copies = {stream.index: new.add_stream_from_template(stream) for stream in old.streams}
         for packet in old.demux():
@@ -104,3 +105,21 @@ def test_the_images_of_a_slide_show_are_no_holes(tmp_path: Path):
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
     assert read_notes(path) == []
+
+
+@pytest.mark.parametrize(
+    ("streams", "missing"), [("video", "video for 0.20 s from 2.2"), ("audio", "audio for 0.21 s")]
+)
+def test_a_short_fragment_that_is_missing_is_noted(tmp_path: Path, streams: str, missing: str):
+    """A pause of 0.2 s may belong to the video, but the number of its fragment is missing as well."""
+    source, whole = write(tmp_path / "a.mkv", "matroska", {}, streams=streams), tmp_path / "whole.mp4"
+    remux(source, whole, "cmaf", frag_duration="200000")
+    data, notes = whole.read_bytes(), []
+    starts = [match.start() - 4 for match in re.finditer(b"moof", data)]
+    (tmp_path / "hole.mp4").write_bytes(data[: starts[11]] + data[starts[12] :])
+    for path in (whole, tmp_path / "hole.mp4"):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", MediaWarning)
+            read_audio(path, RATE) if streams == "audio" else [*iterate_all_frames(path)]
+        notes.append([str(one.message) for one in caught])
+    assert notes[0] == [] and len(notes[1]) == 1 and f"the file has no {missing}" in notes[1][0]

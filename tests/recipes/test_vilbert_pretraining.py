@@ -213,7 +213,7 @@ def test_what_the_model_will_not_see_is_told(tmp_path: Path, capsys: pytest.Capt
     texts = {"a": ["A ball.", "A ball and a bell and a bird."], "b": "A drum.", "c": ["A frog.", " "], "d": "A clock."}
     (tmp_path / "captions.json").write_text(json.dumps(texts))
     values = settings((tmp_path / "regions", tmp_path / "captions.json"), max_tokens=6, validation_fraction=0.0)
-    recipe(**values)
+    assert recipe(**values).excluded == {"caption is empty": 1, "image is not in the store": 1}
     said = capsys.readouterr().out
     assert "captions of 3 images (1 without regions), 4 train" in said
     assert "1 skipped: caption is empty; 1 skipped: image is not in the store" in said

@@ -3,7 +3,8 @@
     python -m tests.support.kill_commands {share,embed,export,synthesize,train} FOLDER MOMENTS
 
 Ends with an error where the second run does not end well, where what is there then differs from what one run makes, or
-where something is left over. `train` is two trainings of one folder at once, of which one has to be refused.
+where something is left over. `train` is two trainings of one folder at once, of which one has to be refused. The
+moments are drawn from the length of a second, warm run. A run that ends before its moment is not counted.
 """
 
 import contextlib
@@ -36,6 +37,7 @@ from comodal.synthetic.synthesize import synthesize
 from comodal.training.run import train
 from tests.support.small_world import write_world
 
+MAX_RUNS = 20  # for each moment
 REFUSED = 7  # the exit status of a child that was told that another one is at work
 WORLD = {"videos": 3, "seconds": 1.0, "audio": 0, "images": 3, "scenes": 3, "side": 32, "audio_seconds": 1.0}
 RUN = {
@@ -76,12 +78,16 @@ def status_of(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def kill_after(work: Work, seconds: float) -> None:
-    """Lets the system kill a child that does this; its own children have to end by themselves."""
+def kill_after(work: Work, seconds: float) -> bool:
+    """Lets the system kill a child that does this; its own children have to end by themselves.
+
+    Returns:
+        Whether the child was killed, and had not ended before.
+    """
     child = start(work)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    return status_of(child) == -signal.SIGKILL
 
 
 def contents(folder: Path) -> dict[str, object]:
@@ -140,7 +146,7 @@ def prepare(name: str, folder: Path) -> tuple[Callable[[Path], Work], str]:
     return lambda out: lambda: train(recipe, values, out, resume=True, **OPTIONS), "run"
 
 
-def kill_two(work: Work, seconds: float) -> None:
+def kill_two(work: Work, seconds: float) -> bool:
     """Two at once in one folder: the first to end is refused, and the other works on until it is killed or done."""
     children = {start(work), start(work)}
     ended, status = os.wait()
@@ -149,22 +155,31 @@ def kill_two(work: Work, seconds: float) -> None:
     time.sleep(seconds)
     with contextlib.suppress(ProcessLookupError):
         os.kill(other, signal.SIGKILL)
-    assert status_of(other) in (0, -signal.SIGKILL)
+    status = status_of(other)
+    assert status in (0, -signal.SIGKILL)
+    return status == -signal.SIGKILL
+
+
+def timed(work: Work) -> float:
+    """The seconds that a whole run of this takes."""
+    began = time.monotonic()
+    assert status_of(start(work)) == 0, "the run that is compared with"
+    return time.monotonic() - began
 
 
 def main(name: str, folder: Path, moments: int) -> None:
     work_in, called = prepare(name, folder)
     whole = folder / "whole" / called
-    began = time.monotonic()
-    assert status_of(start(work_in(whole))) == 0, "the run that is compared with"
-    took, wanted, rng = time.monotonic() - began, contents(whole), random.Random(0)
-    for number in range(moments):
-        out = folder / f"killed{number}" / called
+    timed(work_in(whole))
+    took, wanted, rng = timed(work_in(folder / "warm" / called)), contents(whole), random.Random(0)
+    killed = runs = 0
+    while killed < moments:
+        out = folder / f"killed{runs}" / called
         seconds = rng.uniform(0, took)
-        (kill_two if name == "train" else kill_after)(work_in(out), seconds)
-        if number % 3 == 0:  # a second time, while it goes on
+        was_killed = (kill_two if name == "train" else kill_after)(work_in(out), seconds)
+        if was_killed and killed % 3 == 0:  # a second time, while it goes on
             kill_after(work_in(out), seconds / 2)
-        where, waited = f"{name}, killed after {seconds:.2f} of {took:.2f} s", time.monotonic()
+        where, waited = f"{name}, killed after {seconds:.3f} of {took:.3f} s", time.monotonic()
         while (
             status := status_of(start(work_in(out)))
         ) == REFUSED:  # a worker that ends half a second later has the lock
@@ -176,7 +191,9 @@ def main(name: str, folder: Path, moments: int) -> None:
         differing = [one for one in found.keys() | wanted.keys() if found.get(one) != wanted.get(one)]
         assert not differing, f"{where}: {differing}"
         shutil.rmtree(out)
-    print(moments)
+        killed, runs = killed + was_killed, runs + 1
+        assert runs < MAX_RUNS * moments, f"{name}: only {killed} of {runs} runs were killed before they ended"
+    print(f"{killed} of {runs} runs were killed")
 
 
 if __name__ == "__main__":

@@ -6,17 +6,17 @@ loader is the number of samples done, so training resumes at the exact sample ev
 
 import re
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from comodal import distributed
 from comodal.data.batch import Batch
-from comodal.errors import ComodalError, DataError, check_number
+from comodal.errors import ComodalError, DataError, MediaError, check_number
 from comodal.hardware import resolve_loader_workers
 
 GRACE_SECONDS = 60  # that a worker keeps running after a SIGTERM
@@ -37,6 +37,14 @@ class Samples(Protocol):
     def batch(self, positions: Sequence[tuple[int, int]], /) -> Batch: ...
 
 
+@runtime_checkable
+class FileSamples(Samples, Protocol):
+    """Samples that are read from files. A file that cannot be read is replaced by another one."""
+
+    @property
+    def problems(self) -> Mapping[int, MediaError]: ...
+
+
 class Loader:
     """Batches of samples, of which each process gets its part.
 
@@ -46,6 +54,9 @@ class Loader:
         workers: Worker processes that prepare batches; 0 prepares them in this process, on demand; auto chooses by the
             device and the number of cores.
         length: End after this many samples, a multiple of batch_size; None never ends.
+
+    Attributes:
+        problems: The files that could not be read for the batches so far, by their paths.
     """
 
     def __init__(self, samples: Samples, batch_size: int, workers: Workers, length: int | None = None) -> None:
@@ -58,6 +69,7 @@ class Loader:
         self.batch_size = batch_size
         self.workers = workers
         self.length = length
+        self.problems: dict[str, MediaError] = {}
 
     def iterate_batches(self, samples_done: int = 0, parts: int = 1, device: torch.device = CPU) -> Iterator[Batch]:
         """The batches after the first `samples_done` samples.
@@ -84,9 +96,11 @@ class Loader:
         )
         fetched = iter(loader)
         try:
-            while (batch := next(fetched, None)) is not None:
-                if isinstance(batch, ComodalError):
-                    raise batch
+            while (part := next(fetched, None)) is not None:
+                if isinstance(part, ComodalError):
+                    raise part
+                batch, problems = part
+                self.problems |= {problem.path: problem for problem in problems}
                 yield batch
         except RuntimeError as error:
             if not WORKER_DIED_PATTERN.search(str(error)):
@@ -128,17 +142,28 @@ class _Order:
                 yield range(first, first + part_size)
 
 
+class _Fetched(NamedTuple):
+    """A batch, and the unreadable files that were found since the previous one."""
+
+    batch: Batch
+    problems: tuple[MediaError, ...]
+
+
 class _Fetch(Dataset):
     """Batches by sample ids. An error is returned as a value: torch would wrap it in a stack trace."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
+        self.num_reported = 0
 
-    def __getitem__(self, sample_indices: range) -> Batch | ComodalError:
+    def __getitem__(self, sample_indices: range) -> _Fetched | ComodalError:
         try:
-            return self.samples.batch([divmod(sample_index, len(self.samples)) for sample_index in sample_indices])
+            batch = self.samples.batch([divmod(index, len(self.samples)) for index in sample_indices])
         except ComodalError as error:
             return error
+        problems = tuple(self.samples.problems.values()) if isinstance(self.samples, FileSamples) else ()
+        first, self.num_reported = self.num_reported, len(problems)
+        return _Fetched(batch, problems[first:])
 
 
 def _return_batch(batch: Any) -> Any:

@@ -15,6 +15,7 @@ import soxr
 from jaxtyping import Float32
 
 from comodal.errors import MediaError
+from comodal.media.containers.audio_headers import describe_truncation
 from comodal.media.storage.open_media import open_media
 from comodal.media.storage.refused_formats import (
     MAX_AMPLITUDE,
@@ -163,6 +164,10 @@ def _stream_with_soundfile(path: Path) -> Iterator[tuple[int, Mono]]:
                     )
                 yield file.samplerate, mono
     except (soundfile.SoundFileError, RuntimeError) as error:
+        if lacking := describe_truncation(path):
+            raise MediaError(
+                path, RefusalReason.TRUNCATED, f"{lacking}, and it cannot be decoded without them"
+            ) from None
         detail = str(error) if container_audio is None else "no supported audio or video format"
         more = "; other formats need PyAV: pip install av" if container_audio is None else ""
         raise MediaError(path, RefusalReason.UNREADABLE, detail + more) from None

@@ -152,6 +152,7 @@ def recipe(
         steps=schedule.steps,
         seed=loading.seed,
         fingerprint=pretraining_data.compute_fingerprint(),
+        excluded=pretraining_data.skipped,
         validate_every=100,
         files={
             "tokenizer.json": pretraining_data.tokenizer.to_json(),

@@ -6,6 +6,7 @@ retrieval on Flickr30k (1,000 images) has a recall@1 of 31.86 %.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -67,6 +68,7 @@ class PretrainingData:
     tokenizer: WordPieceTokenizer
     train: MatchedPairs
     validation: MatchedPairs
+    skipped: Counter[str]  # number of captions that are not used, by reason
 
     def compute_fingerprint(self) -> str:
         """The fingerprint of everything that training reads."""
@@ -141,6 +143,7 @@ def recipe(
         steps=chosen.steps,
         seed=loading.seed,
         fingerprint=pretraining_data.compute_fingerprint(),
+        excluded=pretraining_data.skipped,
         resolved=chosen.list_parameters(),
         validate_every=chosen.validate_every,
         files={"tokenizer.json": pretraining_data.tokenizer.to_json(), **report, **region_record},
@@ -215,7 +218,8 @@ def load_pretraining_data(
         if vocabulary
         else WordPieceTokenizer.from_texts(caption.caption for caption, _ in parts["train"])
     )
-    return PretrainingData(store, tokenizer, parts["train"], parts["validation"])
+    skipped = matched.count_skipped(caption_file.refused)
+    return PretrainingData(store, tokenizer, parts["train"], parts["validation"], skipped)
 
 
 def select_data_fraction(pairs: MatchedPairs, store_ids: Sequence[str], fraction: float) -> MatchedPairs:

@@ -89,6 +89,7 @@ class Run:
     dataset: Mapping[str, Any] = field(
         default_factory=dict
     )  # record of the shards' lists, kept in the model's config.json
+    excluded: Mapping[str, int] = field(default_factory=dict)  # number of examples that are not used, by reason
     files: Mapping[str, bytes | Path] = field(default_factory=dict)  # files that inference needs besides the weights
     resolved: Mapping[str, Any] = field(default_factory=dict)  # the variant's values of parameters that were None
     validate_every: int = 500  # unless the trainer's option is set

@@ -1,6 +1,7 @@
 """A training run: what a recipe returns, and the run folder that training writes.
 
-The folder: config.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/, best/ (by validation), model/.
+The folder: config.yaml, environment.json, metrics.jsonl, tensorboard/, checkpoints/, best/ (by validation), model/, and
+unreadable.jsonl if media files could not be read.
 """
 
 import time
@@ -18,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from comodal import distributed, hardware
 from comodal.data.batch import Batch
 from comodal.data.output_folder import encode_settings_json, lock_output_folder, translate_os_errors
+from comodal.data.unreadable_media import SkippedMedia
 from comodal.environment import collect_environment
 from comodal.errors import RecipeError
 from comodal.files import write_bytes_atomically
@@ -152,6 +154,7 @@ class Trainer:
         self.record_threads: Callable[[int], None] | None = None  # if their number is to be chosen
         self.saved_at = time.monotonic()
         self.best = BestWeights(out / "best", run.selection_metric)
+        self.skipped = SkippedMedia(out, run.batches, run.validation)
 
     def train(self, changed: list[str]) -> int:
         """Trains to the end; returns the exit status."""
@@ -175,6 +178,7 @@ class Trainer:
             finally:
                 if log:
                     log.close()
+            self.skipped.record_all()
             if signal:
                 progress.print_message(
                     f"{self.out}: stopped after step {self.step:,} and saved; continue with --resume"
@@ -182,6 +186,7 @@ class Trainer:
                 return EXIT_BY_SIGNAL + signal
             if is_main:
                 self.write_model()
+                self.skipped.report()
             progress.print_message(
                 f"{self.out}: {run.steps:,} steps done; the model is in {self.out / 'model'}{self.best.format_note()}"
             )
@@ -218,6 +223,8 @@ class Trainer:
         """Writes the model and the files that inference needs besides it."""
         lines = {line["split"]: line for line in read_log(self.out / "metrics.jsonl")}
         about = {**self.about, "steps": self.run.steps, "metrics": lines}
+        if excluded := {**self.run.excluded, **self.skipped.count()}:
+            about["excluded"] = excluded
         last = self.run.objective.get_submodule("model")
         if self.best.selection:
             save_model(
@@ -335,6 +342,7 @@ class Trainer:
         self.saved_at = time.monotonic()
         if not distributed.is_main_process():
             return
+        self.skipped.record()
         rng_states = {"cpu": torch.get_rng_state()}
         if self.compute.device.type == "cuda":
             rng_states["cuda"] = torch.cuda.get_rng_state(self.compute.device)
@@ -370,7 +378,7 @@ class Trainer:
 
     def make_not_finite_error(self, error: NotFiniteError) -> FloatingPointError:
         """Writes the keys of the step's samples to not_finite.json."""
-        keys, path = distributed.all_gather_texts(error.keys), self.out / "not_finite.json"
+        keys, path = distributed.all_gather_items(error.keys), self.out / "not_finite.json"
         if distributed.is_main_process():
             write_bytes_atomically(path, encode_settings_json({"step": error.step, "error": str(error), "keys": keys}))
         return FloatingPointError(

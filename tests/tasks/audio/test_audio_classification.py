@@ -301,3 +301,28 @@ def test_a_damaged_picture_ends_training_with_its_name(
         assert main(["train", "image_classes", *words, "--epochs", "1", "--batch-size", "2", "--workers", "0"]) == 1
     said = capsys.readouterr().err
     assert "no file of class 'vertical' can be read" in said and "0.png" in said and "Traceback" not in said
+
+
+@pytest.mark.filterwarnings("ignore::comodal.errors.MediaWarning")
+def test_files_that_training_replaces_are_recorded_in_the_run(
+    model: Path, stripes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """A worker process finds the damaged file; a second session, which starts behind it, keeps it on record."""
+    for kind in ("vertical", "horizontal"):
+        (tmp_path / "data" / "train" / kind).mkdir(parents=True)
+        (tmp_path / "data" / "test" / kind).mkdir(parents=True)
+        for number in range(3):
+            shutil.copy(stripes / "train" / kind / f"{number}.png", tmp_path / "data" / "train" / kind)
+        shutil.copy(stripes / "test" / kind / "0.png", tmp_path / "data" / "test" / kind)
+    damaged = tmp_path / "data" / "train" / "vertical" / "1.png"
+    damaged.write_bytes(damaged.read_bytes()[:60])
+    parameters = image_settings(model, tmp_path / "data", epochs=2.0, batch_size=6, workers=1)
+    assert train(image_classification.recipe, parameters, tmp_path / "run", **OPTIONS) == 0
+    (line,) = [json.loads(line) for line in (tmp_path / "run" / "unreadable.jsonl").read_text().splitlines()]
+    assert line["path"] == str(damaged) and line["reason"] == "unreadable" and line["detail"]
+    about = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["about"]
+    assert about["excluded"] == {"cannot be read": 1}
+    assert "files that cannot be read and were replaced by others in training: 1" in capsys.readouterr().out
+    assert train(image_classification.recipe, parameters, tmp_path / "run", resume=True, **OPTIONS) == 0
+    about = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["about"]
+    assert about["excluded"] == {"cannot be read": 1}

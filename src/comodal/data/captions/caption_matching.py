@@ -29,10 +29,13 @@ class MatchedCaptions(NamedTuple):
     pairs: list[tuple[Caption, int]]
     unmatched: list[Caption]
 
+    def count_skipped(self, refused: Counter[str]) -> Counter[str]:
+        """The number of skipped captions by reason; `refused` has those of the file."""
+        return refused + Counter({"image is not in the store": len(self.unmatched)})
+
     def format_skipped(self, refused: Counter[str]) -> str:
         """Formats the number of skipped captions by reason, as the end of a message; "" if there are none."""
-        reasons = refused + Counter({"image is not in the store": len(self.unmatched)})
-        return "".join(f"; {count:,} skipped: {reason}" for reason, count in reasons.items())
+        return "".join(f"; {count:,} skipped: {reason}" for reason, count in self.count_skipped(refused).items())
 
 
 def match_captions(captions: Iterable[Caption], store_ids: Sequence[str]) -> MatchedCaptions:

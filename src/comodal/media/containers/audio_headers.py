@@ -5,6 +5,7 @@ concatenated files. Layouts: RIFF and RF64 (EBU Tech 3306), Sony Wave64, AIFF (A
 2011), TTA1 and Sun's AU.
 """
 
+import os
 import re
 import struct
 from collections.abc import Callable
@@ -24,6 +25,7 @@ W64_RIFF, W64_FMT, W64_DATA = (
 )
 MAX_TAG_BYTES = 1 << 16  # of padding and tags behind the first of concatenated files
 MAX_CHUNKS = 10_000
+CAF_PACKET_TABLE_BYTES = 12 + 24  # the header of the chunk with the sizes of compressed packets
 TTA_FRAME_SECONDS = 256 / 245
 
 
@@ -76,16 +78,20 @@ def _read_aiff(file: OpenFile) -> AudioHeader:
 def _read_caf(file: OpenFile) -> AudioHeader:
     file.seek(8)
     seconds_per_byte, seconds, position = 0.0, None, 8
+    table_bytes = 0  # that have to follow
     for _ in range(MAX_CHUNKS):
         head = file.read(12)
         if len(head) < 12 or head[:4] == b"caff":
-            return AudioHeader(seconds, position)
+            return AudioHeader(seconds, position + table_bytes)
         name, size = struct.unpack(">4sq", head)
         if size < 0:  # of data that was written to a pipe
             return AudioHeader()
         if name == b"desc":
             rate, _, _, packet_bytes, packet_frames = struct.unpack(">d4sIII", file.read(24))
             seconds_per_byte = packet_frames / rate / packet_bytes if rate > 0 and packet_bytes else 0.0
+            table_bytes = 0 if packet_bytes else CAF_PACKET_TABLE_BYTES
+        elif name == b"pakt":
+            table_bytes = 0
         elif name == b"data" and seconds_per_byte:
             seconds = (size - 4) * seconds_per_byte
         position += 12 + size
@@ -127,6 +133,23 @@ def read_audio_header(path: Path, format_name: str) -> AudioHeader:
             return READERS[format_name][0](file)
         except struct.error:
             return AudioHeader()
+
+
+def describe_truncation(path: Path) -> str:
+    """What a file lacks at its end according to its header; "" where it lacks nothing, or its format is not known.
+
+    Core Audio files may have the sizes of compressed packets behind the packets, which cannot be decoded without them.
+    """
+    with open_media(path) as file:
+        head, size = file.read(40), file.seek(0, os.SEEK_END)
+        readers = [read for read, pattern in READERS.values() if pattern.match(head)]
+        file.seek(0)
+        try:
+            num_bytes = readers[0](file).num_bytes if readers else None
+        except struct.error:
+            return ""
+    lacking = 0 if num_bytes is None else num_bytes - size
+    return f"at least {lacking:,} bytes are missing at its end" if lacking > 0 else ""
 
 
 def find_second_file(path: Path, format_name: str, header: AudioHeader) -> int | None:

@@ -15,7 +15,7 @@ from av.stream import Disposition
 
 from comodal.errors import MediaError, MediaWarning
 from comodal.media.containers.avi_parts import find_avi_end, find_avi_parts
-from comodal.media.containers.edit_lists import read_edit_ends
+from comodal.media.containers.edit_lists import MP4_FORMAT, read_edit_ends
 from comodal.media.containers.fragments import FragmentedTrack, find_damaged_box, read_fragmented_tracks
 from comodal.media.containers.holes import MIN_GAP_SECONDS, find_holes
 from comodal.media.containers.matroska_segments import has_second_segment
@@ -28,7 +28,6 @@ from comodal.media.containers.packet_decoder import (
 from comodal.media.containers.presentation_order import PresentationOrder
 from comodal.media.containers.timeline import FORMATS_WITHOUT_ZERO, Timeline
 from comodal.media.containers.track import (
-    MP4_FORMAT,
     SHARED_DURATION_FORMATS,
     Track,
     ticks_to_seconds,

@@ -30,7 +30,7 @@ from comodal.media.storage.refused_formats import RefusalReason
 
 # Formats whose header has the duration of the audio. Elsewhere FFmpeg estimates it from the bit rate.
 SAMPLE_EXACT_FORMATS, MAX_ROUNDING_SECONDS = (
-    {"flac", "tta", "wav", "w64", "wv"},
+    {"aiff", "au", "flac", "tta", "wav", "w64", "wv"},
     0.01,
 )  # whose headers count the samples
 FORMATS_OF_ACTUAL_LENGTH = {"wav", "w64"}  # for which FFmpeg reports the length of what is in the file
@@ -129,7 +129,7 @@ def warn_of_missing_audio(container: InputContainer, audio_track: Track, decoded
     declared_end = audio_track.declared_end if _has_exact_duration(container, audio_track.path) else None
     if container.format.name in FORMATS_OF_ACTUAL_LENGTH or header.seconds is not None:
         declared_end = header.seconds
-    is_exact = container.format.name in SAMPLE_EXACT_FORMATS
+    is_exact = container.format.name in SAMPLE_EXACT_FORMATS or header.seconds is not None
     tolerance = MAX_ROUNDING_SECONDS if is_exact else MAX_SHORTER_SECONDS.get(container.format.name, MAX_FRAME_SECONDS)
     if declared_end is not None and audio_track.end < declared_end - tolerance:
         detail = f"truncated: its audio ends at {audio_track.end:.2f} s, its header declares {declared_end:.2f} s"
@@ -148,8 +148,7 @@ def warn_of_missing_audio(container: InputContainer, audio_track: Track, decoded
         warnings.warn(MediaWarning(audio_track.path, detail), stacklevel=2)
     if container.format.name == "ogg":
         _warn_of_missing_pages(audio_track, decoded_seconds)
-    if audio_track.losses:
-        warnings.warn(MediaWarning(audio_track.path, audio_track.describe_losses()), stacklevel=2)
+    audio_track.warn_of_damaged_packets()
 
 
 def _warn_of_missing_pages(audio_track: Track, decoded_seconds: float) -> None:

@@ -15,6 +15,7 @@ from comodal.media.storage.archive_samples import OpenFile
 from comodal.media.storage.open_media import open_media
 from comodal.media.storage.refused_formats import RefusalReason
 
+MP4_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"  # FFmpeg's name
 MP4_CONTAINER_BOXES = {b"moov", b"trak", b"edts"}
 MAX_MP4_BOXES = 10_000
 FIRST_BYTES, MAX_BOX_BYTES = 64, 1 << 24

@@ -1,4 +1,8 @@
-"""Composition offsets of fragmented mp4 files (ISO/IEC 14496-12, 8.8.8), which FFmpeg adds up wrongly.
+"""Fragmented mp4 files: missing fragments, and composition offsets (ISO/IEC 14496-12, 8.8.5 and 8.8.8).
+
+Fragments are numbered consecutively, so a jump in their numbers shows that some are missing.
+
+FFmpeg adds up composition offsets wrongly.
 
 A frame is presented at its decoding time plus its offset, which may be negative, as in CMAF. FFmpeg adds the largest
 negative offset of the track to all of them, so that none is negative, and takes it off the decoding times. In fragments
@@ -7,8 +11,10 @@ that have decoding times of their own (`tfdt`) it does not take it off, and all 
 
 import os
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +23,7 @@ from comodal.media.storage.open_media import open_media
 
 FRAGMENT_BOXES = MP4_CONTAINER_BOXES | {b"mdia", b"moof", b"traf"}
 MAX_FRAGMENT_BOXES = 1_000_000
+NUMBER_OFFSET = 20  # of the number of a fragment in its `moof` box, whose first box is `mfhd`
 HAS_DATA_OFFSET, HAS_FIRST_FLAGS, HAS_OFFSETS = 0x1, 0x4, 0x800  # flags of a `trun` box
 SAMPLE_FIELDS = (0x100, 0x200, 0x400, 0x800)  # duration, size, flags, composition offset
 
@@ -82,24 +89,52 @@ def find_damaged_box(path: Path) -> int | None:
 
     None for a file without fragments, which has an index of its samples.
     """
-    has_fragments, start = False, 0
+    has_fragments = False
+    for box in _iterate_top_boxes(path):
+        has_fragments |= box.kind == b"moof"
+        if not box.is_valid:
+            return box.start if has_fragments else None
+    return None
+
+
+def find_lost_fragments(path: Path) -> list[int]:
+    """Where the fragments begin before which others are missing according to their numbers, in bytes."""
+    starts: list[int] = []
+    previous: int | None = None
+    for box in _iterate_top_boxes(path):
+        if box.is_valid and box.kind == b"moof" and box.head[12:16] == b"mfhd" and len(box.head) == NUMBER_OFFSET + 4:
+            number = _unpack(">I", box.head, NUMBER_OFFSET)
+            if previous is not None and number > previous + 1:
+                starts.append(box.start)
+            previous = number
+    return starts
+
+
+class _TopBox(NamedTuple):
+    """A box that is in no other one; `is_valid` is False where there is no box, which ends the list."""
+
+    start: int
+    kind: bytes
+    head: bytes
+    is_valid: bool
+
+
+def _iterate_top_boxes(path: Path) -> Iterator[_TopBox]:
     with open_media(path) as file:
-        end = file.seek(0, os.SEEK_END)
+        start, end = 0, file.seek(0, os.SEEK_END)
         for _ in range(MAX_FRAGMENT_BOXES):
             file.seek(start)
-            head = file.read(16)
+            head = file.read(NUMBER_OFFSET + 4)
             if start + 8 > end:
-                return None
+                return
             size, kind = struct.unpack_from(">I4s", head)
-            has_fragments |= kind == b"moof"
-            if size == 1 and len(head) == 16:
+            if size == 1 and len(head) >= 16:
                 size = struct.unpack_from(">Q", head, 8)[0]
-            if not all(32 <= byte < 127 for byte in kind) or 0 < size < 8:
-                return start if has_fragments else None
-            if size == 0:
-                return None
+            is_valid = all(32 <= byte < 127 for byte in kind) and not 0 < size < 8
+            yield _TopBox(start, kind, head, is_valid)
+            if not is_valid or size == 0:
+                return
             start += size
-    return None
 
 
 def _read_edits(track: FragmentedTrack, body: bytes, wide: bool, movie_ticks: int) -> None:

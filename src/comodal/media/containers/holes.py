@@ -1,14 +1,15 @@
 """Parts that are missing in the middle of a file: lost packets of a broadcast, damaged fragments or clusters.
 
 A pause in the packets of one stream may be a frame that is shown for long. It is a hole if the container reports a
-damaged packet beside it (a jump of the continuity counter of MPEG-TS), or if video and audio pause together. In a file
-with one stream, a long pause is a hole where pauses are rare: in a slide show they are not.
+loss beside it (a jump of the continuity counter of MPEG-TS, or of the numbers of mp4 fragments), or if video and audio
+pause together. In a file with one stream, a long pause is a hole where pauses are rare: in a slide show they are not.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 MIN_GAP_SECONDS = 0.03  # between packets
+MIN_LOSS_SECONDS = 0.005  # where the container reports a loss
 MIN_SHARED_GAP_SECONDS = 0.5  # for which both streams pause
 MIN_SHARED_FRACTION = 0.5  # of the longer pause of the two
 NEAR_SECONDS = 0.25  # between a damaged packet and the gap that it belongs to
@@ -28,9 +29,9 @@ class StreamGaps:
     key_frames: list[float] = field(default_factory=list)
     packets: int = 0
 
-    def record_gap(self, start: float, end: float) -> None:
+    def record_gap(self, start: float, end: float, is_damaged: bool = False) -> None:
         """Record a pause of the stream, if it is long enough."""
-        if end - start > MIN_GAP_SECONDS and len(self.gaps) < MAX_GAPS:
+        if end - start > (MIN_LOSS_SECONDS if is_damaged else MIN_GAP_SECONDS) and len(self.gaps) < MAX_GAPS:
             self.gaps.append((start, end))
 
     def record_key_frame(self, seconds: float) -> None:

@@ -10,12 +10,17 @@ LOSSLESS_CODECS = {"flac", "tta", "wavpack"}  # whose frames have checksums
 
 
 def decode_packet(track: Track, packet: av.Packet) -> list[av.VideoFrame] | list[av.AudioFrame]:
-    """The frames of a packet; a packet that cannot be decoded is recorded as a loss."""
+    """The frames of a packet; a packet that cannot be decoded, or has a wrong checksum, is recorded."""
     try:
         return packet.decode()
     except av.FFmpegError as error:
-        track.record_loss(packet, describe_ffmpeg_error(error))
-        return _decode_despite_checksum(track, packet) if track.stream.codec_context.name in LOSSLESS_CODECS else []
+        is_lossless = track.stream.codec_context.name in LOSSLESS_CODECS
+        frames = _decode_despite_checksum(track, packet) if is_lossless else []
+        if frames:
+            track.record_wrong_checksum(packet)
+        else:
+            track.record_loss(packet, describe_ffmpeg_error(error))
+        return frames
 
 
 def keep_overlapping_audio(packets: Iterable[av.Packet]) -> Iterator[av.Packet]:

@@ -30,6 +30,8 @@ from av.stream import Stream
 
 from comodal.errors import MediaError
 from comodal.media.containers.avi_parts import find_avi_parts
+from comodal.media.containers.edit_lists import MP4_FORMAT
+from comodal.media.containers.fragments import find_lost_fragments
 from comodal.media.containers.holes import StreamGaps
 from comodal.media.storage.refused_formats import RefusalReason
 
@@ -55,6 +57,7 @@ class _Course:
     stream: Stream
     segment: int = -1  # before its first packet
     part: int = 0
+    losses: int = 0  # of the file before the last packet
     offset: float = 0.0
     last: float | None = None  # decoding time of the last packet
     due: float = 0.0  # when the next one is expected
@@ -75,8 +78,8 @@ class _Course:
         numerator, denominator = self.ratio
         return ticks * numerator / denominator
 
-    def record_packet(self, packet: av.Packet) -> None:
-        """Record a packet that continues the segment."""
+    def record_packet(self, packet: av.Packet, losses: int = 0) -> None:
+        """Record a packet that continues the segment; `losses` is the number of losses in the file before it."""
         if packet.dts is None:
             return
         self.gaps.packets += 1
@@ -86,11 +89,13 @@ class _Course:
         self.advance += step
         self.may_pause = False
         shift = self._get_presentation_time(packet) - start_seconds + self.offset
+        is_damaged = packet.is_corrupt or losses > self.losses
+        self.losses = max(self.losses, losses)  # a packet without a position has none before it
         if self.last is not None and self.due > self.last:
-            self.gaps.record_gap(self.due + shift, start_seconds + shift)
+            self.gaps.record_gap(self.due + shift, start_seconds + shift, is_damaged)
         if packet.is_keyframe and self.gaps.gaps:
             self.gaps.record_key_frame(start_seconds + shift)
-        if packet.is_corrupt:
+        if is_damaged:
             self.gaps.record_damage(start_seconds + shift)
         is_pause = step > MIN_PAUSE_SECONDS and self.steps[0] > 1  # after the first packet, it is a late start
         for sums in [self.steps] + [self.pauses] * is_pause:
@@ -161,6 +166,7 @@ class Timeline:
         self.segment = 0
         self.segment_position: int | None = None  # in the file, in bytes
         self.offset = 0.0
+        self.loss_positions = find_lost_fragments(path) if format_name == MP4_FORMAT else []
         self.part_starts = find_avi_parts(path) if format_name == "avi" else []
         self.part, self.part_seconds = 0, 0.0
         self.held: list[av.Packet] = []
@@ -190,7 +196,7 @@ class Timeline:
             course.start_segment(self.segment, self.offset)
         elif course.segment < 0:
             course.start_segment(self.segment, self.offset)
-        course.record_packet(packet)
+        course.record_packet(packet, bisect_right(self.loss_positions, packet.pos or 0))
         yield course.shift_timestamps(packet)
         if self.held and course.advance > MAX_WAIT_SECONDS:
             yield from self._resume_segment()

@@ -1,7 +1,7 @@
 """One stream of a container while it is read: where it begins and ends, what is lost, and what its header declares."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import av
@@ -11,11 +11,27 @@ from comodal.errors import MediaError, MediaWarning
 from comodal.media.containers.timeline import FORMATS_WITHOUT_ZERO
 from comodal.media.storage.refused_formats import MAX_GAP_SECONDS, RefusalReason
 
-MP4_FORMAT = "mov,mp4,m4a,3gp,3g2,mj2"
 SHARED_DURATION_FORMATS = {"asf", "flv", "matroska,webm"}  # whose header has one length for the file, on its own clock
 MAX_LOST_SECONDS = 0.5  # of video or audio may be missing before a file counts as truncated
 MIN_DISORDERED, MAX_DISORDERED = 4, 0.125  # frames that are not later than the previous one: some, and a fraction
 MAX_FRAMES_PER_SECOND = 1_000  # of video or audio frames: Opus has at most 400
+
+
+@dataclass
+class PacketSpan:
+    """A number of packets, and the seconds at which the first and the last of them begin."""
+
+    count: int = 0
+    first: float = float("inf")
+    last: float = float("-inf")
+
+    def add(self, start_seconds: float) -> None:
+        self.count += 1
+        self.first, self.last = min(self.first, start_seconds), max(self.last, start_seconds)
+
+    def describe(self) -> str:
+        """Where the packets are, in words."""
+        return f"from {self.first:.2f} s to {self.last:.2f} s" if self.last > self.first else f"at {self.first:.2f} s"
 
 
 @dataclass
@@ -25,8 +41,8 @@ class Track:
     `last` is where the presentation ends, on the clock of the file; `media_start` is where the samples of a fragmented
     file begin on it, which an edit may cut off. `start` is None until a frame was decoded; `end` is where the last
     decoded frame ends. `lost_since` is the time of the first packet that could not be decoded, until a later one is
-    decoded (decoders return earlier frames late). `losses` counts such packets, from `first_loss` to `last_loss`;
-    without `strict` any number is allowed.
+    decoded (decoders return earlier frames late). `losses` are such packets; without `strict` any number is allowed.
+    `wrong_checksums` are packets that are decoded although their checksum is wrong.
     `is_cut` means that the container cannot be read further. `latest` is when the last frame begins, and `disordered`
     counts the frames that are not later than the one before. The caller sets `done` when nothing more is needed.
     """
@@ -43,9 +59,8 @@ class Track:
     failure: str = ""
     done: bool = False
     strict: bool = True
-    losses: int = 0
-    first_loss: float = 0.0
-    last_loss: float = 0.0
+    losses: PacketSpan = field(default_factory=PacketSpan)
+    wrong_checksums: PacketSpan = field(default_factory=PacketSpan)
     is_cut: bool = False
     latest: float = float("-inf")
     disordered: int = 0
@@ -125,23 +140,31 @@ class Track:
         """Record that a packet could not be decoded. Before the first frame that is a late start, not a loss."""
         self.failure = failure
         if self.start is not None:
-            start_seconds = self.end if packet.pts is None else ticks_to_seconds(packet, packet.pts) - self.zero
-            self.first_loss = min(self.first_loss, start_seconds) if self.losses else start_seconds
-            self.last_loss = max(self.last_loss, start_seconds) if self.losses else start_seconds
-            self.losses += 1
+            start_seconds = self._get_packet_start(packet)
+            self.losses.add(start_seconds)
             self.lost_since = start_seconds if self.lost_since is None else min(start_seconds, self.lost_since)
 
-    def describe_losses(self) -> str:
-        """A note on the packets that could not be decoded."""
-        span = f"at {self.first_loss:.2f} s"
-        if self.last_loss > self.first_loss:
-            span = f"from {self.first_loss:.2f} s to {self.last_loss:.2f} s"
-        return f"damaged: {self.losses} {self.kind} packets cannot be decoded {span} ({self.failure})"
+    def record_wrong_checksum(self, packet: av.Packet) -> None:
+        """Record that a packet was decoded although its checksum is wrong."""
+        self.wrong_checksums.add(self._get_packet_start(packet))
+
+    def _get_packet_start(self, packet: av.Packet) -> float:
+        return self.end if packet.pts is None else ticks_to_seconds(packet, packet.pts) - self.zero
+
+    def warn_of_damaged_packets(self) -> None:
+        """Warn of packets that cannot be decoded, or that are decoded although their checksum is wrong."""
+        notes = [
+            (self.losses, f"cannot be decoded {self.losses.describe()} ({self.failure})"),
+            (self.wrong_checksums, f"have a wrong checksum {self.wrong_checksums.describe()}, and may be noise"),
+        ]
+        for span, what in notes:
+            if span.count:
+                detail = f"damaged: {span.count} {self.kind} packets {what}"
+                warnings.warn(MediaWarning(self.path, detail), stacklevel=3)
 
     def warn_of_losses(self) -> None:
-        """Warn of frames that cannot be decoded, and of a file that cannot be read to its end."""
-        if self.losses:
-            warnings.warn(MediaWarning(self.path, self.describe_losses()), stacklevel=3)
+        """Warn of damaged packets, and of a file that cannot be read to its end."""
+        self.warn_of_damaged_packets()
         if self.is_cut and not self.done:
             detail = f"damaged: its {self.kind} cannot be read after {self.end:.2f} s ({self.failure})"
             warnings.warn(MediaWarning(self.path, detail), stacklevel=3)

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from comodal.console import print_line
+from comodal.data.unreadable_media import REASON_UNREADABLE, report_unreadable
 from comodal.errors import DataError, MediaError
 from comodal.files import write_bytes_atomically
 from comodal.hardware import ComputeOptions
@@ -26,12 +27,10 @@ from comodal.tasks.evaluation.missing_images import INTERVAL_NAME, count_items
 from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, format_exclusions, write_card
 from comodal.tasks.evaluation.system_comparison import Comparison
 from comodal.tasks.evaluation.unreadable_files import (
-    REASON_UNREADABLE,
     check_readable_classes,
     count_exclusions,
     exclude_unreadable,
     mask_readable,
-    report_unreadable,
 )
 
 SUBMISSION_FILE = "submission.csv"

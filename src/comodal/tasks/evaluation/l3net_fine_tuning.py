@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from comodal.data.batch import ClassificationBatch
 from comodal.data.loader import Loader
+from comodal.data.unreadable_media import report_unreadable
 from comodal.errors import CheckpointError, DataError, MediaError, MediaWarning
 from comodal.files import encode_for_hash
 from comodal.hardware import Compute, ComputeOptions
@@ -34,7 +35,7 @@ from comodal.models.l3net.l3net import L3Net
 from comodal.models.l3net.l3net_classifier import L3Classifier, Modality, build_l3_classifier, load_any_l3net
 from comodal.progress import track_progress
 from comodal.tasks.evaluation.class_folders import LabeledFile, hash_labeled_files
-from comodal.tasks.evaluation.unreadable_files import check_readable_classes, report_unreadable, try_read
+from comodal.tasks.evaluation.unreadable_files import check_readable_classes, try_read
 from comodal.text_files import read_json
 from comodal.training.optimization import make_adamw, make_linear_schedule
 from comodal.training.recipe_run import FineTuneConfig, Run
@@ -97,6 +98,9 @@ class LabeledItems:
         classes: Class names in the order of their indices.
         read_item: Reads a file as input of the network.
         seed: Seed of the order and the augmentation; None for a fixed order without augmentation.
+
+    Attributes:
+        problems: The files that could not be read so far, by their index.
     """
 
     def __init__(

@@ -11,10 +11,8 @@ from typing import Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import Bool
 
-from comodal.console import Table, print_line
+from comodal.data.unreadable_media import REASON_UNREADABLE
 from comodal.errors import DataError, MediaError, wrap_item_errors
-
-REASON_UNREADABLE = "cannot be read"  # in a card's counts
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -78,14 +76,3 @@ def check_readable_classes(
             f"{source}: none of the {len(class_problems)} files{of_class} {part} can be read; the first: "
             f"{class_problems[0]}"
         )
-
-
-def report_unreadable(problems: Collection[MediaError]) -> None:
-    """Prints a table of the files and their errors."""
-    if not problems:
-        return
-    print_line(f"files that cannot be read and are excluded: {len(problems)}")
-    table = Table("file", "reason")
-    for problem in sorted(problems, key=lambda problem: problem.path):
-        table.add_row(problem.path, f"{problem.reason}: {problem.detail}")
-    table.show()

@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from comodal.console import print_line
+from comodal.data.unreadable_media import REASON_UNREADABLE
 from comodal.tasks.evaluation.class_folders import LabeledFile, hash_labeled_files
 from comodal.tasks.evaluation.metrics import compute_bootstrap_interval
 from comodal.tasks.evaluation.missing_images import INTERVAL_NAME, count_items
 from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, write_card
 from comodal.tasks.evaluation.system_comparison import Comparison
-from comodal.tasks.evaluation.unreadable_files import REASON_UNREADABLE
 from comodal.tasks.image.image_features import SystemName
 from comodal.tasks.image.image_probe import ImageProbeResult
 from comodal.tasks.image.imagenet_files import LabeledImages

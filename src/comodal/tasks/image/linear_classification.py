@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float16
 
 from comodal.console import print_line
 from comodal.data.shards.clip_dataset import Augmentation
+from comodal.data.unreadable_media import report_unreadable
 from comodal.errors import MediaError
 from comodal.files import encode_for_hash
 from comodal.flat_parameters import flatten_parameters
@@ -37,7 +38,6 @@ from comodal.tasks.evaluation.unreadable_files import (
     count_exclusions,
     exclude_unreadable,
     mask_readable,
-    report_unreadable,
 )
 from comodal.tasks.image.image_features import (
     FeatureLayer,
