@@ -108,7 +108,8 @@ RECIPES = Registry(
             "comodal.tasks.vision_language.grounding.flickr30k_entities:recipe", "Flickr30k Entities: phrase grounding"
         ),
         "visual7w": RegistryEntry(
-            "comodal.tasks.vision_language.grounding.visual7w:recipe", "Visual7W: which of four boxes answers a question"
+            "comodal.tasks.vision_language.grounding.visual7w:recipe",
+            "Visual7W: which of four boxes answers a question",
         ),
         "guesswhat": RegistryEntry(
             "comodal.tasks.vision_language.grounding.guesswhat:recipe",

@@ -31,9 +31,7 @@ def write_twelve_in_one(folder: Path) -> Path:
     world, data = folder / "world", folder / "data"
     synthesize(world, options=replace(SCENES, scenes=20), tasks=["coco", "flickr30k", "nlvr2"], workers=1)
     for name, origin in SETS.items():
-        write_store(
-            world / origin / "boxes.jsonl", data / "regions" / name, is_numbered=name in NUMBERED
-        )
+        write_store(world / origin / "boxes.jsonl", data / "regions" / name, is_numbered=name in NUMBERED)
     coco = world / "coco"
     for source, target in (
         (coco / "vqa", "vqa"), (coco / "refcoco+", "refcoco+"), (coco / "refcoco+", "refcoco"),
@@ -91,7 +89,9 @@ def write_questions(data: Path, images: list[int]) -> None:
 
 def write_candidate_choices(data: Path, images: list[str]) -> None:
     """Visual7W's questions and GuessWhat?!'s games about the boxes of some images."""
-    with_boxes = [json.loads(line) for line in (data.parent / "world" / "coco" / "boxes.jsonl").read_text().splitlines()]
+    with_boxes = [
+        json.loads(line) for line in (data.parent / "world" / "coco" / "boxes.jsonl").read_text().splitlines()
+    ]
     corners = {record["image"]: record["boxes"] for record in with_boxes}
     (data / "visual7w").mkdir()
     (data / "guesswhat").mkdir()
@@ -104,10 +104,16 @@ def write_candidate_choices(data: Path, images: list[str]) -> None:
             boxes.append({"box_id": ids[-1], "x": left, "y": top, "width": right - left, "height": bottom - top})
         question = {"qa_id": place, "question": "which is red?", "multiple_choices": ids[1:], "answer": ids[0]}
         pointing.append(
-            {"image_id": number, "filename": f"v7w_{number}.jpg", "split": split, "qa_pairs": [question | {"type": "which"}]}
+            {
+                "image_id": number,
+                "filename": f"v7w_{number}.jpg",
+                "split": split,
+                "qa_pairs": [question | {"type": "which"}],
+            }
         )
         objects = [
-            {"id": box["box_id"], "bbox": [box[side] for side in ("x", "y", "width", "height")]} for box in boxes[ids[0] :]
+            {"id": box["box_id"], "bbox": [box[side] for side in ("x", "y", "width", "height")]}
+            for box in boxes[ids[0] :]
         ]
         game = {"id": place, "image": {"id": number}, "objects": objects, "object_id": ids[-1], "status": "success"}
         turns = [{"id": 1, "question": "is it red?", "answer": "No"}, {"id": 2, "question": "a drum?", "answer": "Yes"}]

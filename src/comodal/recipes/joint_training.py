@@ -306,7 +306,7 @@ def read_image_ids(path: Path | None) -> set[str]:
 
 
 def normalize_image_id(name: str) -> str:
-    """An id that is the same for all names of an image: without folder and suffix, COCO's and Visual Genome's number."""
+    """An id that is the same for all names of an image: without folder and suffix; a number for COCO and Visual7W."""
     stem = name.strip().rpartition("/")[2].partition(".")[0].removeprefix(VISUAL7W_PREFIX)
     return parse_coco_image_id(stem) or stem
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from comodal.cli.program import main
 from comodal.data.batch import TaskBatch
@@ -53,8 +54,9 @@ def write_visual7w(path: Path) -> Path:
             boxes.append({"box_id": box_id, "x": x, "y": y, "width": width, "height": height, "name": "thing"})
         questions = []
         for place in (image % 4, (image + 1) % 4):
-            text, others = f"Which {COLOURS[color_at(image, place)]}?", [ids[one] for one in (3, 2, 1, 0) if one != place]
-            question = {"qa_id": 100 + len(questions) + 10 * image, "question": text, "type": "which", "image_id": image}
+            others = [ids[one] for one in (3, 2, 1, 0) if one != place]
+            question = {"qa_id": 100 + len(questions) + 10 * image, "type": "which", "image_id": image}
+            question["question"] = f"Which {COLOURS[color_at(image, place)]}?"
             questions.append(question | {"answer": ids[place], "multiple_choices": others})
         split = "train" if image < TRAINING else "val" if image < TRAINING + 4 else "test"
         images.append({"image_id": image, "filename": f"v7w_{image}.jpg", "split": split, "qa_pairs": questions})
@@ -63,7 +65,7 @@ def write_visual7w(path: Path) -> Path:
 
 
 def write_games(path: Path, images: range) -> Path:
-    """One question, about the color of the object, answered with yes; the objects are in another order than their ids."""
+    """One question, about the color of the object, answered with yes; objects are in another order than their ids."""
     lines = []
     for number in (2 * image + game for image in images for game in (0, 1)):
         image = number // 2
@@ -126,17 +128,17 @@ def test_a_network_chooses_among_the_candidates_alone(name: str, prepare: Callab
     """The fifth region is never chosen. The baselines see the candidates alone, too."""
     evaluate, settings = prepare(tmp_path)
     recipe, test, train_data = (settings.pop(key) for key in ("recipe", "test", "train_data"))
-    settings |= {"model": write_pretrained(tmp_path / "model", TEXTS), "epochs": 40.0, "batch_size": 32}
+    settings |= {"model": write_pretrained(tmp_path / "model", TEXTS), "epochs": 80.0, "batch_size": 32}
     settings |= {"learning_rate": 5e-3, "workers": 0}
     assert train(recipe, settings, tmp_path / "run", device="cpu", precision="fp32") == 0
     regions, out = settings["regions"], tmp_path / "out"
     scores = evaluate(tmp_path / "run", test, regions, train_data=train_data, out=out, device="cpu", precision="fp32")
-    assert scores[f"{name}.accuracy"] >= 0.75 and scores[f"{name}.chance_level"] == 0.25
+    assert scores[f"{name}.accuracy"] >= 0.9 and scores[f"{name}.chance_level"] == 0.25
     assert scores[f"{name}.baseline.words_times_regions"] >= 0.75 > scores[f"{name}.baseline.box_geometry"]
     rows = json.loads((out / "predictions.json").read_text())
     assert all(row["answer"] // 10 == int(row["image_id"]) and row["answer"] % 10 < 4 for row in rows)
     blind = evaluate(tmp_path / "run", test, regions, ablate="text", device="cpu", precision="fp32")
-    assert blind[f"{name}.accuracy"] < scores[f"{name}.accuracy"]
+    assert blind[f"{name}.accuracy"] <= 0.5
 
 
 def test_a_store_without_the_candidates_is_refused(tmp_path: Path):
@@ -157,7 +159,10 @@ def test_a_store_without_the_candidates_is_refused(tmp_path: Path):
         (lambda content: content.pop("boxes"), "no lists of boxes and images"),
         (lambda content: content["boxes"][3].update(width="wide"), "box 3: 'width' is 'wide'"),
         (lambda content: content["boxes"][3].update(height=-1), "box 3: the box .* is not left, top, width and height"),
-        (lambda content: content["images"][1]["qa_pairs"][0].update(answer=7777), "image 1: a question has the box 7777"),
+        (
+            lambda content: content["images"][1]["qa_pairs"][0].update(answer=7777),
+            "image 1: a question has the box 7777",
+        ),
         (lambda content: content["images"][1].update(qa_pairs=None), "image 1: 'qa_pairs' is None"),
     ],
 )
@@ -177,10 +182,8 @@ def test_a_damaged_game_is_refused(tmp_path: Path):
         read_guesswhat_games(path)
 
 
-def test_boxes_for_extraction(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_boxes_for_extraction(tmp_path: Path):
     """By the file names of Visual7W, and by those of COCO's files for GuessWhat?!; each box of an image once."""
-    from PIL import Image
-
     images = tmp_path / "images"
     for name in ("v7w_0.jpg", "train2014/COCO_train2014_000000000001.jpg"):
         (images / name).parent.mkdir(parents=True, exist_ok=True)

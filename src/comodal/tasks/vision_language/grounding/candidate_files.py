@@ -1,12 +1,12 @@
 """The files of Visual7W's pointing questions and of GuessWhat?!: texts that refer to one of several boxes of an image.
 
-Visual7W    dataset_v7w_pointing.json (yukezhu/visual7w-toolkit): `boxes` with box_id, x, y, width, height; `images` with
-            image_id, filename, split and qa_pairs; a question has the box of its answer and three other boxes
+Visual7W    dataset_v7w_pointing.json (yukezhu/visual7w-toolkit): `boxes` with box_id, x, y, width, height; `images`
+            with image_id, filename, split and qa_pairs; a question has the box of its answer and three other boxes
 GuessWhat?! guesswhat.{train,valid,test}.jsonl, unpacked (GuessWhatGame/guesswhat): a game per line, with questions and
             answers (`qas`), the objects of the image, and the object that was to be guessed
 
-As in facebookresearch/vilbert-multi-task, the text of a game is its dialog, with "start", "answer" and "stop" between the
-turns, and games that were lost or not finished are kept.
+As in facebookresearch/vilbert-multi-task, the text of a game is its dialog, with "start", "answer" and "stop" between
+the turns, and games that were lost or not finished are kept.
 """
 
 import math

@@ -1,7 +1,7 @@
 """GuessWhat?!: which object of an image is a dialog of yes-no questions about? (de Vries et al., CVPR 2017; 12-in-1.)
 
-The task of the guesser: the dialog is given. Images are COCO's. Batches of 64, learning rate 2e-5, 20 epochs, at most 256
-tokens, as TASK17 of facebookresearch/vilbert-multi-task (vilbert_tasks.yml).
+The task of the guesser: the dialog is given. Images are COCO's. Batches of 64, learning rate 2e-5, 20 epochs, at most
+256 tokens, as TASK17 of facebookresearch/vilbert-multi-task (vilbert_tasks.yml).
 """
 
 from pathlib import Path
@@ -87,7 +87,7 @@ def evaluate_guesswhat(
         max_tokens: Maximum number of tokens of a dialog.
         evaluation: The options of all evaluations of a fine-tuned ViLBERT.
         baselines: The training split that the baselines on the card are fitted on.
-        train_data: The official guesswhat.train.jsonl, for the baselines on the results card; without it there are none.
+        train_data: The official guesswhat.train.jsonl, for the baselines on the results card.
         out: Folder for results.json, predictions.json and the results card; nothing is written without it.
 
     Returns:

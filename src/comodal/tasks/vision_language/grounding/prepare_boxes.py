@@ -26,9 +26,7 @@ MIN_MATTNET_SCORE = 0.65  # MAttNet's files have no detections below this score
 JSON_LINES_SUFFIX = ".jsonl"
 
 
-def prepare_boxes(
-    source: Path, out: Path, instances: Path | None = None, images: Path | None = None
-) -> BoxCounts:
+def prepare_boxes(source: Path, out: Path, instances: Path | None = None, images: Path | None = None) -> BoxCounts:
     """Writes boxes of images in the format of `comodal extract --boxes`.
 
     Args:
