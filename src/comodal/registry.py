@@ -107,6 +107,14 @@ RECIPES = Registry(
         "phrases": RegistryEntry(
             "comodal.tasks.vision_language.grounding.flickr30k_entities:recipe", "Flickr30k Entities: phrase grounding"
         ),
+        "visual7w": RegistryEntry(
+            "comodal.tasks.vision_language.grounding.visual7w:recipe",
+            "Visual7W: which of four boxes answers a question",
+        ),
+        "guesswhat": RegistryEntry(
+            "comodal.tasks.vision_language.grounding.guesswhat:recipe",
+            "GuessWhat?!: which object a dialog is about (guesser)",
+        ),
         "retrieval": RegistryEntry("comodal.tasks.retrieval.caption_retrieval:recipe", "caption-based image retrieval"),
         "nlvr2": RegistryEntry(
             "comodal.tasks.vision_language.nlvr2:recipe", "NLVR2: whether a sentence is true of two images"
@@ -157,6 +165,14 @@ TASKS = Registry(
         "phrases": RegistryEntry(
             "comodal.tasks.vision_language.grounding.flickr30k_entities:evaluate_phrases",
             "Flickr30k Entities: phrase grounding",
+        ),
+        "visual7w": RegistryEntry(
+            "comodal.tasks.vision_language.grounding.visual7w:evaluate_visual7w",
+            "Visual7W: which of four boxes answers a question",
+        ),
+        "guesswhat": RegistryEntry(
+            "comodal.tasks.vision_language.grounding.guesswhat:evaluate_guesswhat",
+            "GuessWhat?!: which object a dialog is about (guesser)",
         ),
         "nlvr2": RegistryEntry(
             "comodal.tasks.vision_language.nlvr2:evaluate_nlvr2", "NLVR2: whether a sentence is true of two images"

@@ -11,7 +11,7 @@ from comodal.models.checkpoint import read_model_config
 from comodal.regions.image_list import read_image_boxes
 from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, read_card, results, write_card
 from comodal.tasks.vision_language.answer_files import read_answer_vocabulary
-from comodal.tasks.vision_language.grounding.refcoco_files import prepare_boxes
+from comodal.tasks.vision_language.grounding.prepare_boxes import prepare_boxes
 from comodal.tasks.vision_language.question_answering.gqa import read_gqa_questions
 from comodal.tasks.vision_language.question_answering.visual_genome import read_visual_genome_questions
 from comodal.tasks.vision_language.question_answering.vqa_files import read_vqa_questions

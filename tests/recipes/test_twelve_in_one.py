@@ -35,7 +35,7 @@ OPTIONS = {"device": "cpu", "precision": "fp32", "log_every": 1}
 # The ids of facebookresearch/vilbert-multi-task, vilbert_tasks.yml.
 ORIGINAL_IDS = {
     "vqa": 1, "visual_genome": 2, "retrieval_coco": 7, "retrieval_flickr30k": 8, "refcoco": 9, "refcoco_plus": 10,
-    "refcocog": 11, "nlvr2": 12, "snli_ve": 13, "gqa": 15,
+    "refcocog": 11, "nlvr2": 12, "snli_ve": 13, "gqa": 15, "visual7w": 4, "guesswhat": 17,
 }  # fmt: skip
 
 

@@ -17,7 +17,11 @@ from comodal.synthetic.synthesize import synthesize
 from tests.support.small_tasks import DIM, config
 from tests.support.small_vilbert_data import SCENES
 
-SETS = {"coco": "coco", "flickr30k": "flickr30k", "nlvr2": "nlvr2", "gqa": "coco", "visual_genome": "coco"}
+SETS = {
+    "coco": "coco", "flickr30k": "flickr30k", "nlvr2": "nlvr2", "gqa": "coco", "visual_genome": "coco",
+    "visual7w": "coco", "guesswhat": "coco",
+}  # fmt: skip
+NUMBERED = ("gqa", "visual_genome", "visual7w")  # stores that name an image by its number
 GQA_ANSWERS = ["red", "blue", "yes", "no", "circle"]
 VQA_ANSWERS = ["yes", "no", "red", "1", "2", "3", "circle"]
 
@@ -27,9 +31,7 @@ def write_twelve_in_one(folder: Path) -> Path:
     world, data = folder / "world", folder / "data"
     synthesize(world, options=replace(SCENES, scenes=20), tasks=["coco", "flickr30k", "nlvr2"], workers=1)
     for name, origin in SETS.items():
-        write_store(
-            world / origin / "boxes.jsonl", data / "regions" / name, is_numbered=name in ("gqa", "visual_genome")
-        )
+        write_store(world / origin / "boxes.jsonl", data / "regions" / name, is_numbered=name in NUMBERED)
     coco = world / "coco"
     for source, target in (
         (coco / "vqa", "vqa"), (coco / "refcoco+", "refcoco+"), (coco / "refcoco+", "refcoco"),
@@ -43,6 +45,7 @@ def write_twelve_in_one(folder: Path) -> Path:
     lines = (data / "nlvr2" / "train.json").read_text().splitlines()  # a small world has no dev
     (data / "nlvr2" / "train.json").write_text("\n".join(lines[:-2]) + "\n")
     (data / "nlvr2" / "dev.json").write_text("\n".join(lines[-2:]) + "\n")
+    write_candidate_choices(data, list_images(coco / "boxes.jsonl"))
     words = WordPieceTokenizer.read(world / "vocab.txt")
     torch.manual_seed(7)
     save_model(ViLBERT(replace(config(words.size), positions=100)), folder / "model", {})
@@ -82,3 +85,40 @@ def write_questions(data: Path, images: list[int]) -> None:
         for image in images[:6]
     ]
     (data / "visual_genome" / "question_answers.json").write_text(json.dumps(genome))
+
+
+def write_candidate_choices(data: Path, images: list[str]) -> None:
+    """Visual7W's questions and GuessWhat?!'s games about the boxes of some images."""
+    with_boxes = [
+        json.loads(line) for line in (data.parent / "world" / "coco" / "boxes.jsonl").read_text().splitlines()
+    ]
+    corners = {record["image"]: record["boxes"] for record in with_boxes}
+    (data / "visual7w").mkdir()
+    (data / "guesswhat").mkdir()
+    boxes, pointing, games = [], [], []
+    for place, image in enumerate(images[:8]):
+        number = int(image.rpartition(".")[0].rpartition("_")[2])
+        split, ids = "train" if place < 6 else "val", []
+        for left, top, right, bottom in corners[image][:4]:
+            ids.append(len(boxes))
+            boxes.append({"box_id": ids[-1], "x": left, "y": top, "width": right - left, "height": bottom - top})
+        question = {"qa_id": place, "question": "which is red?", "multiple_choices": ids[1:], "answer": ids[0]}
+        pointing.append(
+            {
+                "image_id": number,
+                "filename": f"v7w_{number}.jpg",
+                "split": split,
+                "qa_pairs": [question | {"type": "which"}],
+            }
+        )
+        objects = [
+            {"id": box["box_id"], "bbox": [box[side] for side in ("x", "y", "width", "height")]}
+            for box in boxes[ids[0] :]
+        ]
+        game = {"id": place, "image": {"id": number}, "objects": objects, "object_id": ids[-1], "status": "success"}
+        turns = [{"id": 1, "question": "is it red?", "answer": "No"}, {"id": 2, "question": "a drum?", "answer": "Yes"}]
+        games.append(game | {"qas": turns})
+    (data / "visual7w" / "dataset_v7w_pointing.json").write_text(json.dumps({"boxes": boxes, "images": pointing}))
+    for split, part in (("train", games[:6]), ("valid", games[6:])):
+        lines = "".join(json.dumps(game) + "\n" for game in part)
+        (data / "guesswhat" / f"guesswhat.{split}.jsonl").write_text(lines)

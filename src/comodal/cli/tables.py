@@ -21,8 +21,8 @@ COMMANDS = {
         "comodal.regions.prepare_regions:prepare_regions", "make a region store from published features or from images"
     ),
     "prepare boxes": RegistryEntry(
-        "comodal.tasks.vision_language.grounding.refcoco_files:prepare_boxes",
-        "convert COCO's objects or detections to boxes for `extract`",
+        "comodal.tasks.vision_language.grounding.prepare_boxes:prepare_boxes",
+        "convert COCO's objects, detections or candidate boxes to boxes for `extract`",
     ),
     "prepare tokens": RegistryEntry(
         "comodal.regions.visual_tokens:prepare_tokens", "add a visual token to each region of a store"

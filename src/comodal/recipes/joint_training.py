@@ -52,6 +52,8 @@ from comodal.training.optimization import make_adamw, make_linear_schedule
 from comodal.training.recipe_run import Run
 from comodal.training.task_schedule import JointBatch, JointLoader, TaskSchedule
 
+VISUAL7W_PREFIX = "v7w_"  # of Visual7W's file names of Visual Genome's images
+
 
 class JointTask(NamedTuple):
     """One task of joint training: its name in the log, its head with the first weights, its loss, and its batches."""
@@ -304,8 +306,8 @@ def read_image_ids(path: Path | None) -> set[str]:
 
 
 def normalize_image_id(name: str) -> str:
-    """An id that is the same for all names of an image: without folder and suffix, and COCO's number."""
-    stem = name.strip().rpartition("/")[2].partition(".")[0]
+    """An id that is the same for all names of an image: without folder and suffix; a number for COCO and Visual7W."""
+    stem = name.strip().rpartition("/")[2].partition(".")[0].removeprefix(VISUAL7W_PREFIX)
     return parse_coco_image_id(stem) or stem
 
 

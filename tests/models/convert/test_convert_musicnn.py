@@ -14,6 +14,7 @@ from comodal.models.convert.convert_musicnn import convert_musicnn, find_musicnn
 from comodal.models.convert.tensor_bundle import read_tensor_bundle
 from comodal.models.l3net.spectrogram import Spectrogram
 from tests.support.musicnn_weights import make_musicnn_weights, write_bundle
+from tests.support.paths import FIXTURES
 
 
 def test_a_bundle_is_read_as_it_was_written(tmp_path: Path):
@@ -51,6 +52,18 @@ def test_the_tower_is_the_original_layer_by_layer(tmp_path: Path):
         x = windows.amax((-2, -1))
     with torch.inference_mode():
         assert torch.allclose(tower(mel.mT[:, None]), x, atol=1e-4)
+
+
+def test_the_tower_is_the_original_graph_in_tensorflow(tmp_path: Path):
+    """tests/fixtures/musicnn: the original graph with these weights, run by TensorFlow."""
+    write_bundle(tmp_path, make_musicnn_weights())
+    tower = MusicnnVGG().eval()
+    tower.load_state_dict(convert_musicnn(tmp_path))
+    original = np.load(FIXTURES / "musicnn" / "vgg_random_weights.npz")
+    with torch.inference_mode():
+        maps = tower(torch.from_numpy(original["spectrograms"].astype(np.float32)).mT[:, None])
+    assert maps.shape == (2, 128, 11, 6)
+    assert np.allclose(maps.permute(0, 2, 3, 1).numpy(), original["pool4"], atol=1e-5)
 
 
 def test_the_spectrogram_is_the_logarithm_of_the_power_in_96_bands():

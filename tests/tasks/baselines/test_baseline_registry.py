@@ -12,9 +12,10 @@ VISION_LANGUAGE = [
 
 
 def test_the_vision_language_tasks_are_those_of_the_papers():
-    assert {"vqa", "vcr", "grounding", "retrieval", "phrases", "gqa", "nlvr2", "visual_genome", "entailment"} == set(
-        VISION_LANGUAGE
-    )
+    assert {
+        "vqa", "vcr", "grounding", "retrieval", "phrases", "gqa", "nlvr2", "visual_genome", "entailment", "visual7w",
+        "guesswhat",
+    } == set(VISION_LANGUAGE)  # fmt: skip
 
 
 @pytest.mark.parametrize("task", VISION_LANGUAGE)

@@ -1,5 +1,6 @@
 """The baselines that choose a region, where geometry, words or both decide, and ridge regression by itself."""
 
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -88,3 +89,21 @@ def test_nothing_to_fit_on_is_said():
     assert fit_and_choose(nowhere, evaluated, read, read).rows == {}
     silent = fit_and_choose([item(1, "...", 3)], evaluated, read, read)
     assert list(silent.rows) == ["box_geometry"] and "no words" in silent.about
+
+
+def test_few_images_are_in_memory_at_a_time():
+    """20,000 texts with 101 regions of 2,048 features would take 16.5 GB."""
+    alive: list[weakref.ref[np.ndarray]] = []
+    peak = 0
+
+    def read_counted(image: str) -> Candidates | None:
+        nonlocal peak
+        candidates = read(image)
+        assert candidates is not None
+        alive[:] = [one for one in alive if one() is not None]
+        alive.append(weakref.ref(candidates.features))
+        peak = max(peak, len(alive))
+        return candidates
+
+    fit_and_choose([ask_last(i) for i in range(50)], [ask_last(i) for i in range(50, 90)], read_counted, read_counted)
+    assert peak <= 3

@@ -14,8 +14,9 @@ from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.errors import DataError
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.regions.extract import read_image_boxes
+from comodal.tasks.vision_language.grounding.prepare_boxes import prepare_boxes
 from comodal.tasks.vision_language.grounding.refcoco import build_grounding_examples, evaluate_grounding, recipe
-from comodal.tasks.vision_language.grounding.refcoco_files import prepare_boxes, read_expressions
+from comodal.tasks.vision_language.grounding.refcoco_files import read_expressions
 from comodal.tasks.vision_language.vcr_files import BoxCounts
 from comodal.training.run import train
 from tests.support.small_tasks import COLOURS, DIM, SIDE, write_pretrained

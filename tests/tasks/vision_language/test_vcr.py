@@ -11,7 +11,7 @@ import pytest
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
 from comodal.media.tokenizer import WordPieceTokenizer
-from comodal.tasks.vision_language.grounding.refcoco_files import prepare_boxes
+from comodal.tasks.vision_language.grounding.prepare_boxes import prepare_boxes
 from comodal.tasks.vision_language.text_image_examples import tokenize_text_pair
 from comodal.tasks.vision_language.vcr import evaluate_vcr, is_unlabeled, recipe
 from comodal.tasks.vision_language.vcr_files import (

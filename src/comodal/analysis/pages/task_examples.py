@@ -41,7 +41,9 @@ from comodal.models.vilbert.heads import Head
 from comodal.tasks.retrieval.caption_retrieval import recipe as retrieval
 from comodal.tasks.vision_language.answer_files import read_model_vocabulary
 from comodal.tasks.vision_language.grounding.flickr30k_entities import recipe as phrases
+from comodal.tasks.vision_language.grounding.guesswhat import recipe as guesswhat
 from comodal.tasks.vision_language.grounding.refcoco import recipe as grounding
+from comodal.tasks.vision_language.grounding.visual7w import recipe as visual7w
 from comodal.tasks.vision_language.nlvr2 import recipe as nlvr2
 from comodal.tasks.vision_language.question_answering.gqa import recipe as gqa
 from comodal.tasks.vision_language.question_answering.visual_genome import recipe as visual_genome
@@ -60,7 +62,7 @@ from comodal.text_files import read_json, read_yaml
 
 TASK_MODULES: dict[str, Callable[..., Any]] = {
     "vqa": vqa, "gqa": gqa, "visual_genome": visual_genome, "vcr": vcr, "grounding": grounding, "phrases": phrases,
-    "retrieval": retrieval, "nlvr2": nlvr2, "entailment": entailment,
+    "visual7w": visual7w, "guesswhat": guesswhat, "retrieval": retrieval, "nlvr2": nlvr2, "entailment": entailment,
 }  # fmt: skip
 MAX_EVALUATED_EXAMPLES = 200  # examples, from which correct and incorrect ones are chosen
 NUM_SHOWN_EXAMPLES = 3  # of correct and of incorrect ones
@@ -158,7 +160,8 @@ def predict_example(run: Path, head: Head, evaluated: EvaluatedExample, dataset:
             if head.kind == "answers"
             else [format_region_name(index) for index in range(count)]
         )
-        return TaskPrediction(names, 1 / (1 + np.exp(-scores[:count])), target.astype(np.float64))
+        probabilities = (target >= 0) / (1 + np.exp(-scores[:count]))  # a target below 0 is no candidate
+        return TaskPrediction(names, probabilities, target.clip(min=0).astype(np.float64))
     assert isinstance(target, int)
     exponentials = np.exp(scores - scores.max())
     names = (

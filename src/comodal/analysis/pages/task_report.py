@@ -18,6 +18,8 @@ TASK_TITLES = {
     "vcr": "visual commonsense reasoning (VCR)",
     "grounding": "referring expressions (RefCOCO)",
     "phrases": "phrase grounding (Flickr30k Entities)",
+    "visual7w": "pointing questions (Visual7W)",
+    "guesswhat": "the object of a dialog (GuessWhat?!)",
     "retrieval": "caption-based image retrieval",
     "nlvr2": "sentences about two images (NLVR2)",
     "entailment": "visual entailment (SNLI-VE)",

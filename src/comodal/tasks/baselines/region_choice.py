@@ -8,7 +8,8 @@ bag of words times region features ridge regression on the products of (1, words
                                    words by truncated SVD and region features by PCA, both in 32 dimensions
 
 Inputs and targets of the ridge regression are centered within each text, as only differences between the regions of one
-image matter. Its normal equations are summed item by item, so that memory does not grow with the training split.
+image matter. Its normal equations are summed item by item, and the features of one image at a time are in memory (those
+of 20,000 images with 101 regions are 16.5 GB).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -130,17 +131,19 @@ def choose_rows(
     score: Callable[[str, Candidates], Float[np.ndarray, " rows"]],
 ) -> list[int | None]:
     """The row of the highest score for each item; None where the image is missing."""
-    found = [(item.text, read(item.image)) for item in items]
-    return [None if candidates is None else int(score(text, candidates).argmax()) for text, candidates in found]
+    rows: list[int | None] = []
+    for item in items:
+        candidates = read(item.image)
+        rows.append(None if candidates is None else int(score(item.text, candidates).argmax()))
+    return rows
 
 
 def fit_geometry(
     items: Sequence[RegionItem], read: Callable[[RegionItem], Candidates]
 ) -> Callable[[Candidates], Float[np.ndarray, " rows"]]:
     """Scores of regions by position and size alone."""
-    candidates = [read(item) for item in items]
-    inputs = np.concatenate([one.spatials for one in candidates])
-    targets = np.concatenate([find_targets(one, item) for one, item in zip(candidates, items, strict=True)])
+    described = [(one.spatials, find_targets(one, item)) for item in items for one in [read(item)]]
+    inputs, targets = (np.concatenate(parts) for parts in zip(*described, strict=True))
     if targets.all():
         return lambda one: np.zeros(len(one.spatials))
     scaler = StandardScaler().fit(inputs)
@@ -172,7 +175,8 @@ def fit_products(
         regions = np.column_stack([features, geometry_scaler.transform(candidates.spatials)])
         return (words[None, :, None] * regions[:, None, :]).reshape(len(regions), -1)
 
-    weights = fit_ridge((multiply(item.text, read(item)), find_targets(read(item), item)) for item in items)
+    read_items = ((item, read(item)) for item in items)
+    weights = fit_ridge((multiply(item.text, one), find_targets(one, item)) for item, one in read_items)
     return lambda text, candidates: multiply(text, candidates) @ weights
 
 

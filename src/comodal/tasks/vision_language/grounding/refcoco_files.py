@@ -3,27 +3,21 @@
 refs({unc,umd,google}).p   references to objects with their sentences and split: a pickle, loaded without running code
 instances.json             images and the boxes (left, top, width, height) of all their objects, in COCO's format
 
-Candidate boxes are in the region store: a detector's, MAttNet's detections, or all objects of instances.json.
-`comodal prepare boxes` writes the last two as the list that `comodal prepare regions --boxes` takes. Each line has the
-source of the boxes, which the store keeps and the results card reports.
+Candidate boxes are in the region store: a detector's, or those of `comodal prepare boxes` (`prepare_boxes.py`).
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from comodal.errors import DataError
-from comodal.files import write_bytes_atomically
 from comodal.models.vilbert.heads import Head
 from comodal.tasks.vision_language.answer_files import read_safe_pickle
-from comodal.tasks.vision_language.vcr_files import BoxCounts, write_vcr_boxes
 from comodal.text_files import read_json
 
 GROUNDING_HEAD = Head("regions", "regions", 1)  # of models
 REFERENCE_FIELDS = {"ref_id": int, "ann_id": int, "image_id": int, "split": str, "sentences": list}
-MIN_MATTNET_SCORE = 0.65  # MAttNet's files have no detections below this score
 
 
 class ReferringExpression(NamedTuple):
@@ -112,58 +106,3 @@ def read_coco_entries(path: Path, key: str, names: tuple[str, ...]) -> list[dict
         if invalid:
             raise DataError(f"{path}: {key}[{index}] has {invalid[0]} {entry[invalid[0]]!r}, which is not an integer")
     return entries
-
-
-def prepare_boxes(source: Path, out: Path, instances: Path | None = None) -> BoxCounts:
-    """Writes boxes of images in the format of `comodal prepare regions --from boxes`.
-
-    Args:
-        source: An instances.json (COCO, RefCOCO), all of whose objects are taken; MAttNet's JSON of detections; VCR's
-            folder of images and metadata.
-        out: The JSON Lines file to write.
-        instances: The instances.json with the images of MAttNet's detections.
-
-    Returns:
-        The numbers of images and boxes.
-
-    Raises:
-        DataError: A file cannot be read, or has another format.
-
-    Examples:
-        comodal prepare boxes vcr1images/ boxes.jsonl
-        comodal prepare boxes refcoco+/instances.json boxes.jsonl
-        comodal prepare boxes res101_coco_minus_refer_notime_dets.json boxes.jsonl --instances refcoco+/instances.json
-    """
-    if source.is_dir():
-        return write_vcr_boxes(source, out)
-    content = read_json(source)
-    is_detections = isinstance(content, list)
-    if is_detections and instances is None:
-        raise DataError(
-            f"{source} has detections, which refer to images by id: pass --instances instances.json as well"
-        )
-    images = read_coco_entries(instances if is_detections and instances else source, "images", ("id", "file_name"))
-    names = {entry["id"]: str(entry["file_name"]) for entry in images}
-    entries = content if is_detections else read_coco_entries(source, "annotations", ("image_id", "bbox"))
-    boxes: dict[str, list[tuple[float, float, float, float]]] = {name: [] for name in names.values()}
-    for index, entry in enumerate(entries):
-        key = "box" if is_detections else "bbox"
-        image_id = entry.get("image_id") if isinstance(entry, dict) else None
-        if not isinstance(image_id, int) or key not in entry or image_id not in names:
-            raise DataError(
-                f"{source}, entry {index}: no {key!r}, or of an image that {instances or source} does not have"
-            )
-        left, top, right, bottom = convert_to_corners(source, entry, key)
-        score = entry.get("score", 1.0)
-        if not isinstance(score, int | float):
-            raise DataError(f"{source}, entry {index}: score {score!r} is not a number")
-        if (not is_detections or score >= MIN_MATTNET_SCORE) and right > left and bottom > top:
-            boxes[names[image_id]].append((left, top, right, bottom))
-    origin = {
-        "from": f"{source.name}, {f'detections of {MIN_MATTNET_SCORE} or more' if is_detections else 'all its objects'}"
-    }
-    lines = [
-        json.dumps({"image": name, "boxes": image_boxes} | origin) for name, image_boxes in boxes.items() if image_boxes
-    ]
-    write_bytes_atomically(out, ("\n".join(lines) + "\n").encode())
-    return BoxCounts(len(lines), sum(map(len, boxes.values())))
