@@ -123,6 +123,10 @@ TASKS = Registry(
             "comodal.tasks.correspondence.avc_evaluation:evaluate_avc",
             "audio-visual correspondence of clips: accuracy, by class, cross-modal ranking",
         ),
+        "localization": RegistryEntry(
+            "comodal.tasks.localization.source_localization:evaluate_localization",
+            "Flickr-SoundNet or VGG-SS: where in an image a sound comes from, also with negative audio",
+        ),
         "esc50": RegistryEntry(
             "comodal.tasks.audio.esc50:evaluate_esc50", "ESC-50 or ESC-10, compared with two baselines"
         ),

@@ -223,7 +223,7 @@ class AVENet(PretrainedModel, nn.Module):
         """The logits (mismatch, match) of the embeddings of pairs."""
         if self.config.comparison == "distance":
             return self.decide(torch.linalg.vector_norm(image - audio, dim=1))
-        return self.decide(torch.einsum("npd,nd->np", self.split_positions(image), audio).amax(1))
+        return self.decide(self.compare_positions("npd,nd->np", self.split_positions(image), audio).amax(1))
 
     def fuse_all_pairs(
         self, image: Float[Tensor, "images image_features"], audio: Float[Tensor, "clips features"]
@@ -239,7 +239,7 @@ class AVENet(PretrainedModel, nn.Module):
         """The similarity of every image with every audio: the cosine, or AVOL-Net's maximum over the positions."""
         if self.config.comparison == "distance":
             return image @ audio.T
-        return torch.einsum("npd,md->npm", self.split_positions(image), audio).amax(1)
+        return self.compare_positions("npd,md->npm", self.split_positions(image), audio).amax(1)
 
     def decide(self, comparison: Float[Tensor, "*pairs"]) -> Float[Tensor, "*pairs 2"]:
         """The logits (mismatch, match) of distances, or of AVOL-Net's maximal scores.
@@ -249,6 +249,16 @@ class AVENet(PretrainedModel, nn.Module):
         """
         logits = comparison[..., None] * self.decision.weight[:, 0] + self.decision.bias
         return logits if self.config.comparison == "distance" else F.pad(logits, (1, 0))
+
+    def compare_positions(
+        self, products: str, positions: Float[Tensor, "*positions dim"], audio: Float[Tensor, "audios dim"]
+    ) -> Float[Tensor, "*scores"]:
+        """AVOL-Net's scores: the products of position and audio embeddings, as in `torch.einsum`, averaged over `dim`.
+
+        Departs from the paper, which does not divide by `dim`. conv7 multiplies the score, so the network can compute
+        the same. Initial scores have a standard deviation of about 0.1; undivided they have 14, and training fails.
+        """
+        return torch.einsum(products, positions, audio) / self.config.embedding_dim
 
     def split_positions(self, image: Float[Tensor, "images image_features"]) -> Float[Tensor, "images positions dim"]:
         """AVOL-Net's embeddings of the positions of images."""
@@ -261,12 +271,25 @@ class AVENet(PretrainedModel, nn.Module):
 
         AVOL-Net is trained for it. AVE-Net scores each position as if it were the whole image, as L3-Net does.
         """
-        image_map, audio_features = self.compute_image_map(image), self.compute_audio_features(audio)
-        rows = image_map.permute(0, 2, 3, 1).flatten(0, 2)
-        positions = self.image_head(rows).float().view(len(image_map), -1, self.config.embedding_dim)
+        return self.score_positions(self.compute_position_features(image), self.compute_audio_features(audio))
+
+    def compute_position_features(
+        self, image: UInt8[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch rows columns dim"]:
+        """The embedding of each position of the last map of the image tower."""
+        image_map = self.compute_image_map(image)
+        batch, _, rows, columns = image_map.shape
+        positions = self.image_head(image_map.permute(0, 2, 3, 1).flatten(0, 2)).float()
+        positions = positions.view(batch, rows, columns, self.config.embedding_dim)
+        return F.normalize(positions, dim=3) if self.config.comparison == "distance" else positions
+
+    def score_positions(
+        self, positions: Float[Tensor, "batch rows columns dim"], audio: Float[Tensor, "batch dim"]
+    ) -> Float[Tensor, "batch rows columns"]:
+        """The logit of match minus that of mismatch of each position, with the audio of its image."""
         if self.config.comparison == "distance":
-            compared = torch.linalg.vector_norm(F.normalize(positions, dim=2) - audio_features[:, None], dim=2)
+            compared = torch.linalg.vector_norm(positions - audio[:, None, None], dim=3)
         else:
-            compared = torch.einsum("npd,nd->np", positions, audio_features)
+            compared = self.compare_positions("nrcd,nd->nrc", positions, audio)
         logits = self.decide(compared)
-        return (logits[..., 1] - logits[..., 0]).view(len(image_map), *image_map.shape[2:])
+        return logits[..., 1] - logits[..., 0]
