@@ -127,6 +127,9 @@ TASKS = Registry(
             "comodal.tasks.localization.source_localization:evaluate_localization",
             "Flickr-SoundNet or VGG-SS: where in an image a sound comes from, also with negative audio",
         ),
+        "ave": RegistryEntry(
+            "comodal.tasks.clip_events.ave:evaluate_ave", "AVE: the event of each second of a video, by a linear probe"
+        ),
         "esc50": RegistryEntry(
             "comodal.tasks.audio.esc50:evaluate_esc50", "ESC-50 or ESC-10, compared with two baselines"
         ),

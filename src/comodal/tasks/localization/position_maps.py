@@ -5,12 +5,11 @@ another image (off-screen). Each audio file is read once and becomes one vector;
 with all its vectors.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple
 
-import joblib
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64, UInt8
@@ -23,30 +22,16 @@ from comodal.media.image import read_image
 from comodal.media.storage.suffixes import AUDIO_SUFFIXES, IMAGE_SUFFIXES
 from comodal.models.ave_net.ave_net import AVENet
 from comodal.models.l3net.l3net import L3Net
-from comodal.progress import track_progress
 from comodal.tasks.audio.audio_features import LabeledAudioFile, read_all_samples
 from comodal.tasks.correspondence.clip_features import choose_forward_batch
 from comodal.tasks.evaluation.metrics import check_finite_scores
-from comodal.tasks.evaluation.unreadable_files import FileType, try_read
+from comodal.tasks.evaluation.threaded_reading import read_batches
 from comodal.tasks.localization.sounding_boxes import SoundingImage
 
 FRAME_FOLDER, AUDIO_FOLDER = "frames", "audio"  # as in the published scripts
 NEGATIVE_AUDIO = ("silence", "noise", "offscreen")
 AUDIO_KINDS = ("own", *NEGATIVE_AUDIO)
 NOISE_STREAM, OFFSCREEN_STREAM = 1, 2  # separate the random states of one seed
-
-T = TypeVar("T")
-
-
-@runtime_checkable
-class LocalizingModel(Protocol):
-    """A model that scores each position of an image with audio: an L3-Net, an AVE-Net or an AVOL-Net."""
-
-    def compute_position_features(self, image: Tensor, /) -> Tensor: ...
-
-    def compute_audio_features(self, audio: Tensor, /) -> Tensor: ...
-
-    def score_positions(self, positions: Tensor, audio: Tensor, /) -> Tensor: ...
 
 
 class FrameFile(NamedTuple):
@@ -130,30 +115,6 @@ def read_center_audio(audio: LabeledAudioFile, sample_rate: int, length: int) ->
         return np.resize(samples, length)
     start = (len(samples) - length) // 2
     return samples[start : start + length]
-
-
-def read_batches(
-    read_file: Callable[[FileType], T], files: Sequence[FileType], size: int, workers: int, label: str
-) -> Iterator[tuple[list[int], list[T], dict[int, MediaError]]]:
-    """Reads files in threads.
-
-    Yields:
-        The indices of a batch of files that can be read, what was read, and the errors of the others by index.
-    """
-    parallel = joblib.Parallel(n_jobs=workers, prefer="threads", return_as="generator")
-    contents = parallel(joblib.delayed(try_read)(read_file, file) for file in files)
-    indices: list[int] = []
-    batch: list[T] = []
-    problems: dict[int, MediaError] = {}
-    for index, content in enumerate(track_progress(contents, label, total=len(files))):
-        if isinstance(content, MediaError):
-            problems[index] = content
-        else:
-            indices.append(index)
-            batch.append(content)
-        if len(batch) == size or index + 1 == len(files):
-            yield indices, batch, problems
-            indices, batch, problems = [], [], {}
 
 
 def draw_noise(seed: int, index: int, length: int) -> Float32[np.ndarray, " samples"]:
