@@ -130,6 +130,10 @@ TASKS = Registry(
         "ave": RegistryEntry(
             "comodal.tasks.clip_events.ave:evaluate_ave", "AVE: the event of each second of a video, by a linear probe"
         ),
+        "vggsounder": RegistryEntry(
+            "comodal.tasks.clip_events.vggsounder:evaluate_vggsounder",
+            "VGGSounder: several labels of each video, audible or visible, by linear probes",
+        ),
         "esc50": RegistryEntry(
             "comodal.tasks.audio.esc50:evaluate_esc50", "ESC-50 or ESC-10, compared with two baselines"
         ),
