@@ -171,9 +171,13 @@ class AVENet(PretrainedModel, nn.Module):
         self.init_decision()
 
     def init_decision(self) -> None:
-        """A small distance, or a large score, is a match. The paper states the sign alone; the values are ours."""
+        """A small distance, or a large score, is a match. The paper states the sign alone; the values are ours.
+
+        AVOL-Net's weight is the inverse of the dimension. With a weight of 1, initial scores have a standard deviation
+        of about 14, and training does not begin.
+        """
         is_distance = self.config.comparison == "distance"
-        nn.init.constant_(self.decision.weight, 1.0)
+        nn.init.constant_(self.decision.weight, 1.0 if is_distance else 1.0 / self.config.embedding_dim)
         nn.init.zeros_(self.decision.bias)
         if is_distance:
             with torch.no_grad():
@@ -223,7 +227,7 @@ class AVENet(PretrainedModel, nn.Module):
         """The logits (mismatch, match) of the embeddings of pairs."""
         if self.config.comparison == "distance":
             return self.decide(torch.linalg.vector_norm(image - audio, dim=1))
-        return self.decide(self.compare_positions("npd,nd->np", self.split_positions(image), audio).amax(1))
+        return self.decide(torch.einsum("npd,nd->np", self.split_positions(image), audio).amax(1))
 
     def fuse_all_pairs(
         self, image: Float[Tensor, "images image_features"], audio: Float[Tensor, "clips features"]
@@ -231,15 +235,23 @@ class AVENet(PretrainedModel, nn.Module):
         """The logits of every image with every audio."""
         if self.config.comparison == "distance":
             return self.decide(torch.cdist(image, audio, compute_mode="donot_use_mm_for_euclid_dist"))
-        return self.decide(self.score_all_pairs(image, audio))
+        return self.decide(self.compute_best_products(image, audio))
 
     def score_all_pairs(
         self, image: Float[Tensor, "images image_features"], audio: Float[Tensor, "clips features"]
     ) -> Float[Tensor, "images clips"]:
-        """The similarity of every image with every audio: the cosine, or AVOL-Net's maximum over the positions."""
+        """The similarity of every image with every audio, as a contrastive loss takes it: the cosine, or AVOL-Net's
+        maximum over the positions, divided by the dimension of the embeddings.
+        """
         if self.config.comparison == "distance":
             return image @ audio.T
-        return self.compare_positions("npd,md->npm", self.split_positions(image), audio).amax(1)
+        return self.compute_best_products(image, audio) / self.config.embedding_dim
+
+    def compute_best_products(
+        self, image: Float[Tensor, "images image_features"], audio: Float[Tensor, "clips features"]
+    ) -> Float[Tensor, "images clips"]:
+        """AVOL-Net's maximum over the positions of every image, of the scalar product with every audio."""
+        return torch.einsum("npd,md->npm", self.split_positions(image), audio).amax(1)
 
     def decide(self, comparison: Float[Tensor, "*pairs"]) -> Float[Tensor, "*pairs 2"]:
         """The logits (mismatch, match) of distances, or of AVOL-Net's maximal scores.
@@ -249,16 +261,6 @@ class AVENet(PretrainedModel, nn.Module):
         """
         logits = comparison[..., None] * self.decision.weight[:, 0] + self.decision.bias
         return logits if self.config.comparison == "distance" else F.pad(logits, (1, 0))
-
-    def compare_positions(
-        self, products: str, positions: Float[Tensor, "*positions dim"], audio: Float[Tensor, "audios dim"]
-    ) -> Float[Tensor, "*scores"]:
-        """AVOL-Net's scores: the products of position and audio embeddings, as in `torch.einsum`, averaged over `dim`.
-
-        Departs from the paper, which does not divide by `dim`. conv7 multiplies the score, so the network can compute
-        the same. Initial scores have a standard deviation of about 0.1; undivided they have 14, and training fails.
-        """
-        return torch.einsum(products, positions, audio) / self.config.embedding_dim
 
     def split_positions(self, image: Float[Tensor, "images image_features"]) -> Float[Tensor, "images positions dim"]:
         """AVOL-Net's embeddings of the positions of images."""
@@ -290,6 +292,6 @@ class AVENet(PretrainedModel, nn.Module):
         if self.config.comparison == "distance":
             compared = torch.linalg.vector_norm(positions - audio[:, None, None], dim=3)
         else:
-            compared = self.compare_positions("nrcd,nd->nrc", positions, audio)
+            compared = torch.einsum("nrcd,nd->nrc", positions, audio)
         logits = self.decide(compared)
         return logits[..., 1] - logits[..., 0]

@@ -109,8 +109,7 @@ def evaluate_vggsounder(
         CheckpointError: The folder holds no such model.
 
     Examples:
-        comodal evaluate vggsounder --model RUN --data vggsound/ --labels vggsounder+background-music.csv
-            --train-list vggsound.csv --out results/vggsounder
+        comodal evaluate vggsounder --model RUN --data clips/ --labels vggsounder.csv --train-list vggsound.csv
     """
     evaluation.check()
     trained, compute = load_embedding_model(model), evaluation.resolve()
