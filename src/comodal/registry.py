@@ -131,6 +131,17 @@ TASKS = Registry(
             "comodal.tasks.correspondence.avc_evaluation:evaluate_avc",
             "audio-visual correspondence of clips: accuracy, by class, cross-modal ranking",
         ),
+        "localization": RegistryEntry(
+            "comodal.tasks.localization.source_localization:evaluate_localization",
+            "Flickr-SoundNet or VGG-SS: where in an image a sound comes from, also with negative audio",
+        ),
+        "ave": RegistryEntry(
+            "comodal.tasks.clip_events.ave:evaluate_ave", "AVE: the event of each second of a video, by a linear probe"
+        ),
+        "vggsounder": RegistryEntry(
+            "comodal.tasks.clip_events.vggsounder:evaluate_vggsounder",
+            "VGGSounder: several labels of each video, audible or visible, by linear probes",
+        ),
         "esc50": RegistryEntry(
             "comodal.tasks.audio.esc50:evaluate_esc50", "ESC-50 or ESC-10, compared with three baselines"
         ),

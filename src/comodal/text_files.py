@@ -1,4 +1,4 @@
-"""Readers of text, JSON, JSON Lines, CSV and YAML files, used by the whole package.
+"""Readers of text, JSON, JSON Lines, CSV, YAML and XML files, used by the whole package.
 
 Text is UTF-8, with or without a byte order mark; UTF-16 and UTF-32 are rejected. Lines end at LF, CRLF or CR only:
 `str.splitlines` also splits at U+2028, U+0085 and others, which occur inside captions and vocabularies. JSON and YAML
@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
 
 import yaml
 
@@ -27,6 +29,7 @@ MAX_CONFIG_BYTES = 1 << 20  # settings, descriptions of models and stores
 MAX_NESTING_DEPTH = 64  # of JSON and YAML; official annotations have up to 8 levels
 MAX_CHECKED_CHARACTERS = 1 << 24  # characters of JSON; longer texts only have Python's own limit of levels
 MAX_FIELD_CHARACTERS = 1 << 20  # characters of a cell of a CSV file
+MAX_XML_BYTES = 1 << 20  # official annotations of an image have a few thousand
 
 ErrorType = type[ComodalError]
 PairsHook = Callable[[list[tuple[str, Any]]], Any]
@@ -292,3 +295,31 @@ def describe_type(value: Any) -> str:
 def is_valid_unicode(text: str) -> bool:
     """Whether a text can be written as UTF-8; half of a surrogate pair, which JSON permits as an escape, cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def read_xml(path: Path, max_bytes: int = MAX_XML_BYTES) -> Element:
+    """The root of an XML file. A document type declaration is refused, since entities can expand or load files.
+
+    Raises:
+        DataError: The file cannot be read, is too large, is damaged, or declares a document type.
+    """
+
+    def refuse(*_: object) -> None:
+        raise DataError(f"{path}: rejected: it declares a document type, which annotations of images do not")
+
+    builder, parser = TreeBuilder(), expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    try:
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise DataError(f"{path}: more than {max_bytes:,} bytes; annotations of an image have a few thousand")
+        parser.Parse(content, True)
+        return builder.close()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    except (expat.ExpatError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
+        raise DataError(f"{path}: damaged XML ({error})") from error

@@ -67,14 +67,9 @@ def predict_by_position(
         position_margins = model.localize(image.to(device), audio.to(device))
         return LocalizationResult((logits[:, 1] - logits[:, 0]).float().cpu(), position_margins.float().cpu())
     maps = encode_both_towers(model, image, audio)
-    audio_features = maps.audio_features
-    image_margin = compute_match_margin(model, maps.image_features, audio_features)
-    batch, _, rows, columns = maps.image_map.shape
-    position_features = maps.image_map.permute(0, 2, 3, 1).flatten(0, 2)
-    position_margins = compute_match_margin(
-        model, position_features, audio_features.repeat_interleave(rows * columns, 0)
-    )
-    return LocalizationResult(image_margin.float().cpu(), position_margins.view(batch, rows, columns).float().cpu())
+    image_margin = compute_match_margin(model, maps.image_features, maps.audio_features)
+    position_margins = model.score_positions(maps.image_map.permute(0, 2, 3, 1), maps.audio_features)
+    return LocalizationResult(image_margin.float().cpu(), position_margins.float().cpu())
 
 
 @torch.inference_mode()

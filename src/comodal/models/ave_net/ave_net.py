@@ -171,9 +171,13 @@ class AVENet(PretrainedModel, nn.Module):
         self.init_decision()
 
     def init_decision(self) -> None:
-        """A small distance, or a large score, is a match. The paper states the sign alone; the values are ours."""
+        """A small distance, or a large score, is a match. The paper states the sign alone; the values are ours.
+
+        AVOL-Net's weight is the inverse of the dimension. With a weight of 1, initial scores have a standard deviation
+        of about 14, and training does not begin.
+        """
         is_distance = self.config.comparison == "distance"
-        nn.init.constant_(self.decision.weight, 1.0)
+        nn.init.constant_(self.decision.weight, 1.0 if is_distance else 1.0 / self.config.embedding_dim)
         nn.init.zeros_(self.decision.bias)
         if is_distance:
             with torch.no_grad():
@@ -231,14 +235,22 @@ class AVENet(PretrainedModel, nn.Module):
         """The logits of every image with every audio."""
         if self.config.comparison == "distance":
             return self.decide(torch.cdist(image, audio, compute_mode="donot_use_mm_for_euclid_dist"))
-        return self.decide(self.score_all_pairs(image, audio))
+        return self.decide(self.compute_best_products(image, audio))
 
     def score_all_pairs(
         self, image: Float[Tensor, "images image_features"], audio: Float[Tensor, "clips features"]
     ) -> Float[Tensor, "images clips"]:
-        """The similarity of every image with every audio: the cosine, or AVOL-Net's maximum over the positions."""
+        """The similarity of every image with every audio, as a contrastive loss takes it: the cosine, or AVOL-Net's
+        maximum over the positions, divided by the dimension of the embeddings.
+        """
         if self.config.comparison == "distance":
             return image @ audio.T
+        return self.compute_best_products(image, audio) / self.config.embedding_dim
+
+    def compute_best_products(
+        self, image: Float[Tensor, "images image_features"], audio: Float[Tensor, "clips features"]
+    ) -> Float[Tensor, "images clips"]:
+        """AVOL-Net's maximum over the positions of every image, of the scalar product with every audio."""
         return torch.einsum("npd,md->npm", self.split_positions(image), audio).amax(1)
 
     def decide(self, comparison: Float[Tensor, "*pairs"]) -> Float[Tensor, "*pairs 2"]:
@@ -261,12 +273,25 @@ class AVENet(PretrainedModel, nn.Module):
 
         AVOL-Net is trained for it. AVE-Net scores each position as if it were the whole image, as L3-Net does.
         """
-        image_map, audio_features = self.compute_image_map(image), self.compute_audio_features(audio)
-        rows = image_map.permute(0, 2, 3, 1).flatten(0, 2)
-        positions = self.image_head(rows).float().view(len(image_map), -1, self.config.embedding_dim)
+        return self.score_positions(self.compute_position_features(image), self.compute_audio_features(audio))
+
+    def compute_position_features(
+        self, image: UInt8[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch rows columns dim"]:
+        """The embedding of each position of the last map of the image tower."""
+        image_map = self.compute_image_map(image)
+        batch, _, rows, columns = image_map.shape
+        positions = self.image_head(image_map.permute(0, 2, 3, 1).flatten(0, 2)).float()
+        positions = positions.view(batch, rows, columns, self.config.embedding_dim)
+        return F.normalize(positions, dim=3) if self.config.comparison == "distance" else positions
+
+    def score_positions(
+        self, positions: Float[Tensor, "batch rows columns dim"], audio: Float[Tensor, "batch dim"]
+    ) -> Float[Tensor, "batch rows columns"]:
+        """The logit of match minus that of mismatch of each position, with the audio of its image."""
         if self.config.comparison == "distance":
-            compared = torch.linalg.vector_norm(F.normalize(positions, dim=2) - audio_features[:, None], dim=2)
+            compared = torch.linalg.vector_norm(positions - audio[:, None, None], dim=3)
         else:
-            compared = torch.einsum("npd,nd->np", positions, audio_features)
+            compared = torch.einsum("nrcd,nd->nrc", positions, audio)
         logits = self.decide(compared)
-        return (logits[..., 1] - logits[..., 0]).view(len(image_map), *image_map.shape[2:])
+        return logits[..., 1] - logits[..., 0]

@@ -167,6 +167,20 @@ class L3Net(PretrainedModel, nn.Module):
         hidden = F.linear(image, image_weight, self.fc1.bias)[:, None] + F.linear(audio, audio_weight)
         return self.fc2(F.relu(hidden))
 
+    def compute_position_features(
+        self, image: UInt8[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch rows columns features"]:
+        """The vector of each position of the last map; `compute_image_features` is their maximum."""
+        return self.image_tower(self.normalize_image(image)).permute(0, 2, 3, 1)
+
+    def score_positions(
+        self, positions: Float[Tensor, "batch rows columns features"], audio: Float[Tensor, "batch features"]
+    ) -> Float[Tensor, "batch rows columns"]:
+        """The logit of match minus that of mismatch of each position, scored as if it were the whole image."""
+        _, rows, columns, _ = positions.shape
+        logits = self.fuse_pairs(positions.flatten(0, 2), audio.repeat_interleave(rows * columns, 0))
+        return (logits[:, 1] - logits[:, 0]).view(-1, rows, columns)
+
     def normalize_image(self, image: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Scales uint8 to [-1, 1] (l3embedding, data/avc/sample.py).
 

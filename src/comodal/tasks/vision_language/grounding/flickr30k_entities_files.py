@@ -12,12 +12,11 @@ import re
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree.ElementTree import Element, TreeBuilder
-from xml.parsers import expat
+from xml.etree.ElementTree import Element
 
 from comodal.errors import DataError
 from comodal.tasks.vision_language.grounding.refcoco_files import ReferringExpression
-from comodal.text_files import read_lines
+from comodal.text_files import read_lines, read_xml
 
 PHRASE_PATTERN = re.compile(r"\[/EN#(\d+)/(\S+) ([^\[]*?)\](?=\s|$)")
 PHRASE_START = "[/EN#"
@@ -26,7 +25,6 @@ REASON_NOT_VISUAL = "phrase of no entity (not visual)"
 REASON_WHOLE_SCENE = "entity is the scene as a whole"
 REASON_ENTITY_NO_BOX = "entity has no box"
 BOX_FIELDS = ("xmin", "ymin", "xmax", "ymax")
-MAX_XML_BYTES = 1 << 20  # bytes; official annotations have a few thousand per image
 MAX_COORDINATE = 1 << 20  # pixels
 
 EntityBox = tuple[float, float, float, float]
@@ -147,7 +145,10 @@ def read_entity_boxes(path: Path) -> EntityBoxes:
         DataError: The file cannot be read, or is not Flickr30k Entities'.
     """
     entity_boxes = EntityBoxes({}, set())
-    for index, element in enumerate(read_xml(path).findall("object")):
+    root = read_xml(path)
+    if root.tag != "annotation":
+        raise DataError(f"{path}: its root is {root.tag:.40}; expected annotation")
+    for index, element in enumerate(root.findall("object")):
         names = [name.text.strip() for name in element.findall("name") if name.text and name.text.strip()]
         if not names:
             raise DataError(f"{path}, object {index}: it has no entity name")
@@ -180,36 +181,3 @@ def parse_entity_box(path: Path, index: int, box_element: Element) -> EntityBox:
 def enclose_boxes(first: EntityBox, second: EntityBox) -> EntityBox:
     """The smallest box that encloses two boxes."""
     return min(first[0], second[0]), min(first[1], second[1]), max(first[2], second[2]), max(first[3], second[3])
-
-
-def read_xml(path: Path) -> Element:
-    """The root of an XML file. A document type declaration is refused, since entities can expand or load files.
-
-    Raises:
-        DataError: The file cannot be read, is too large, is damaged, or declares a document type.
-    """
-
-    def refuse(*_: object) -> None:
-        raise DataError(f"{path}: rejected: it declares a document type, which Flickr30k Entities' annotations do not")
-
-    builder, parser = TreeBuilder(), expat.ParserCreate()
-    parser.StartDoctypeDeclHandler = refuse
-    parser.StartElementHandler = builder.start
-    parser.EndElementHandler = builder.end
-    parser.CharacterDataHandler = builder.data
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_XML_BYTES + 1)
-        if len(content) > MAX_XML_BYTES:
-            raise DataError(
-                f"{path}: more than {MAX_XML_BYTES:,} bytes; official annotations of an image have a few thousand"
-            )
-        parser.Parse(content, True)
-        root = builder.close()
-    except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
-    except (expat.ExpatError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
-        raise DataError(f"{path}: damaged XML ({error})") from error
-    if root.tag != "annotation":
-        raise DataError(f"{path}: its root is {root.tag:.40}; expected annotation")
-    return root
