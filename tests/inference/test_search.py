@@ -18,7 +18,8 @@ from comodal.data.captions.caption_dataset import prepend_full_image
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
 from comodal.inference.image_search import search_index
-from comodal.inference.image_search.search import Searcher, open_index
+from comodal.inference.image_search.search import Searcher
+from comodal.inference.image_search.search_command import open_index
 from comodal.inference.image_search.search_first_stage import FirstStage, FirstStageTraining
 from comodal.inference.vision_language import load_vision_language
 from comodal.media.tokenizer import WordPieceTokenizer
@@ -103,7 +104,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def names_of(searcher: Searcher, text: str = TEXT, top: int = 10) -> list[str]:
-    return [hit.image.name for hit in searcher.search(text, top).best]
+    return [hit.path.name for hit in searcher.search(text, top).best]
 
 
 def plainly(photos: Path, run: Path, text: str, out: Path) -> list[tuple[str, float]]:
@@ -141,9 +142,9 @@ def test_what_the_model_scores_it_scores_as_plain_passes_do(world: Path, photos:
     searcher = open_index(photos, run, rerank=rerank, precision="fp32")
     found = searcher.search(TEXT, top_k=rerank)
     assert (searcher.stage is None) == (rerank == 16) and found.num_scored == rerank == len(found.best)
-    kept = {hit.image.name for hit in found.best}
+    kept = {hit.path.name for hit in found.best}
     expected = [(name, share) for name, share in expected if name in kept]
-    assert [hit.image.name for hit in found.best] == [name for name, _ in expected]
+    assert [hit.path.name for hit in found.best] == [name for name, _ in expected]
     np.testing.assert_allclose([hit.score for hit in found.best], [share for _, share in expected], atol=1e-5)
     assert expected[0][1] - expected[-1][1] > 0.01 and len(kept) == rerank
 
@@ -152,7 +153,7 @@ def test_a_score_is_what_align_says_of_the_picture(world: Path, photos: Path):
     found = open_index(photos, world / "run", precision="fp32").search(TEXT, top_k=3)
     answerer = comodal.load(world / "run", precision="fp32")
     for hit in found.best:
-        (said,) = answerer.score(answerer.encode_image(hit.image), [TEXT])
+        (said,) = answerer.score(answerer.encode_image(hit.path), [TEXT])
         assert hit.score == pytest.approx(said.probability, abs=2e-3)  # the index is fp16
 
 
@@ -192,7 +193,7 @@ def test_a_model_that_is_fine_tuned_for_retrieval_searches_by_its_own_head(world
     answerer = load_vision_language(run)
     tokens = answerer.tokenizer.encode(TEXT)
     scores = [
-        float(answerer.compute_head_scores("score", "retrieval", tokens, answerer.encode_image(hit.image))[0])
+        float(answerer.compute_head_scores("score", "retrieval", tokens, answerer.encode_image(hit.path))[0])
         for hit in found.best
     ]
     np.testing.assert_allclose([hit.score for hit in found.best], scores, atol=2e-2)
@@ -230,7 +231,7 @@ def test_the_index_follows_the_folder(world: Path, photos: Path, tmp_path: Path,
     for left, right in NAMES[::5]:
         text = f"a {left} thing left of a {right} thing"
         found, expected = searcher.search(text, 4).best, fresh.search(text, 4).best
-        assert [hit.image for hit in found] == [hit.image for hit in expected]
+        assert [hit.path for hit in found] == [hit.path for hit in expected]
         assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], rel=1e-6)
     shutil.rmtree(photos / "holiday")
     assert len(open_index(photos, run, index, rerank=4).images) == 8 and len(read) == 2 + 16
@@ -239,7 +240,7 @@ def test_the_index_follows_the_folder(world: Path, photos: Path, tmp_path: Path,
 def test_one_more_picture_leaves_the_others_where_they_are(world: Path, photos: Path, tmp_path: Path):
     index = tmp_path / "index"
     open_index(photos, world / "run", index, rerank=4)
-    files = [path for path in index.rglob("*") if path.suffix in {".bin", ".vectors", ".safetensors"}]
+    files = [path for path in index.rglob("*") if path.suffix in {".bin", ".rows", ".safetensors"}]
     before = {path: (path.stat().st_ino, path.read_bytes()) for path in files}
     paint(photos / "a.png", "blue", "blue", 7)
     searcher = open_index(photos, world / "run", index, rerank=4)
@@ -333,9 +334,9 @@ def test_the_command_line(world: Path, photos: Path, tmp_path: Path, capsys: pyt
     assert main([*words, "--top-k", "3", "--json", "--out", str(page), "--precision", "bf16"]) == 0
     out, err = capsys.readouterr()
     told = json.loads(out)
-    assert (told["num_images"], told["num_scored"], len(told["best"])) == (16, 5, 3)
+    assert (told["num_files"], told["num_scored"], len(told["best"])) == (16, 5, 3)
     assert told["recall"] == 1.0 and 0 < told["first_stage_milliseconds"] < 1000 * told["seconds"]
-    assert all(Path(hit["image"]).is_file() and 0 < hit["score"] < 1 for hit in told["best"])
+    assert all(Path(hit["path"]).is_file() and 0 < hit["score"] < 1 for hit in told["best"])
     assert "first stage: 16 images in" in err and "5 images kept" in err
     assert "measured on 16 held-out captions: recall of the first 5 of 16 images" in err
     read = check_page(page.read_text())

@@ -14,6 +14,7 @@ from comodal.data.captions.caption_dataset import prepend_full_image
 from comodal.data.regions.region_compatibility import REGION_SETTINGS_FILE
 from comodal.errors import CheckpointError, MediaError
 from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
+from comodal.inference.joint_space.folder_index import FindKind, FolderIndex, open_folder_index
 from comodal.media.tokenizer import DEFAULT_MAX_TOKENS, WordPieceTokenizer
 from comodal.media.user_inputs import check_texts, to_path, to_rgb_array
 from comodal.models.checkpoint import find_model_folder, load_model
@@ -98,6 +99,22 @@ class DualEncoderPipeline:
         if not rows:
             raise ValueError("no images")
         return np.concatenate(rows)
+
+    def open_index(self, folder: Path | str, index: Path | str | None = None, find: FindKind = "auto") -> FolderIndex:
+        """A searcher for the images and videos of a folder; its index is built or updated at the first search.
+
+        Args:
+            folder: The folder.
+            index: Folder of the index; by default .comodal-index in the folder.
+            find: image; auto is the same.
+
+        Raises:
+            DataError: There is nothing to search, or the index is damaged or cannot be written.
+
+        Examples:
+            comodal.load("runs/dual").open_index("photos/").search("a dog on a beach").best
+        """
+        return open_folder_index(self, folder, index, find)
 
     def score(self, image: Any, texts: str | Sequence[str]) -> Float32[np.ndarray, " texts"]:
         """The cosine of an image with each text, from -1 to 1."""
