@@ -202,7 +202,7 @@ def test_a_search_of_images(gallery: Gallery):
         training = FirstStageTraining("", "", 1, 1)
         stage = FirstStage(training, maps, torch.zeros(1, dtype=torch.int64), torch.arange(4), vectors)
         found = Searcher(pipeline, images, stage, 2, compute).search(SENTENCES[0], 2)
-    assert [(hit.image.name, hit.score) for hit in found.best] == [("a", 0.5), ("b", 0.5)]
+    assert [(hit.path.name, hit.score) for hit in found.best] == [("a", 0.5), ("b", 0.5)]
 
 
 def test_the_dual_encoder_embeds_texts_and_images():
