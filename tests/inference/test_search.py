@@ -24,10 +24,12 @@ from comodal.inference.image_search.search_first_stage import FirstStage, FirstS
 from comodal.inference.vision_language import load_vision_language
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
+from comodal.models.dual_encoder.dual_encoder import DualEncoder, DualEncoderConfig
 from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig
 from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import StreamConfig
 from comodal.regions import extract
 from comodal.regions.extract import extract_regions
 from comodal.tasks.retrieval import first_stage
@@ -415,6 +417,45 @@ def test_boxes_can_be_given_and_are_remembered(world: Path, photos: Path, tmp_pa
     with pytest.raises(DataError, match=r"was built with boxes of .*boxes.jsonl, not grid: give another --index"):
         open_index(photos, run, tmp_path / "index", boxes="grid")
     assert len(open_index(photos, run, tmp_path / "other", boxes="grid").images) == 16
+
+
+# A dual encoder as first stage
+
+
+@pytest.fixture
+def dual_encoder(world: Path, tmp_path: Path) -> Path:
+    """A dual encoder of random weights with an image network of its own."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    words = WordPieceTokenizer.read(world / "run")
+    text = StreamConfig(16, 1, 2, 24)
+    sizes = {"image_backbone": "efficientnet_lite0", "image_size": 32}
+    torch.manual_seed(0)
+    save_model(DualEncoder(DualEncoderConfig(text, words.size, 20, 0, 2, 1280, 8, **sizes)), tmp_path / "dual", {})
+    words.save(tmp_path / "dual")
+    return tmp_path / "dual"
+
+
+def test_a_dual_encoder_chooses_what_the_model_scores(
+    world: Path, photos: Path, dual_encoder: Path, capsys: pytest.CaptureFixture
+):
+    """The nearest images by the product of its own embeddings, ordered by the model."""
+    (photos / "clip.mp4").write_bytes(b"no video, and not opened")
+    dual = comodal.load(dual_encoder, device="cpu", precision="fp32")
+    paths = sorted(photos.rglob("*.png"))
+    nearest = np.argsort(-(dual.embed_image(paths) @ dual.embed_text(TEXT)[0]))[:4]
+    words = ["search", str(photos), TEXT, "--model", str(world / "run"), "--first-stage", str(dual_encoder)]
+    words += ["--rerank", "4", "--top-k", "4", "--json", "--precision", "fp32"]
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    best = json.loads(out)["best"]
+    assert {Path(hit["path"]) for hit in best} == {paths[i] for i in nearest}
+    scores = {hit.path: hit.score for hit in open_index(photos, world / "run", precision="fp32").search(TEXT, 16).best}
+    assert [hit["score"] for hit in best] == pytest.approx(sorted((scores[paths[i]] for i in nearest), reverse=True))
+    assert "recall of the dual encoder" in err
+    assert main([*words, "--captions", str(world / "captions.jsonl"), "--regions", str(world / "store")]) == 1
+    assert "--first-stage is a trained dual encoder" in capsys.readouterr().err
+    assert main(["search", str(photos), str(paths[0]), "--model", str(world / "run")]) == 1
+    assert "is an image, and a ViLBERT searches by a text" in capsys.readouterr().err
 
 
 # What is refused

@@ -19,6 +19,7 @@ from comodal.data.captions.caption_image_dataset import (
     ImageAugmentation,
     read_square,
 )
+from comodal.data.image_ids import make_image_id
 from comodal.data.sources.image_folder import find_image_files
 from comodal.errors import DataError, check_number
 from comodal.files import fingerprint_file
@@ -30,7 +31,6 @@ from comodal.models.l3net.l3net import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
 from comodal.progress import track_progress
 from comodal.recipes.vilbert_options import CaptionLoading
 from comodal.recipes.vilbert_pretraining import MatchedPairs, split_captions
-from comodal.regions.image_list import make_image_id
 
 IMAGE_BATCH_SIZE = 64  # of the images whose features are computed once
 

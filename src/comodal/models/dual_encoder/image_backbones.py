@@ -3,6 +3,7 @@
 Each takes bytes, normalizes them as in its own training, and pools its last map to one vector.
 """
 
+import re
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from comodal.models.efficientnet_lite0 import (
 )
 
 TIMM_PREFIX = "timm/"
+TIMM_NAME_PATTERN = re.compile(
+    r"timm/[\w.-]+"
+)  # no address of a file or a repository: a model's folder may be of anyone
 
 
 class Lite0Backbone(nn.Module):
@@ -85,7 +89,7 @@ def build_image_backbone(name: str) -> ImageBackboneModule:
     """
     if name == LITE0:
         return Lite0Backbone()
-    if name.startswith(TIMM_PREFIX):
+    if TIMM_NAME_PATTERN.fullmatch(name):
         return TimmBackbone(name.removeprefix(TIMM_PREFIX))
     raise DataError(f"there is no image network {name!r}: pass {LITE0}, or {TIMM_PREFIX}NAME for a model of timm")
 
