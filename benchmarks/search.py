@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from comodal.data.regions.region_store import RegionStore
-from comodal.inference.image_search.search import Searcher, open_index
+from comodal.inference.image_search.search import Searcher
+from comodal.inference.image_search.search_command import open_index
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net
@@ -83,7 +84,7 @@ def timed_in_turn(searcher: Searcher, queries: list[str]) -> dict[str, list[floa
         for name in ways:
             seconds[name].append(found[name].seconds)
         seconds["first stage"].append((found["two stages"].first_stage_milliseconds or 0.0) / 1000)
-        first, second = ({hit.image for hit in each.best} for each in found.values())
+        first, second = ({hit.path for hit in each.best} for each in found.values())
         common.append(len(first & second) / len(second))
     print(f"of the {top} best of all pictures, two stages have {np.mean(common):.0%}")
     return seconds

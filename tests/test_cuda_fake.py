@@ -2,13 +2,25 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from comodal.data.batch import AudioVisualBatch, Batch, ClassificationBatch, ImageTextBatch, LabeledClipBatch
+from comodal.data.batch import (
+    AudioVisualBatch,
+    Batch,
+    CaptionImageBatch,
+    ClassificationBatch,
+    ImageTextBatch,
+    LabeledClipBatch,
+)
+from comodal.data.captions.caption_files import Caption
+from comodal.data.captions.caption_image_dataset import NO_AUGMENTATION, CaptionImageDataset
 from comodal.data.loader import Loader
+from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.ave_net.ave_net import SMALL_AVE_NET_CONFIG, AVENet
 from comodal.models.dual_encoder.dual_encoder import DualEncoder
 from comodal.models.l3net.clip_classifier import ClipClassifier, ClipClassifierConfig
@@ -25,6 +37,7 @@ from comodal.objectives.joint_embedding import ContrastiveEmbedding
 from comodal.objectives.pretraining import ViLBERTPretraining, count_target_columns
 from comodal.recipes.avc_pretraining import AVC_VARIANTS
 from comodal.recipes.clip_classification import ClipClassificationObjective
+from comodal.recipes.dual_encoder_training import compute_frozen_features
 from comodal.recipes.joint_training import JointObjective, JointTask
 from comodal.tasks.correspondence.clip_features import embed_batch
 from comodal.tasks.evaluation.l3net_fine_tuning import ClassificationObjective
@@ -211,3 +224,35 @@ def test_the_dual_encoder_trains(pooling: str, is_text_frozen: bool):
         keys=tuple("abc"),
     )
     train_on_the_fake_gpu(lambda: ImageTextContrastive(DualEncoder(config)), batch, "bf16")
+
+
+@pytest.mark.parametrize("is_image_frozen", [True, False])
+def test_the_dual_encoder_trains_on_pixels(is_image_frozen: bool):
+    config = replace(
+        DUAL, image_backbone="efficientnet_lite0", region_feature_dim=1280, is_image_frozen=is_image_frozen
+    )
+    batch = CaptionImageBatch(
+        token_ids=torch.ones(3, 7, dtype=torch.int64),
+        token_mask=torch.arange(7) < torch.tensor([[7], [4], [2]]),
+        text_features=torch.zeros(3, config.text.dim),
+        pixels=torch.zeros(3, 3, 32, 32, dtype=torch.uint8),
+        image_features=torch.zeros(3, 0),
+        image_rows=torch.tensor([0, 0, 1]),
+        keys=tuple("abc"),
+    )
+    train_on_the_fake_gpu(lambda: ImageTextContrastive(DualEncoder(config)), batch, "bf16")
+
+
+def test_features_of_frozen_encoders_are_computed_on_the_gpu(tmp_path: Path):
+    """Captions and images come from the CPU, and the features go back to it."""
+    tokenizer = WordPieceTokenizer.from_texts(["a dog"])
+    Image.new("RGB", (40, 40)).save(tmp_path / "a.png")
+    captions = [(Caption(("a",), "a dog", None, "0"), 0)]
+    samples = CaptionImageDataset(captions, tmp_path, ["a.png"], tokenizer, 0, 1, 8, 32, NO_AUGMENTATION)
+    config = replace(DUAL, vocabulary=tokenizer.size, image_backbone="efficientnet_lite0", region_feature_dim=1280)
+    with fake_gpu():
+        model = DualEncoder(config).to(GPU)
+        compute_frozen_features(model, [samples], GPU)
+    assert samples.text_features.shape == (1, config.text.dim) and samples.image_features.shape == (1, 1280)
+    assert samples.text_features.device.type == samples.image_features.device.type == "cpu"
+    assert samples.batch([(0, 0)]).pixels.numel() == 0

@@ -13,6 +13,7 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn
 from comodal.inference.audio_visual import AudioVisualPipeline
 from comodal.inference.ave_net_pipeline import JointEmbeddingPipeline
 from comodal.inference.embedder import Embedder, EmbedderOptions
+from comodal.inference.embedding_search.embedding_spaces import make_embedding_space
 from comodal.inference.image_search.search import Searcher
 from comodal.inference.image_search.search_first_stage import FirstStage, FirstStageTraining
 from comodal.inference.image_search.search_index import IndexedImages
@@ -202,7 +203,7 @@ def test_a_search_of_images(gallery: Gallery):
         training = FirstStageTraining("", "", 1, 1)
         stage = FirstStage(training, maps, torch.zeros(1, dtype=torch.int64), torch.arange(4), vectors)
         found = Searcher(pipeline, images, stage, 2, compute).search(SENTENCES[0], 2)
-    assert [(hit.image.name, hit.score) for hit in found.best] == [("a", 0.5), ("b", 0.5)]
+    assert [(hit.path.name, hit.score) for hit in found.best] == [("a", 0.5), ("b", 0.5)]
 
 
 def test_the_dual_encoder_embeds_texts_and_images():
@@ -213,6 +214,20 @@ def test_the_dual_encoder_embeds_texts_and_images():
         regions = torch.zeros(2, 3, DIM, device=GPU)
         assert pipeline.embed_text(SENTENCES[:2]).shape == (2, DUAL.embedding_dim)
         assert model.embed_image(regions, None).device == GPU
+
+
+def test_the_vectors_of_a_search():
+    """Of AVE-Net and of a dual encoder with an image network; the products are computed on the CPU."""
+    image, tokenizer = np.zeros((40, 40, 3), np.uint8), WordPieceTokenizer.from_texts(SENTENCES)
+    lite = {"image_backbone": "efficientnet_lite0", "region_feature_dim": 1280, "image_size": 32}
+    with fake_gpu(), torch.inference_mode():
+        model = DualEncoder(replace(DUAL, vocabulary=tokenizer.size, **lite)).eval().to(GPU)
+        dual = DualEncoderPipeline(Path(), model, tokenizer, {}, FakeCompute(precision="bf16"))
+        ave = JointEmbeddingPipeline(AVENet(SMALL_AVE_NET_CONFIG).eval().to(GPU), FakeCompute(precision="bf16"))
+        for pipeline in (dual, ave):
+            space = make_embedding_space(pipeline)
+            assert space.embed_images([image, image]).shape == (2, space.dims["image"])
+        assert space.embed_windows(np.zeros((2, space.sample_rate), np.float32)).shape == (2, space.dims["audio"])
 
 
 @pytest.mark.parametrize("given", [False, True])

@@ -41,7 +41,7 @@ from comodal.analysis.pages.token_page import TokenRegion, TokenUse, build_token
 from comodal.analysis.pages.unit_report import build_unit_parts
 from comodal.analysis.unit_activations import ClipExamples
 from comodal.hardware import Compute
-from comodal.inference.image_search.search import SearchHit, SearchResult, write_search_page
+from comodal.inference.embedding_search.search_results import SearchHit, SearchResult, write_search_page
 from comodal.media.image import encode_jpeg
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, make_small_l3net_config

@@ -13,7 +13,7 @@ from PIL import Image
 from comodal.cli.program import main
 from comodal.data.regions.region_store import RegionStore
 from comodal.files import fingerprint_file
-from comodal.inference.image_search.search import open_index
+from comodal.inference.image_search.search_command import open_index
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
 from comodal.models.vilbert.vilbert import ViLBERT

@@ -18,15 +18,18 @@ from comodal.data.captions.caption_dataset import prepend_full_image
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
 from comodal.inference.image_search import search_index
-from comodal.inference.image_search.search import Searcher, open_index
+from comodal.inference.image_search.search import Searcher
+from comodal.inference.image_search.search_command import open_index
 from comodal.inference.image_search.search_first_stage import FirstStage, FirstStageTraining
 from comodal.inference.vision_language import load_vision_language
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.models.checkpoint import save_model
+from comodal.models.dual_encoder.dual_encoder import DualEncoder, DualEncoderConfig
 from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
 from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.task_model import TaskModel, TaskModelConfig
 from comodal.models.vilbert.vilbert import ViLBERT
+from comodal.models.vilbert.vilbert_config import StreamConfig
 from comodal.regions import extract
 from comodal.regions.extract import extract_regions
 from comodal.tasks.retrieval import first_stage
@@ -103,7 +106,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def names_of(searcher: Searcher, text: str = TEXT, top: int = 10) -> list[str]:
-    return [hit.image.name for hit in searcher.search(text, top).best]
+    return [hit.path.name for hit in searcher.search(text, top).best]
 
 
 def plainly(photos: Path, run: Path, text: str, out: Path) -> list[tuple[str, float]]:
@@ -141,9 +144,9 @@ def test_what_the_model_scores_it_scores_as_plain_passes_do(world: Path, photos:
     searcher = open_index(photos, run, rerank=rerank, precision="fp32")
     found = searcher.search(TEXT, top_k=rerank)
     assert (searcher.stage is None) == (rerank == 16) and found.num_scored == rerank == len(found.best)
-    kept = {hit.image.name for hit in found.best}
+    kept = {hit.path.name for hit in found.best}
     expected = [(name, share) for name, share in expected if name in kept]
-    assert [hit.image.name for hit in found.best] == [name for name, _ in expected]
+    assert [hit.path.name for hit in found.best] == [name for name, _ in expected]
     np.testing.assert_allclose([hit.score for hit in found.best], [share for _, share in expected], atol=1e-5)
     assert expected[0][1] - expected[-1][1] > 0.01 and len(kept) == rerank
 
@@ -152,7 +155,7 @@ def test_a_score_is_what_align_says_of_the_picture(world: Path, photos: Path):
     found = open_index(photos, world / "run", precision="fp32").search(TEXT, top_k=3)
     answerer = comodal.load(world / "run", precision="fp32")
     for hit in found.best:
-        (said,) = answerer.score(answerer.encode_image(hit.image), [TEXT])
+        (said,) = answerer.score(answerer.encode_image(hit.path), [TEXT])
         assert hit.score == pytest.approx(said.probability, abs=2e-3)  # the index is fp16
 
 
@@ -192,7 +195,7 @@ def test_a_model_that_is_fine_tuned_for_retrieval_searches_by_its_own_head(world
     answerer = load_vision_language(run)
     tokens = answerer.tokenizer.encode(TEXT)
     scores = [
-        float(answerer.compute_head_scores("score", "retrieval", tokens, answerer.encode_image(hit.image))[0])
+        float(answerer.compute_head_scores("score", "retrieval", tokens, answerer.encode_image(hit.path))[0])
         for hit in found.best
     ]
     np.testing.assert_allclose([hit.score for hit in found.best], scores, atol=2e-2)
@@ -230,7 +233,7 @@ def test_the_index_follows_the_folder(world: Path, photos: Path, tmp_path: Path,
     for left, right in NAMES[::5]:
         text = f"a {left} thing left of a {right} thing"
         found, expected = searcher.search(text, 4).best, fresh.search(text, 4).best
-        assert [hit.image for hit in found] == [hit.image for hit in expected]
+        assert [hit.path for hit in found] == [hit.path for hit in expected]
         assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], rel=1e-6)
     shutil.rmtree(photos / "holiday")
     assert len(open_index(photos, run, index, rerank=4).images) == 8 and len(read) == 2 + 16
@@ -239,7 +242,7 @@ def test_the_index_follows_the_folder(world: Path, photos: Path, tmp_path: Path,
 def test_one_more_picture_leaves_the_others_where_they_are(world: Path, photos: Path, tmp_path: Path):
     index = tmp_path / "index"
     open_index(photos, world / "run", index, rerank=4)
-    files = [path for path in index.rglob("*") if path.suffix in {".bin", ".vectors", ".safetensors"}]
+    files = [path for path in index.rglob("*") if path.suffix in {".bin", ".rows", ".safetensors"}]
     before = {path: (path.stat().st_ino, path.read_bytes()) for path in files}
     paint(photos / "a.png", "blue", "blue", 7)
     searcher = open_index(photos, world / "run", index, rerank=4)
@@ -333,9 +336,9 @@ def test_the_command_line(world: Path, photos: Path, tmp_path: Path, capsys: pyt
     assert main([*words, "--top-k", "3", "--json", "--out", str(page), "--precision", "bf16"]) == 0
     out, err = capsys.readouterr()
     told = json.loads(out)
-    assert (told["num_images"], told["num_scored"], len(told["best"])) == (16, 5, 3)
+    assert (told["num_files"], told["num_scored"], len(told["best"])) == (16, 5, 3)
     assert told["recall"] == 1.0 and 0 < told["first_stage_milliseconds"] < 1000 * told["seconds"]
-    assert all(Path(hit["image"]).is_file() and 0 < hit["score"] < 1 for hit in told["best"])
+    assert all(Path(hit["path"]).is_file() and 0 < hit["score"] < 1 for hit in told["best"])
     assert "first stage: 16 images in" in err and "5 images kept" in err
     assert "measured on 16 held-out captions: recall of the first 5 of 16 images" in err
     read = check_page(page.read_text())
@@ -414,6 +417,45 @@ def test_boxes_can_be_given_and_are_remembered(world: Path, photos: Path, tmp_pa
     with pytest.raises(DataError, match=r"was built with boxes of .*boxes.jsonl, not grid: give another --index"):
         open_index(photos, run, tmp_path / "index", boxes="grid")
     assert len(open_index(photos, run, tmp_path / "other", boxes="grid").images) == 16
+
+
+# A dual encoder as first stage
+
+
+@pytest.fixture
+def dual_encoder(world: Path, tmp_path: Path) -> Path:
+    """A dual encoder of random weights with an image network of its own."""
+    pytest.importorskip("efficientnet_lite_pytorch")
+    words = WordPieceTokenizer.read(world / "run")
+    text = StreamConfig(16, 1, 2, 24)
+    sizes = {"image_backbone": "efficientnet_lite0", "image_size": 32}
+    torch.manual_seed(0)
+    save_model(DualEncoder(DualEncoderConfig(text, words.size, 20, 0, 2, 1280, 8, **sizes)), tmp_path / "dual", {})
+    words.save(tmp_path / "dual")
+    return tmp_path / "dual"
+
+
+def test_a_dual_encoder_chooses_what_the_model_scores(
+    world: Path, photos: Path, dual_encoder: Path, capsys: pytest.CaptureFixture
+):
+    """The nearest images by the product of its own embeddings, ordered by the model."""
+    (photos / "clip.mp4").write_bytes(b"no video, and not opened")
+    dual = comodal.load(dual_encoder, device="cpu", precision="fp32")
+    paths = sorted(photos.rglob("*.png"))
+    nearest = np.argsort(-(dual.embed_image(paths) @ dual.embed_text(TEXT)[0]))[:4]
+    words = ["search", str(photos), TEXT, "--model", str(world / "run"), "--first-stage", str(dual_encoder)]
+    words += ["--rerank", "4", "--top-k", "4", "--json", "--precision", "fp32"]
+    assert main(words) == 0
+    out, err = capsys.readouterr()
+    best = json.loads(out)["best"]
+    assert {Path(hit["path"]) for hit in best} == {paths[i] for i in nearest}
+    scores = {hit.path: hit.score for hit in open_index(photos, world / "run", precision="fp32").search(TEXT, 16).best}
+    assert [hit["score"] for hit in best] == pytest.approx(sorted((scores[paths[i]] for i in nearest), reverse=True))
+    assert "recall of the dual encoder" in err
+    assert main([*words, "--captions", str(world / "captions.jsonl"), "--regions", str(world / "store")]) == 1
+    assert "--first-stage is a trained dual encoder" in capsys.readouterr().err
+    assert main(["search", str(photos), str(paths[0]), "--model", str(world / "run")]) == 1
+    assert "is an image, and a ViLBERT searches by a text" in capsys.readouterr().err
 
 
 # What is refused

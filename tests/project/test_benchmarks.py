@@ -178,6 +178,7 @@ RUNS: dict[str, str | Callable[[Path], list[str]]] = {
     "retrieval": "--pairs 2 --gallery 4 --known 8 --queries 1 --keep 2 --repeats 1 --threads 1",
     "search": "--pictures 8 --known 40 --queries 1 --rerank 2 --threads 1",
     "search_index": "--pictures 50 --dim 8",
+    "search_neighbors": "--vectors 600 --dim 8 --queries 2",
     "synthetic_tasks": make_tasks,
     "training_step": "--batch 2 --width 4 --repeats 1 --threads 1 --precision fp32",
     "vilbert_step": "--batch 2 --repeats 1 --threads 1 --precision fp32",
@@ -193,6 +194,7 @@ KEYS = {
     "pairs": "pairs.key_microseconds",
     "retrieval": "one caption, many images.cached fp32.ratio",
     "search_index": "listing.seconds",
+    "search_neighbors": "random.recall",
     "training_step": "training step.comodal.ratio",
     "vilbert_step": "comodal fp32.ratio",
 }

@@ -96,9 +96,10 @@ def test_features_of_a_frozen_bert_are_those_that_it_computes_in_training(
     world: World, monkeypatch: pytest.MonkeyPatch
 ):
     """Computed once without padding, or in every step with padding."""
-    precomputed = recipe(**settings(world))
-    monkeypatch.setattr(dual_encoder_training, "MAX_PRECOMPUTED_CAPTIONS", 0)
-    computed = recipe(**settings(world))
+    precomputed, computed = recipe(**settings(world)), recipe(**settings(world))
+    precomputed.prepare(torch.device("cpu"))
+    monkeypatch.setattr(dual_encoder_training, "MAX_PRECOMPUTED", 0)
+    computed.prepare(torch.device("cpu"))
     first, second = (next(chosen.batches.iterate_batches()) for chosen in (precomputed, computed))
     assert first.text_features.shape == (40, 32) and second.text_features.shape == (40, 0)
     assert torch.equal(first.token_ids, second.token_ids)

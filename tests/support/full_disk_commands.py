@@ -34,7 +34,7 @@ PLENTY = 64 << 20
 COMMAND_MODULES = (
     "comodal.data.shards.ingest", "comodal.data.shards.paired_files", "comodal.regions.prepare_regions",
     "comodal.regions.extract", "comodal.regions.visual_tokens", "comodal.inference.embed_files", "comodal.hub",
-    "comodal.runtimes.export", "comodal.synthetic.synthesize", "comodal.inference.image_search.search",
+    "comodal.runtimes.export", "comodal.synthetic.synthesize", "comodal.inference.image_search.search_command",
     "comodal.tasks.convert_vilbert_files", "comodal.inference.openl3_files", "comodal.regions.convert_detector",
     "comodal.recipes.avc_pretraining", "comodal.tasks.vision_language.question_answering.vqa", "comodal.training.run",
 )  # fmt: skip

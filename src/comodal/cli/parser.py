@@ -19,7 +19,7 @@ from comodal.text_files import read_yaml
 
 POSITIONAL_NAMES = {
     *("source", "store", "out", "images", "audio", "folder", "path", "files", "run"),
-    *("image", "question", "text", "texts", "phrase", "repository"),
+    *("image", "question", "text", "texts", "phrase", "query", "repository"),
 }
 
 

@@ -57,7 +57,8 @@ COMMANDS = {
         "comodal.inference.vision_language_commands:caption", "an image -> captions sampled from the pretrained model"
     ),
     "search": RegistryEntry(
-        "comodal.inference.image_search.search:search", "find the images of a folder that a text describes"
+        "comodal.inference.image_search.search_command:search",
+        "find images, audio and videos of a folder by a text, an image or a sound",
     ),
     "export": RegistryEntry(
         "comodal.runtimes.export:export", "export a model to ONNX, OpenVINO or torch.export, and verify it"

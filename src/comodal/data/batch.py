@@ -128,6 +128,21 @@ class ImageTextBatch(Tensors):
 
 
 @dataclass(frozen=True)
+class CaptionImageBatch(Tensors):
+    """Captions, each with its image as pixels or as features of a frozen image network."""
+
+    token_ids: Int64[Tensor, "batch length"]
+    token_mask: Bool[Tensor, "batch length"]
+    text_features: Float[
+        Tensor, "batch text_features"
+    ]  # of a frozen text encoder; no columns if it computes in training
+    pixels: UInt8[Tensor, "batch 3 height width"]  # no pixels if image_features are given
+    image_features: Float[Tensor, "batch image_features"]  # no columns if they are computed in training
+    image_rows: Int64[Tensor, "batch"]  # the index of each image
+    keys: tuple[str, ...]  # the caption and its image
+
+
+@dataclass(frozen=True)
 class TaskBatch(Tensors):
     """Texts with images, and the targets: answers, the index of the correct text, or a score for each region.
 

@@ -5,6 +5,7 @@ integer in a store is a Visual Genome id if the store also has COCO names; other
 """
 
 import re
+from pathlib import Path
 from typing import Literal
 
 ImageIdFormat = Literal["coco", "visual_genome"]  # the format of a data set's image ids; visual_genome: an integer
@@ -21,3 +22,8 @@ def parse_coco_image_id(stem: str) -> str | None:
 def is_visual_genome_id(name: str) -> bool:
     """Whether a name is an integer, as Visual Genome's ids are."""
     return VISUAL_GENOME_ID_PATTERN.fullmatch(name) is not None
+
+
+def make_image_id(name: str) -> str:
+    """The id of an image file in a region store: its path without the suffix."""
+    return (Path(name).parent / Path(name).stem).as_posix()

@@ -14,6 +14,7 @@ from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
 from comodal.inference.embed_inputs import get_audio_embedding, get_image_embedding
 from comodal.inference.embedder import Embedder, EmbedderOptions, load_embedder
 from comodal.inference.embedding_rows import embed_timed_frames
+from comodal.inference.joint_space.folder_index import FindKind, FolderIndex, open_folder_index
 from comodal.inference.match import MatchResult, match_files
 from comodal.media.image import resize_short_side
 from comodal.media.user_inputs import to_path, to_rgb_array, to_waveform
@@ -144,6 +145,22 @@ class AudioVisualPipeline:
             return (
                 predict_by_position(self.model, image_batch, waveform_batch).position_margins[0].float().cpu().numpy()
             )
+
+    def open_index(self, folder: Path | str, index: Path | str | None = None, find: FindKind = "auto") -> FolderIndex:
+        """A searcher for the images, or the audio, of a folder; its index is built or updated at the first search.
+
+        Args:
+            folder: The folder.
+            index: Folder of the index; by default .comodal-index in the folder.
+            find: image or audio; auto is the modality of the query: an L3-Net has no common space.
+
+        Raises:
+            DataError: There is nothing to search, or the index is damaged or cannot be written.
+
+        Examples:
+            comodal.load("runs/l3net").open_index("clips/").search("bark.wav").best
+        """
+        return open_folder_index(self, folder, index, find)
 
     def check_fusion(self) -> None:
         """Raises a CheckpointError if the weights are those of embedding towers only."""

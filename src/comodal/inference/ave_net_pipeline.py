@@ -13,6 +13,7 @@ from torch import Tensor
 from comodal.analysis.localization import predict_by_position
 from comodal.errors import check_number
 from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
+from comodal.inference.joint_space.folder_index import FindKind, FolderIndex, open_folder_index
 from comodal.inference.match import MatchResult, match_files
 from comodal.media.audio import resample_audio
 from comodal.media.audio_windows import MAX_HOP_SECONDS
@@ -80,9 +81,14 @@ class JointEmbeddingPipeline:
         if hop < 1:
             raise ValueError(f"hop_seconds ({hop_seconds}) is less than one sample")
         starts = np.arange(0, len(waveform) - length + 1, hop)
-        windows = torch.from_numpy(np.stack([waveform[start : start + length] for start in starts]))
-        vectors = self.collect(self.model.compute_audio_features(part) for part in self.split_batch(windows))
-        return vectors, starts / self.model.config.sample_rate
+        windows = np.stack([waveform[start : start + length] for start in starts])
+        return self.embed_windows(windows), starts / self.model.config.sample_rate
+
+    @torch.inference_mode()
+    def embed_windows(self, windows: Float32[np.ndarray, "windows samples"]) -> Float32[np.ndarray, "windows features"]:
+        """Embeddings of windows of audio at the model's sample rate."""
+        parts = self.split_batch(torch.from_numpy(windows))
+        return self.collect(self.model.compute_audio_features(part) for part in parts)
 
     def match(
         self, image_or_video: Any, audio: Any = None, sample_rate: int | float | None = None, hop_seconds: float = 1.0
@@ -117,6 +123,23 @@ class JointEmbeddingPipeline:
         with self.compute.autocast():
             found = predict_by_position(self.model, image_batch, torch.from_numpy(waveform[None, :length]))
         return found.position_margins[0].numpy()
+
+    def open_index(self, folder: Path | str, index: Path | str | None = None, find: FindKind = "auto") -> FolderIndex:
+        """A searcher for the images, audio and videos of a folder; its index is built or updated at the first search.
+
+        Args:
+            folder: The folder.
+            index: Folder of the index; by default .comodal-index in the folder.
+            find: audio or image; auto: images for a query of audio, and the other way round.
+
+        Raises:
+            DataError: There is nothing to search, or the index is damaged or cannot be written.
+            CheckpointError: It is an AVOL-Net, which has no vector of a whole image.
+
+        Examples:
+            comodal.load("runs/ave").open_index("clips/").search("bark.wav").best
+        """
+        return open_folder_index(self, folder, index, find)
 
     def read_waveform(self, audio: Any, sample_rate: int | float | None) -> tuple[Float32[np.ndarray, " samples"], int]:
         """Audio at the model's sample rate, and the length of a window.

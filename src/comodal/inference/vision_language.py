@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from comodal.data.regions.box_units import BOXES_ARE_NOT_CORNERS, check_source_u
 from comodal.errors import CheckpointError, DataError, MediaError
 from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
 from comodal.inference.caption_sampling import SamplingOptions, sample_masked_tokens
+from comodal.inference.joint_space.folder_index import FolderIndex, open_folder_index
 from comodal.media.tokenizer import WordPieceTokenizer
 from comodal.media.user_inputs import check_texts, to_path, to_rgb_array
 from comodal.models.checkpoint import find_model_folder, load_model
@@ -32,7 +33,6 @@ from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.regions.extractors import LoadedExtractor
 from comodal.regions.region_network import load_extractor_for_images
-from comodal.registry import import_object
 from comodal.tasks.retrieval.pair_scores import group_by_size
 from comodal.tasks.vision_language.answer_files import GQA_HEAD, VQA_HEAD, read_model_vocabulary
 from comodal.tasks.vision_language.grounding.refcoco_files import GROUNDING_HEAD
@@ -70,14 +70,6 @@ class EncodedImage(NamedTuple):
     image: UInt8[np.ndarray, "height width 3"]
     boxes: Float32[np.ndarray, "regions 4"]
     encoding: UnimodalEncoding
-
-
-@runtime_checkable
-class ImageIndex(Protocol):
-    """A folder of images that can be searched: a `Searcher` of inference/image_search/search.py."""
-
-    def search(self, text: str) -> Any:
-        """The images that match a text best, with their probabilities, as a `SearchResult`."""
 
 
 @dataclass(frozen=True)
@@ -270,7 +262,7 @@ class VisionLanguagePipeline:
         pairs = zip(best.values.tolist(), best.indices.tolist(), strict=True)
         return [GroundedBox((*map(float, boxes[i]),), p) for p, i in pairs]
 
-    def open_index(self, folder: Path | str, index: Path | str | None = None) -> ImageIndex:
+    def open_index(self, folder: Path | str, index: Path | str | None = None) -> FolderIndex:
         """A searcher for the images of a folder; its index is built or updated first.
 
         Args:
@@ -284,9 +276,7 @@ class VisionLanguagePipeline:
         Examples:
             comodal.load("runs/vilbert").open_index("photos/").search("a dog on a beach").best
         """
-        open_index = import_object("comodal.inference.image_search.search:open_index")
-        searcher: ImageIndex = open_index(Path(folder), self, None if index is None else Path(index))
-        return searcher
+        return open_folder_index(self, folder, index)
 
 
 def load_vision_language(

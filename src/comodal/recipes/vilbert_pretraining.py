@@ -196,14 +196,39 @@ def load_pretraining_data(
     Raises:
         DataError: A file is missing or damaged, or captions and store do not match.
     """
-    store, caption_file = RegionStore(data), read_captions(captions)
-    matched = match_captions(caption_file, store.ids)
-    parts = split_matched_captions(matched.pairs, store.ids, loading.validation_fraction, 0.0)
-    parts["train"] = select_data_fraction(parts["train"], store.ids, loading.data_fraction)
+    store = RegionStore(data)
+    empty = int((store.counts == 0).sum())
+    images = f"{len(store):,} images" + (f" ({empty:,} without regions)" if empty else "")
+    parts, skipped = split_captions(captions, data, store.ids, images, loading)
+    tokenizer = (
+        WordPieceTokenizer.read(vocabulary)
+        if vocabulary
+        else WordPieceTokenizer.from_texts(caption.caption for caption, _ in parts["train"])
+    )
+    return PretrainingData(store, tokenizer, parts["train"], parts["validation"], skipped)
+
+
+def split_captions(
+    captions: Path, data: Path, image_ids: Sequence[str], images: str, loading: CaptionLoading
+) -> tuple[dict[str, MatchedPairs], Counter[str]]:
+    """The captions of each split, each with the index of its image, and the number of skipped ones by reason.
+
+    Args:
+        captions: The file.
+        data: Of the images, for messages.
+        image_ids: The id of each image.
+        images: The images, described for messages.
+        loading: The fractions of the splits.
+
+    Raises:
+        DataError: The file is damaged, or no training caption matches an image.
+    """
+    caption_file = read_captions(captions)
+    matched = match_captions(caption_file, image_ids)
+    parts = split_matched_captions(matched.pairs, image_ids, loading.validation_fraction, 0.0)
+    parts["train"] = select_data_fraction(parts["train"], image_ids, loading.data_fraction)
     if distributed.is_main_process():
         counts = ", ".join(f"{len(pairs):,} {split}" for split, pairs in parts.items() if pairs)
-        empty = int((store.counts == 0).sum())
-        images = f"{len(store):,} images" + (f" ({empty:,} without regions)" if empty else "")
         reasons = matched.format_skipped(caption_file.refused)
         print_line(f"{captions} ({caption_file.layout}): captions of {images}, {counts}{reasons}")
     if not parts["train"]:
@@ -213,13 +238,7 @@ def load_pretraining_data(
         parts["validation"] = []
         if distributed.is_main_process():
             print_line(f"{captions}: no validation, since it would have one image only; increase --validation-fraction")
-    tokenizer = (
-        WordPieceTokenizer.read(vocabulary)
-        if vocabulary
-        else WordPieceTokenizer.from_texts(caption.caption for caption, _ in parts["train"])
-    )
-    skipped = matched.count_skipped(caption_file.refused)
-    return PretrainingData(store, tokenizer, parts["train"], parts["validation"], skipped)
+    return parts, matched.count_skipped(caption_file.refused)
 
 
 def select_data_fraction(pairs: MatchedPairs, store_ids: Sequence[str], fraction: float) -> MatchedPairs:

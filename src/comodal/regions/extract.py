@@ -19,6 +19,7 @@ import joblib
 import torch
 
 from comodal.console import Table, print_line
+from comodal.data.image_ids import make_image_id
 from comodal.data.output_folder import lock_output_folder, translate_os_errors
 from comodal.data.regions.region_appender import RegionAppender
 from comodal.data.regions.region_compatibility import allow_incompatible_regions, read_training_regions
@@ -39,7 +40,6 @@ from comodal.regions.image_list import (
     ImageWithBoxes,
     RefusedImage,
     list_images,
-    make_image_id,
     read_image_boxes,
 )
 from comodal.regions.region_extractor import BoxSource, ExtractorSource, RegionSettings

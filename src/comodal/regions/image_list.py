@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
+from comodal.data.image_ids import make_image_id
 from comodal.data.regions.box_units import (
     BOXES_ARE_FRACTIONS,
     BOXES_ARE_NOT_CORNERS,
@@ -66,11 +67,6 @@ class ImageList:
                 stamps[file] = fingerprint_file(file)
             digest.update(stamps[file].encode())
         return digest.hexdigest()[:16]
-
-
-def make_image_id(name: str) -> str:
-    """A path without its suffix."""
-    return (Path(name).parent / Path(name).stem).as_posix()
 
 
 def list_images(images: Path) -> ImageList:

@@ -95,4 +95,5 @@ class Run:
     validate_every: int = 500  # unless the trainer's option is set
     selection_metric: str = ""  # validation metric that selects the best weights as the model
     on_validation: Callable[[Mapping[str, float]], None] | None = None  # called with the metrics of each validation
+    prepare: Callable[[torch.device], None] | None = None  # called on the model's device before the first batch
     has_unused_parameters: bool = False  # whether a step may leave trained parameters without a gradient

@@ -162,6 +162,8 @@ class Trainer:
         torch.manual_seed(run.seed + distributed.get_process_rank())
         run.objective.to(self.compute.device).to(memory_format=MEMORY_FORMATS[self.layout])
         self.restore_checkpoint()
+        if run.prepare is not None:
+            run.prepare(self.compute.device)
         is_main = distributed.is_main_process()
         with InterruptHandler() as stop, Progress("step", run.steps, self.step, is_shown=is_main) as progress:
             for line in self.describe_run():

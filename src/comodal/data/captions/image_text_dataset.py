@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,13 +15,22 @@ class ImageTextDataset:
 
     Args:
         dataset: The captions and images.
+
+    Attributes:
         text_features: Features of each caption from a frozen text encoder; no columns if they are computed in training.
+        encoded, starts: The token ids of all captions one after another, and where each of them starts.
     """
 
-    def __init__(self, dataset: CaptionDataset, text_features: Float[Tensor, "captions features"]) -> None:
+    def __init__(self, dataset: CaptionDataset) -> None:
         masking, negatives = dataset.masking, dataset.pairs.mismatches.fraction
         assert not (masking.token_probability or masking.region_probability or negatives), "masked or mismatched pairs"
-        self.dataset, self.text_features = dataset, text_features
+        self.dataset, self.encoded, self.starts = dataset, dataset.encoded, dataset.starts
+        self.text_features: Float[Tensor, "captions features"] = torch.empty(len(dataset), 0)
+
+    @property
+    def num_truncated(self) -> int:
+        """Number of captions that were longer than the maximum and were truncated."""
+        return self.dataset.num_truncated
 
     def __len__(self) -> int:
         """Samples in an epoch: as many as captions."""

@@ -27,8 +27,8 @@ from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
 from comodal.files import write_atomically
 from comodal.hardware import Compute
-from comodal.inference.image_search.search_index import IndexedImages, explain_write_errors
-from comodal.inference.image_search.search_vectors import ImageVectors, read_vectors, write_vectors
+from comodal.inference.embedding_search.appended_rows import append_rows, explain_write_errors, read_rows
+from comodal.inference.image_search.search_index import IndexedImages
 from comodal.inference.vision_language import MAX_INPUT_REGIONS, VisionLanguagePipeline
 from comodal.models.checkpoint import (
     MODEL_WEIGHTS_FILE,
@@ -55,7 +55,7 @@ from comodal.tasks.retrieval.pair_scores import PairScorer
 from comodal.tasks.retrieval.retrieval_ranks import list_text_answers, rank_answer_sets
 from comodal.text_files import parse_json
 
-FIRST_STAGE_FORMAT = 2
+FIRST_STAGE_FORMAT = 3
 MAX_HELD_OUT = 2_000  # captions, drawn at random
 IMAGES_PER_PART = 1024  # images whose unimodal encodings are in memory
 FIT_SEED = 0
@@ -108,6 +108,17 @@ class FirstStage:
     def count_held_out_kept(self, top_k: int, num_images: int) -> int:
         """The number of held-out images that is the same fraction of them as `top_k` is of the images."""
         return max(1, round(top_k * self.training.num_held_out / num_images))
+
+    def describe_recall(self, top_k: int, num_images: int) -> str:
+        """The measured recall, as a sentence."""
+        recall = self.compute_recall(top_k, num_images)
+        if recall is None:
+            return "recall of the first stage: unknown, because there are no held-out captions"
+        num_kept, num_held_out = self.count_held_out_kept(top_k, num_images), self.training.num_held_out
+        return (
+            f"measured on {len(self.ranks):,} held-out captions: recall of the first {num_kept:,} of "
+            f"{num_held_out:,} images is {recall:.1%}"
+        )
 
     def compute_recall(self, top_k: int, num_images: int) -> float | None:
         """The fraction of held-out captions whose image is among the first `top_k`; None without held-out captions."""
@@ -281,9 +292,10 @@ def hash_encoding_settings(pipeline: VisionLanguagePipeline) -> str:
 
 def write_first_stage(path: Path, stage: FirstStage, num_stored: int) -> None:
     """Writes the maps as one file, and the vectors, the first `num_stored` of which are already written."""
-    manifest, vectors = path.with_suffix(".json"), ImageVectors(stage.hashes, stage.vectors)
+    manifest, rows = path.with_suffix(".json"), np.empty(len(stage.hashes) - num_stored, make_row_dtype(stage.maps))
+    rows["hash"], rows["vector"] = stage.hashes[num_stored:].numpy(), stage.vectors[num_stored:].numpy()
     if num_stored:
-        write_vectors(manifest, vectors, num_stored)
+        append_rows(manifest, rows, num_stored)
         return
     manifest.unlink(missing_ok=True)  # vectors of other maps are invalid
     tensors = {RANKS_KEY: stage.ranks}
@@ -292,7 +304,7 @@ def write_first_stage(path: Path, stage: FirstStage, num_stored: int) -> None:
     about = {"training": json.dumps(asdict(stage.training)), "crc32": str(compute_weights_checksum(tensors))}
     with write_atomically(path) as temporary:
         save_file(tensors, temporary, metadata=about)
-    write_vectors(manifest, vectors, 0)
+    append_rows(manifest, rows, 0)
 
 
 def read_first_stage(path: Path) -> FirstStage | None:
@@ -319,8 +331,14 @@ def read_first_stage(path: Path) -> FirstStage | None:
         ranks = tensors[RANKS_KEY]
     except (DataError, OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}): delete it; the next search builds it again") from error
-    vectors = read_vectors(path.with_suffix(".json"), maps.image.linear.out_features)
-    return FirstStage(training, maps, ranks, vectors.hashes, vectors.vectors)
+    rows = read_rows(path.with_suffix(".json"), make_row_dtype(maps))
+    vectors = torch.from_numpy(np.ascontiguousarray(rows["vector"]).reshape(len(rows), -1))
+    return FirstStage(training, maps, ranks, torch.from_numpy(rows["hash"].copy()), vectors)
+
+
+def make_row_dtype(maps: EncodingProjections) -> np.dtype:
+    """A row of the vectors: the hash of an image's id, and its vector."""
+    return np.dtype([("hash", "<i8"), ("vector", "<f4", (maps.image.linear.out_features,))])
 
 
 def load_projection(state: dict[str, Tensor]) -> EncodingProjection:

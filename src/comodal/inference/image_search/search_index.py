@@ -11,15 +11,13 @@ left out of results. When more than half of the store is outdated, the other ima
 image is read twice.
 """
 
-import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,13 +26,14 @@ import numpy as np
 from jaxtyping import Int64
 
 from comodal.console import print_line
-from comodal.data.output_folder import encode_settings_json, lock_output_folder, translate_os_errors
+from comodal.data.output_folder import encode_settings_json, lock_output_folder
 from comodal.data.regions.region_appender import RegionAppender
 from comodal.data.regions.region_compatibility import describe_regions
 from comodal.data.regions.region_store import RegionStore, RegionWriter
 from comodal.data.sources.image_folder import find_image_files
 from comodal.errors import DataError
 from comodal.files import encode_json_line, write_bytes_atomically
+from comodal.inference.embedding_search.appended_rows import explain_write_errors
 from comodal.media.storage.open_media import find_container
 from comodal.regions.extract import ExtractionPool, add_extraction_result, track_extraction
 from comodal.regions.image_list import ImageList, ImageWithBoxes, list_refused_images, read_image_boxes
@@ -327,18 +326,6 @@ def check_index_network(index: Path, about: IndexInfo, model_regions: dict[str, 
             f"and the model was trained on those of {describe_regions(model_regions)}: "
             "give another --index, or delete it"
         )
-
-
-@contextmanager
-def explain_write_errors(index: Path) -> Iterator[None]:
-    """Adds a hint to errors when the index cannot be written."""
-    try:
-        index.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "a file, not a folder" if error.errno == errno.EEXIST else error.strerror
-        raise DataError(f"{index}: {reason}; choose another folder for the index with --index FOLDER") from error
-    with translate_os_errors(index):
-        yield
 
 
 def print_index_report(index: Path, store: RegionStore) -> None:

@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 
 from comodal.data.captions.caption_dataset import prepend_full_image
+from comodal.data.captions.caption_image_dataset import resize_for_model
 from comodal.data.regions.region_compatibility import REGION_SETTINGS_FILE
 from comodal.errors import CheckpointError, MediaError
 from comodal.hardware import Compute, DeviceName, Precision, resolve_compute
+from comodal.inference.joint_space.folder_index import FindKind, FolderIndex, open_folder_index
+from comodal.media.image import crop_image_center
 from comodal.media.tokenizer import DEFAULT_MAX_TOKENS, WordPieceTokenizer
-from comodal.media.user_inputs import check_texts, to_path, to_rgb_array
+from comodal.media.user_inputs import check_texts, to_path, to_rgb_array, to_rgb_arrays
 from comodal.models.checkpoint import find_model_folder, load_model
 from comodal.models.dual_encoder.dual_encoder import DualEncoder
 from comodal.regions.extractors import LoadedExtractor
@@ -33,7 +36,7 @@ class DualEncoderPipeline:
         folder: Of the run or model.
         model: The dual encoder.
         tokenizer: Its tokenizer.
-        regions: The metadata of its regions.
+        regions: The metadata of its regions; empty for a model with an image network of its own.
         compute: Device and precision of the model.
     """
 
@@ -85,6 +88,8 @@ class DualEncoderPipeline:
             MediaError: An image cannot be read, or is too narrow.
             TypeError: The input is of another type.
         """
+        if self.model.image_tower is not None:
+            return self.embed_pixels(to_rgb_arrays(images))
         rows = []
         for image in images if isinstance(images, list | tuple) else [images]:
             try:
@@ -98,6 +103,32 @@ class DualEncoderPipeline:
         if not rows:
             raise ValueError("no images")
         return np.concatenate(rows)
+
+    def embed_pixels(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> Float32[np.ndarray, "images dim"]:
+        """Embeddings of the center squares of images, by the image network of the model."""
+        size, rows = self.model.config.image_size, []
+        squares = np.stack([crop_image_center(resize_for_model(image, size), size) for image in images])
+        for part in torch.from_numpy(squares).permute(0, 3, 1, 2).split(self.compute.batch_size):
+            with self.compute.autocast():
+                features = self.model.compute_image_features(part.to(self.compute.device))
+                rows.append(self.model.embed_image_features(features).float().cpu().numpy())
+        return np.concatenate(rows)
+
+    def open_index(self, folder: Path | str, index: Path | str | None = None, find: FindKind = "auto") -> FolderIndex:
+        """A searcher for the images and videos of a folder; its index is built or updated at the first search.
+
+        Args:
+            folder: The folder.
+            index: Folder of the index; by default .comodal-index in the folder.
+            find: image; auto is the same.
+
+        Raises:
+            DataError: There is nothing to search, or the index is damaged or cannot be written.
+
+        Examples:
+            comodal.load("runs/dual").open_index("photos/").search("a dog on a beach").best
+        """
+        return open_folder_index(self, folder, index, find)
 
     def score(self, image: Any, texts: str | Sequence[str]) -> Float32[np.ndarray, " texts"]:
         """The cosine of an image with each text, from -1 to 1."""
@@ -124,7 +155,7 @@ def load_dual_encoder_pipeline(
     if not isinstance(model, DualEncoder):
         raise CheckpointError(f"{run}: a {type(model).__name__}; this needs a dual encoder")
     regions = read_json_object(path, CheckpointError) if path.is_file() else {}
-    if not isinstance(regions.get("provenance"), dict):
+    if model.image_tower is None and not isinstance(regions.get("provenance"), dict):
         raise CheckpointError(f"{path} (the regions of the training data) is missing or has no provenance")
     compute = resolve_compute(device, precision)
     return DualEncoderPipeline(run, model.to(compute.device), WordPieceTokenizer.read(run), regions, compute)

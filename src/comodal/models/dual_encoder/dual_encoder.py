@@ -1,7 +1,8 @@
 """A dual encoder: one vector for a text and one for an image, in a common space (CLIP; LiT).
 
-The text encoder is a BERT; the image is given by features of its regions, from any frozen network. Each is pooled to
-one vector, and a projection head maps it to the common space. The cosine of two embeddings is their similarity.
+The text encoder is a BERT. An image is given by features of its regions, from any frozen network, or by its pixels,
+which an image network of the model reads. Each is pooled to one vector, and a projection head maps it to the common
+space. The cosine of two embeddings is their similarity.
 (CLIP: Radford et al., arXiv 2103.00020; LiT: Zhai et al., arXiv 2111.07991.)
 """
 
@@ -11,11 +12,13 @@ from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from comodal.errors import check_number
+from comodal.models.dual_encoder.image_backbones import build_image_backbone
+from comodal.models.l3net.l3net import MAX_IMAGE_SIZE, MIN_IMAGE_SIZE
 from comodal.models.pretrained import PretrainedModel
 from comodal.models.vilbert.embeddings import TextEmbeddings
 from comodal.models.vilbert.heads import compute_mean_encoding
@@ -37,13 +40,16 @@ class DualEncoderConfig:
         positions: Number of text positions.
         first_position: Position of the first token: 0 in BERT, 2 in RoBERTa.
         num_token_types: Number of token types (segments) of the BERT.
-        region_feature_dim: Length of a region's feature.
+        region_feature_dim: Length of a region's feature, or of the features of the image network.
         embedding_dim: Dimensions of the common space.
         image_pooling: mean over the regions, or a learned attention over them.
         head_dropout: Dropout of the pooled features before the projection.
         initial_temperature: Initial value of the temperature.
         is_temperature_learned: Whether the temperature is trained.
         is_text_frozen: Whether the BERT is frozen.
+        image_backbone: The image network, efficientnet_lite0 or timm/NAME; empty for features of regions.
+        image_size: Height and width of its images.
+        is_image_frozen: Whether it is frozen.
     """
 
     text: StreamConfig
@@ -58,6 +64,9 @@ class DualEncoderConfig:
     initial_temperature: float = 0.07
     is_temperature_learned: bool = True
     is_text_frozen: bool = True
+    image_backbone: str = ""
+    image_size: int = 224
+    is_image_frozen: bool = True
 
     def __post_init__(self) -> None:
         check_embedding_sizes(self.vocabulary, self.positions, self.first_position, self.num_token_types)
@@ -65,6 +74,9 @@ class DualEncoderConfig:
         check_number("embedding_dim", self.embedding_dim, 1, MAX_DIM)
         check_number("head_dropout", self.head_dropout, 0, 1)
         check_number("initial_temperature", self.initial_temperature, MIN_TEMPERATURE, 100)
+        check_number("image_size", self.image_size, MIN_IMAGE_SIZE, MAX_IMAGE_SIZE)
+        if self.image_backbone and self.image_pooling != "mean":
+            raise ValueError(f"image_pooling {self.image_pooling} is for regions; an image network pools its own map")
 
     @property
     def num_visual_tokens(self) -> int:
@@ -155,13 +167,18 @@ class DualEncoder(PretrainedModel, nn.Module):
         if config.is_text_frozen:
             self.text_embeddings.requires_grad_(False)
             self.text_layers.requires_grad_(False)
+        self.image_tower = build_image_backbone(config.image_backbone) if config.image_backbone else None
+        if self.image_tower is not None and config.is_image_frozen:
+            self.image_tower.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "DualEncoder":
-        """Sets the mode; a frozen BERT stays in evaluation mode, without dropout."""
+        """Sets the mode; a frozen BERT or image network stays in evaluation mode."""
         super().train(mode)
         if self.config.is_text_frozen:
             self.text_embeddings.eval()
             self.text_layers.eval()
+        if self.image_tower is not None and self.config.is_image_frozen:
+            self.image_tower.eval()
         return self
 
     def forward(
@@ -198,3 +215,14 @@ class DualEncoder(PretrainedModel, nn.Module):
         if self.region_attention is None:
             return self.image_head(region_features[:, 0])
         return self.image_head(self.region_attention(region_features, region_mask))
+
+    def compute_image_features(
+        self, pixels: UInt8[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch image_features"]:
+        """The pooled features of the image network, from bytes."""
+        assert self.image_tower is not None
+        return self.image_tower(pixels)
+
+    def embed_image_features(self, image_features: Float[Tensor, "batch image_features"]) -> Float[Tensor, "batch dim"]:
+        """The embeddings of images, from the result of `compute_image_features`."""
+        return self.image_head(image_features)

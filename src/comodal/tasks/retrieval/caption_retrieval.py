@@ -11,6 +11,7 @@ stage and the recall lost are reported.
 
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import ViLBERTConfig
 from comodal.tasks.baselines.baseline_scores import BASELINE_SETTING, DEFAULT_BASELINES, BaselineOptions
 from comodal.tasks.evaluation.results_card import write_card
+from comodal.tasks.retrieval.dual_encoder_embeddings import write_image_features
 from comodal.tasks.retrieval.first_stage import MAX_CAPTIONS
 from comodal.tasks.retrieval.gallery import (
     DEFAULT_HELD_OUT_FRACTION,
@@ -138,7 +140,8 @@ def evaluate_retrieval(
         model: Run or model folder of a ViLBERT (pretrained or fine-tuned by `comodal train retrieval`), of its
             single-stream baseline or of a dual encoder, with the vocabulary.
         captions: Any file that `comodal train vilbert` reads.
-        regions: The region store of the images, prepared like that of the training.
+        regions: The region store of the images, prepared like that of the training; for a dual encoder that was trained
+            on image files, the folder of the images.
         split: The split to search; by default test, or validation where there is no test split: of the captions, or
             what the run held out if they have no splits. Without either, all.
         ranking: How pairs are scored and ranked.
@@ -165,12 +168,31 @@ def evaluate_retrieval(
         comodal evaluate retrieval --zero-shot --model RUN --captions captions.jsonl --regions regions/ --out results/
         comodal evaluate retrieval --zero-shot --model RUN --captions cc.tsv --regions cc/ --rerank 50
         comodal evaluate retrieval --model DUAL_ENCODER_RUN --captions captions.jsonl --regions regions/
+        comodal evaluate retrieval --model DUAL_ENCODER_RUN_ON_FILES --captions captions.jsonl --regions photos/
     """
     ranking.check()
-    rerank, max_regions, out = ranking.rerank, evaluation.max_regions, evaluation.out
-    start_seconds = time.perf_counter()
     trained = load_scoring_model(model, ranking.zero_shot)
     check_scoring_model(trained, model, ranking)
+    if not (isinstance(trained, DualEncoder) and trained.image_tower is not None):
+        return evaluate_on_regions(trained, model, captions, regions, split, ranking, evaluation, baselines)
+    with TemporaryDirectory(prefix="comodal-features-") as folder:
+        store = write_image_features(trained, regions, Path(folder) / "store", evaluation.resolve())
+        return evaluate_on_regions(trained, model, captions, store, split, ranking, evaluation, baselines)
+
+
+def evaluate_on_regions(
+    trained: RetrievalModel,
+    model: Path,
+    captions: Path,
+    regions: Path,
+    split: CaptionSplit | None,
+    ranking: RankingOptions,
+    evaluation: EvaluationOptions,
+    baselines: BaselineOptions,
+) -> dict[str, float]:
+    """The evaluation of a loaded model on a region store, as `evaluate_retrieval` describes it."""
+    rerank, max_regions, out = ranking.rerank, evaluation.max_regions, evaluation.out
+    start_seconds = time.perf_counter()
     retrieval_data = load_retrieval_data(
         model, unwrap_backbone(trained).config, captions, regions, split, max_regions, evaluation.ablate
     )
