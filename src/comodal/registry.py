@@ -135,6 +135,10 @@ TASKS = Registry(
             "comodal.tasks.retrieval.caption_retrieval:evaluate_retrieval",
             "retrieval of images by captions, and of captions by images",
         ),
+        "foils": RegistryEntry(
+            "comodal.tasks.foils.foils:evaluate_foils",
+            "captions against foils: VALSE, SugarCrepe, ARO, Winoground",
+        ),
         "vqa": RegistryEntry(
             "comodal.tasks.vision_language.question_answering.vqa:evaluate_vqa",
             "VQA v2: official accuracy; writes a submission",
