@@ -71,7 +71,12 @@ def main() -> None:
             by_system.setdefault(system, []).append(numbers)
     numbers = measure_features(find_run(options.out, "l3net", 0), options.out, images, sounds)
     numbers["seconds"] = time.perf_counter() - started
-    values = numbers | {"seeds": by_system}
+    values = numbers | {
+        f"{system}.{name}.seed{seed}": value
+        for system, runs in by_system.items()
+        for seed, one in enumerate(runs)
+        for name, value in one.items()
+    }
     (options.out / "results.json").write_text(json.dumps(values, indent=2) + "\n")
     print_table(numbers)
     print_systems(by_system)

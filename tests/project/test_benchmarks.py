@@ -164,6 +164,7 @@ RUNS: dict[str, str | Callable[[Path], list[str]]] = {
     "busy_machine": "--seconds 0.2 --repeats 1",
     "captions": make_stamps,
     "distillation": make_stamps,
+    "contrastive_step": "--batch 4 --width 2 --image-size 24 --repeats 1 --threads 1 --precision fp32",
     "detector": "--short-side 96 --proposals 10 --repeats 1 --threads 1",
     "easy_vqa": make_easy_questions,
     "embedding": "--batch 1 --width 4 --repeats 1 --threads 1",
@@ -185,6 +186,7 @@ RUNS: dict[str, str | Callable[[Path], list[str]]] = {
 KEYS = {
     "avc_evaluation": "evaluation.80.ratio",
     "busy_machine": "busy machine.automatic.kept",
+    "contrastive_step": "contrastive.ratio",
     "embedding": "image.fast fp32.ratio",
     "engines": "sound.OpenVINO int8.ratio",
     "ingest": "ingest.360p.5.of_decode_only",
@@ -234,6 +236,15 @@ def test_a_benchmark_runs_to_its_end(name: str, tmp_path: Path):
         assert numbers["machine.matrix product.tera_operations_per_second"] > 0
         assert torch.backends.cpu.get_cpu_capability() in done.stdout
     assert KEYS.get(name, next(iter(numbers))) in numbers
-    if name in {"avc_evaluation", "embedding", "engines", "ingest", "joint_step", "retrieval", "vilbert_step"}:
+    if name in {
+        "avc_evaluation",
+        "contrastive_step",
+        "embedding",
+        "engines",
+        "ingest",
+        "joint_step",
+        "retrieval",
+        "vilbert_step",
+    }:
         lines = [line for line in done.stdout.splitlines() if line.startswith("RATIO ")]
         assert lines and all("target" in line and "convolution" in line for line in lines)

@@ -112,7 +112,10 @@ class RegionSpaceEmbedder(nn.Module):
 
 
 def list_dual_encoder_networks(model: DualEncoder) -> list[ExportableNetwork]:
-    """The text embedder and the image embedder; only an attention over the regions reads their mask."""
+    """The text embedder and the image embedder; only an attention over the regions reads their mask.
+
+    No output is called embedding, which is the name of the exported node that looks up tokens.
+    """
     config = model.config
     max_tokens = config.positions - config.first_position
 
@@ -139,8 +142,8 @@ def list_dual_encoder_networks(model: DualEncoder) -> list[ExportableNetwork]:
     text_trials = [{"batch": batch, "tokens": min(tokens, max_tokens)} for batch, tokens in ((2, 7), (1, 20), (5, 12))]
     region_trials = [{"batch": batch, "regions": regions} for batch, regions in ((2, 5), (1, 37), (5, 101))]
     return [
-        ExportableNetwork("text", text, TextSpaceEmbedder(model), text_axes, ("embedding",), make_text,
+        ExportableNetwork("text", text, TextSpaceEmbedder(model), text_axes, ("text_embedding",), make_text,
                           tuple(text_trials), {"tokens": (2, max_tokens)}),
-        ExportableNetwork("image", image, RegionSpaceEmbedder(model), region_axes, ("embedding",), make_regions,
+        ExportableNetwork("image", image, RegionSpaceEmbedder(model), region_axes, ("image_embedding",), make_regions,
                           tuple(region_trials), {}),
     ]  # fmt: skip

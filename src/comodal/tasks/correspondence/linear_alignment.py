@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 MAX_ALIGNMENT_DIM = 128  # the dimension of AVE-Net's embeddings
-RIDGE = 1e-2  # of the mean variance of the features
+RIDGE = 0.1  # of the mean variance of the features
 
 
 class LinearAlignment(NamedTuple):
