@@ -117,7 +117,17 @@ def make_digits(folder: Path) -> list[str]:
         for number in range(3, 8):  # numbers below 5 are held out
             sound = 0.1 * rng.standard_normal(8_000)
             soundfile.write(folder / "fsdd" / f"{digit}_jackson_{number}.wav", sound, 8_000)
-    return ["--mnist", str(folder / "mnist"), "--fsdd", str(folder / "fsdd"), "--steps", "2"]
+    return [
+        "--mnist",
+        str(folder / "mnist"),
+        "--fsdd",
+        str(folder / "fsdd"),
+        "--steps",
+        "2",
+        "--systems",
+        "l3net",
+        "ave_net_contrastive",
+    ]
 
 
 def make_easy_questions(folder: Path) -> list[str]:

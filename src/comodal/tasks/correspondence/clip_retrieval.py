@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from torch import Tensor
 
 from comodal.console import Table, print_line
 from comodal.data.loader import Workers
@@ -24,7 +25,9 @@ from comodal.data.shards.shard_reader import ShardReader
 from comodal.data.sources.split_names import SPLITS
 from comodal.errors import CheckpointError, DataError, check_number
 from comodal.hardware import Compute, ComputeOptions
-from comodal.models.l3net.l3net import L3Net
+from comodal.models.ave_net.ave_net import AVENetConfig
+from comodal.models.l3net.clip_classifier import ClipClassifier
+from comodal.models.l3net.l3net import L3Net, L3NetConfig
 from comodal.tasks.correspondence.avc_evaluation import (
     MAX_GALLERY,
     UNTRAINED_SYSTEM,
@@ -144,7 +147,7 @@ def evaluate_clip_retrieval(
     split = split or choose_split(data)
     max_clips = options.clips or MAX_GALLERY
     shards = ShardReader(data / split)
-    config = trained.config if hasattr(trained.config, "image_size") else trained.config.l3net
+    config = trained.config.l3net if isinstance(trained, ClipClassifier) else trained.config
     examples = open_clip_examples(shards, config, max_clips, seed)
     models = {TRAINED_SYSTEM: trained, UNTRAINED_SYSTEM: build_untrained_control(trained, examples, seed)}
     features = compute_example_features(models, examples, resolved, options.workers).features
@@ -173,7 +176,9 @@ def evaluate_clip_retrieval(
     return metrics
 
 
-def open_clip_examples(shards: ShardReader, config: Any, max_clips: int, seed: int) -> AVCExampleDataset:
+def open_clip_examples(
+    shards: ShardReader, config: L3NetConfig | AVENetConfig, max_clips: int, seed: int
+) -> AVCExampleDataset:
     """One example of each clip, in the sizes of a network.
 
     Raises:
@@ -208,7 +213,7 @@ def fit_alignment(model: L3Net, examples: AVCExampleDataset, compute: Compute, w
     return fit_linear_alignment(to_numpy(features.image), to_numpy(features.audio))
 
 
-def to_numpy(features: Any) -> Float[np.ndarray, "rows features"]:
+def to_numpy(features: Tensor) -> Float[np.ndarray, "rows features"]:
     """Features in fp64."""
     return features.double().cpu().numpy()
 
