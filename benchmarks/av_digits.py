@@ -5,7 +5,15 @@ Real data that anyone can download: MNIST (the four idx files, or the t10k pair 
 digit; MNIST's t10k where the train files are there, else every fifth of the t10k pictures. No recording is on both
 sides.
 
+--systems adds AVE-Net (the paper's loss, and the contrastive one), and L3-Net on all pairs of a batch, trained on the
+same pairs with the same settings. Images and audio then retrieve each other among the held-out pairs. Several
+recordings and images show one digit, so two scores are given: R@10 of the own pair, of which only the digit can be
+learned, and the fraction of the first 10 that show the digit. The baseline is a linear map (CCA) between the features
+of each L3-Net, fitted on the training pairs.
+
     python benchmarks/av_digits.py --mnist mnist/ --fsdd free-spoken-digit-dataset/recordings --out av_digits/
+    python benchmarks/av_digits.py --mnist mnist/ --fsdd free-spoken-digit-dataset/recordings --out av_digits/
+        --systems l3net l3net_all_pairs ave_net_avc ave_net_contrastive --seeds 3
 """
 
 import argparse
@@ -15,8 +23,9 @@ import shutil
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,13 +34,22 @@ from rich.table import Table
 
 from comodal.data.shards.paired_files import prepare_pairs
 from comodal.errors import DataError
-from comodal.recipes.avc_pretraining import recipe
+from comodal.recipes import avc_pretraining, ave_net_pretraining
 from comodal.tasks.audio.audio_folders import evaluate_audio
+from comodal.tasks.cross_modal_retrieval import evaluate_cross_modal_retrieval
 from comodal.tasks.image.linear_classification import evaluate_images
 from comodal.training.run import train
 
 SHORT_SIDE = 37  # 8/7 of 32: training crops from it
 HELD_OUT_RECORDINGS = 5  # FSDD's README: the official test set is recordings 0 to 4
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "l3net": {},
+    "l3net_all_pairs": {"objective": "all_pairs"},
+    "ave_net_avc": {"objective": "avc"},
+    "ave_net_contrastive": {"objective": "contrastive"},
+}
+ARROWS = {"image -> audio": "image_to_audio", "audio -> image": "audio_to_image"}
+RETRIEVAL = {"R@10": "r10", "digit P@10": "class_precision10"}
 BARS = {"l3net.avc.validation": 0.90, "l3net.vision.trained": 0.97, "l3net.audio.trained": 0.98}
 
 
@@ -41,35 +59,59 @@ def main() -> None:
     parser.add_argument("--fsdd", type=Path, required=True, help="folder of FSDD's recordings")
     parser.add_argument("--out", type=Path, required=True, help="where everything goes; run again to go on")
     parser.add_argument("--steps", type=int, default=2200)
+    parser.add_argument("--systems", nargs="+", choices=tuple(SYSTEMS), default=["l3net"], help="what is trained")
+    parser.add_argument("--seeds", type=int, default=1, help="runs of each system, with seeds from 0")
     options = parser.parse_args()
     started = time.perf_counter()
     options.out.mkdir(parents=True, exist_ok=True)
-    images, sounds = options.out / "images", options.out / "sounds"
+    images, sounds, shards = options.out / "images", options.out / "sounds", options.out / "shards"
     lay_out(write_images, options.mnist, images)
     lay_out(write_sounds, options.fsdd, sounds)
-    prepare_pairs(images, sounds, options.out / "shards", short_side=SHORT_SIDE)
-    learn(options.out, options.steps)
-    numbers = measure(options.out, images, sounds)
+    prepare_pairs(images, sounds, shards, short_side=SHORT_SIDE)
+    by_system: dict[str, list[dict[str, float]]] = {}
+    for seed in range(options.seeds):
+        runs = {system: learn(options.out, system, options.steps, seed) for system in options.systems}
+        for system, numbers in measure_pairs(runs, shards).items():
+            by_system.setdefault(system, []).append(numbers)
+    numbers: dict[str, float] = {}
+    if "l3net" in options.systems:
+        numbers |= measure_features(find_run(options.out, "l3net", 0), options.out, images, sounds)
     numbers["seconds"] = time.perf_counter() - started
-    (options.out / "results.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    values = numbers | {
+        f"{system}.{name}.seed{seed}": value
+        for system, runs in by_system.items()
+        for seed, one in enumerate(runs)
+        for name, value in one.items()
+    }
+    (options.out / "results.json").write_text(json.dumps(values, indent=2) + "\n")
     print_table(numbers)
+    print_systems(by_system)
 
 
-def learn(out: Path, steps: int) -> None:
-    """A network of 622 thousand weights, pictures of 32 pixels, no mirror images (mirrored digits are not digits)."""
-    settings = {
+def find_run(out: Path, system: str, seed: int) -> Path:
+    """The folder of a run."""
+    return out / "run" if (system, seed) == ("l3net", 0) else out / "runs" / f"{system}_{seed}"
+
+
+def learn(out: Path, system: str, steps: int, seed: int) -> Path:
+    """A network of 600 thousand weights, pictures of 32 pixels, no mirror images (mirrored digits are not digits)."""
+    settings: dict[str, Any] = {
         "data": out / "shards",
         "variant": "small",
         "width": 16,
         "image_size": 32,
         "steps": steps,
         "horizontal_flip": False,
+        "seed": seed,
     }
     settings |= {"learning_rate": 2e-3, "warmup_steps": min(100, steps // 2), "min_lr_ratio": 0.02, "workers": 1}
-    settings |= {"validation_pairs": 4096}
-    status = train(recipe, settings, out / "run", resume=True, validate_every=1000, threads=1)
+    settings |= {"validation_pairs": 4096} | SYSTEMS[system]
+    recipe = avc_pretraining.recipe if system.startswith("l3net") else ave_net_pretraining.recipe
+    run = find_run(out, system, seed)
+    status = train(recipe, settings, run, resume=True, validate_every=1000, threads=1)
     if status:
         sys.exit(status)
+    return run
 
 
 def lay_out(write: Callable[[Path, Path], None], source: Path, folder: Path) -> None:
@@ -123,13 +165,56 @@ def write_sounds(fsdd: Path, folder: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def measure(out: Path, images: Path, sounds: Path) -> dict[str, float]:
+def read_accuracy(run: Path) -> float:
+    """The accuracy of the last validation."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return float([line for line in lines if line["split"] == "validation"][-1]["accuracy"])
+
+
+def measure_pairs(runs: Mapping[str, Path], shards: Path) -> dict[str, dict[str, float]]:
+    """Correspondence of held-out pairs and retrieval by each system, by the linear map and by chance, of one seed."""
+    found: dict[str, dict[str, float]] = {}
+    for system, run in runs.items():
+        is_l3net = system.startswith("l3net")
+        baseline = {"linear_map": run} if is_l3net else {}
+        values = evaluate_cross_modal_retrieval(run, data=shards, workers=1, **baseline)
+        found[system] = {"avc": read_accuracy(run)} | select_retrieval(values, "")
+        if is_l3net:
+            found[f"{system}, linear map"] = select_retrieval(values, "linear_map.")
+        chance = {name: values[f"retrieval.chance_level.{key}"] for name, key in RETRIEVAL.items()}
+        found["chance level"] = {"avc": 0.5} | {f"{arrow} {name}": chance[name] for arrow in ARROWS for name in chance}
+    return found
+
+
+def select_retrieval(values: Mapping[str, float], system: str) -> dict[str, float]:
+    """The retrieval scores that the table shows."""
+    return {
+        f"{arrow} {name}": values[f"retrieval.{system}{direction}.{key}"]
+        for arrow, direction in ARROWS.items()
+        for name, key in RETRIEVAL.items()
+    }
+
+
+def measure_features(run: Path, out: Path, images: Path, sounds: Path) -> dict[str, float]:
     """The bars' numbers, each beside its baselines."""
-    lines = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
-    numbers = {"l3net.avc.validation": [line for line in lines if line["split"] == "validation"][-1]["accuracy"]}
-    found = evaluate_images(out / "run", images, out=out / "image_scores")
-    found |= evaluate_audio(out / "run", sounds, out=out / "sound_scores")
+    numbers = {"l3net.avc.validation": read_accuracy(run)}
+    found = evaluate_images(run, images, out=out / "image_scores")
+    found |= evaluate_audio(run, sounds, out=out / "sound_scores")
     return numbers | {f"l3net.{key}": value for key, value in found.items() if key.count(".") == 1}
+
+
+def print_systems(by_system: Mapping[str, list[dict[str, float]]]) -> None:
+    """The mean of each number over the seeds, and its range."""
+    names = ["avc", *(f"{arrow} {name}" for arrow in ARROWS for name in RETRIEVAL)]
+    table = Table("", *names)
+    for system, runs in by_system.items():
+        cells = []
+        for name in names:
+            values = [one[name] for one in runs if name in one]
+            spread = f" ({min(values):.3f}-{max(values):.3f})" if len(set(values)) > 1 else ""
+            cells.append(f"{sum(values) / len(values):.3f}{spread}" if values else "")
+        table.add_row(system, *cells)
+    Console().print(table)
 
 
 def print_table(numbers: dict[str, float]) -> None:

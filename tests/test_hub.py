@@ -1,6 +1,7 @@
 """Shared models: what goes along and what does not, and there and back over a server that speaks the hub's protocol."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,10 +9,13 @@ import pytest
 import torch
 import yaml
 
+from comodal.cli.parser import CommandParser
+from comodal.cli.program import build_command_page
 from comodal.errors import CheckpointError, DataError
 from comodal.hub import share_model
-from comodal.models.checkpoint import load_model
+from comodal.models.checkpoint import load_model, save_model
 from tests.support.hub_server import comodal_at, served
+from tests.support.small_systems import PRETRAINED_MODELS
 from tests.support.small_tasks import QUESTION, write_pretrained
 
 
@@ -51,11 +55,26 @@ def test_what_is_needed_goes_along_with_a_card_and_nothing_else(tmp_path: Path):
     assert "| accuracy | 0.7500 | 0.700-0.800 |" in text and "`ViLBERT`" in text
 
 
-def test_a_moved_model_gives_the_same(tmp_path: Path):
+@pytest.mark.parametrize("system", PRETRAINED_MODELS)
+def test_a_moved_model_gives_the_same(system: str, tmp_path: Path):
     run = run_of(tmp_path)
+    save_model(PRETRAINED_MODELS[system](), run / "model", {})
     share_model(run, tmp_path / "shared")
     first, second = load_model(run).state_dict(), load_model(tmp_path / "shared").state_dict()
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    text = (tmp_path / "shared" / "README.md").read_text()
+    authors = {
+        "L3Net": "*Look, Listen",
+        "AVENet": "*Objects that Sound",
+        "ViLBERT": "*ViLBERT",
+        "DualEncoder": "Radford",
+    }
+    assert f"A `{system}` trained with comodal, after " in text and authors[system] in text
+    words = shlex.split(text.split("OWNER/NAME MODEL\ncomodal ")[1].splitlines()[0])
+    length = 2 if words[0] in ("evaluate", "embed") else 1
+    page = build_command_page(" ".join(words[:length]))
+    parser = CommandParser(page.options, page.format_full)
+    assert parser.list_missing(parser.parse(words[length:]).values) == []
 
 
 def test_what_cannot_be_shared_is_told(tmp_path: Path):

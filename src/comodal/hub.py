@@ -42,11 +42,13 @@ from comodal.text_files import read_text
 
 PAPERS = {
     "L3Net": "Arandjelović & Zisserman, *Look, Listen and Learn*, ICCV 2017",
+    "AVENet": "Arandjelović & Zisserman, *Objects that Sound*, ECCV 2018",
     "ViLBERT": "Lu, Batra, Parikh & Lee, *ViLBERT*, NeurIPS 2019",
     "DualEncoder": "Radford et al., *Learning Transferable Visual Models From Natural Language Supervision*, ICML 2021",
 }
 TAGS = {
     "L3Net": ("audio-visual", "l3-net"),
+    "AVENet": ("audio-visual", "ave-net"),
     "ViLBERT": ("vision-and-language", "vilbert"),
     "DualEncoder": ("vision-and-language", "dual-encoder"),
 }
@@ -55,6 +57,8 @@ MODEL_FILE_PATTERNS = (
     *(f"{MODEL_NETWORK_FOLDER}/{name}" for name in NETWORK_FILES),
 )
 EXAMPLE_COMMANDS = {
+    "AVENet": "match photo.jpg recording.wav --model MODEL",
+    "DualEncoder": "evaluate retrieval --model MODEL --captions captions.jsonl --regions regions/",
     "L3Net": "embed audio recordings/ --model MODEL --out vectors/",
     "ViLBERT": 'align photo.jpg "a dog on a beach" "a cat on a sofa" --model MODEL',
     VQA_HEAD: 'ask photo.jpg "what is on the table?" --model MODEL',

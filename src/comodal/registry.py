@@ -151,8 +151,12 @@ TASKS = Registry(
         "us8k": RegistryEntry("comodal.tasks.audio.urbansound8k:evaluate_us8k", "UrbanSound8K, ten folds"),
         "audio": RegistryEntry("comodal.tasks.audio.audio_folders:evaluate_audio", "any class folders of audio files"),
         "retrieval": RegistryEntry(
-            "comodal.tasks.retrieval.caption_retrieval:evaluate_retrieval",
-            "retrieval of images by captions, and of captions by images",
+            "comodal.tasks.cross_modal_retrieval:evaluate_cross_modal_retrieval",
+            "retrieval of images by captions or audio, and the other way round",
+        ),
+        "foils": RegistryEntry(
+            "comodal.tasks.foils.foils:evaluate_foils",
+            "captions against foils: VALSE, SugarCrepe, ARO, Winoground",
         ),
         "vqa": RegistryEntry(
             "comodal.tasks.vision_language.question_answering.vqa:evaluate_vqa",

@@ -15,13 +15,14 @@ from comodal.analysis.pages.report import write_report
 from comodal.analysis.pages.score_tables import build_scores_part
 from comodal.analysis.pair_predictions import draw_pair_predictions, draw_probability_histogram, predict_pairs
 from comodal.errors import DataError
-from comodal.models.checkpoint import load_model
+from comodal.models.checkpoint import load_model, save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
 from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, write_card
 from comodal.tasks.evaluation.system_comparison import Comparison
 from tests.analysis.test_inspect_path import write_run
 from tests.analysis.test_localization import write_truth
 from tests.support.self_contained import check_page
+from tests.support.small_systems import PRETRAINED_MODELS
 from tests.support.small_world import write_world
 
 
@@ -78,12 +79,43 @@ def test_every_score_names_its_task_data_network_and_measure(tmp_path: Path):
     assert {row[1] for row in page.rows()} == {"Oxford Pets, test"}
 
 
-def test_a_run_without_data_or_scores_has_its_curves(tmp_path: Path):
-    write_report(write_run(tmp_path / "<run>"), tmp_path / "report.html")
+@pytest.mark.parametrize("system", PRETRAINED_MODELS)
+def test_a_run_without_data_or_scores_has_its_curves(system: str, tmp_path: Path):
+    run = write_run(tmp_path / "<run>")
+    save_model(PRETRAINED_MODELS[system](), run / "model", {})
+    if system == "ViLBERT":  # an accuracy for each of its tasks
+        names = r'"token_accuracy": \1, "region_accuracy": \1, "alignment_accuracy": \1'
+        log = run / "metrics.jsonl"
+        log.write_text(re.sub(r'"accuracy": ([\d.]+)', names, log.read_text()))
+    write_report(run, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert page.count("<img ") == 1
     assert "&lt;run&gt;" in page
     assert "<run>" not in page
+    titles = {
+        "L3Net": "L3-Net: audio",
+        "AVENet": "AVE-Net: a joint",
+        "ViLBERT": "ViLBERT: pre",
+        "DualEncoder": "Dual encoder: one",
+    }
+    assert titles[system] in page
+    assert ("dd", "0.625") in check_page(page).texts  # the last validation accuracy
+
+
+def test_an_ave_net_predicts_held_out_pairs_and_a_dual_encoder_refuses_shards(tmp_path: Path):
+    run, data = write_run(tmp_path / "run"), tmp_path / "shards"
+    write_world(data / "validation", 8)
+    write_card(ResultsCard("avc", "Correspondence", "test", {"accuracy": ScoreEntry(0.8)}, "run"), tmp_path / "card")
+    save_model(PRETRAINED_MODELS["AVENet"](), run / "model", {})
+    out = tmp_path / "report.html"
+    write_report(run, out, data=data, results=[tmp_path / "card"], pairs=8)
+    accuracy = predict_pairs(load_model(run), data / "validation", 8, seed=1).accuracy
+    numbers = json.loads(out.with_suffix(".json").read_text())
+    assert numbers == {"Correspondence of held-out pairs": {"pairs": 8, "accuracy": accuracy}}
+    assert "Correspondence, test" in check_page(out.read_text()).texts_of("h2")
+    save_model(PRETRAINED_MODELS["DualEncoder"](), run / "model", {})
+    with pytest.raises(DataError, match="does not use --data"):
+        write_report(run, out, data=data)
 
 
 def test_a_results_card_is_a_table_of_the_page(tmp_path: Path):

@@ -117,7 +117,17 @@ def make_digits(folder: Path) -> list[str]:
         for number in range(3, 8):  # numbers below 5 are held out
             sound = 0.1 * rng.standard_normal(8_000)
             soundfile.write(folder / "fsdd" / f"{digit}_jackson_{number}.wav", sound, 8_000)
-    return ["--mnist", str(folder / "mnist"), "--fsdd", str(folder / "fsdd"), "--steps", "2"]
+    return [
+        "--mnist",
+        str(folder / "mnist"),
+        "--fsdd",
+        str(folder / "fsdd"),
+        "--steps",
+        "2",
+        "--systems",
+        "l3net",
+        "ave_net_contrastive",
+    ]
 
 
 def make_easy_questions(folder: Path) -> list[str]:
@@ -165,6 +175,7 @@ RUNS: dict[str, str | Callable[[Path], list[str]]] = {
     "caption_curve": lambda _: "--scenes 20 --steps 2 --batch 4 --fractions 0.5".split(),
     "captions": make_stamps,
     "distillation": make_stamps,
+    "contrastive_step": "--batch 4 --width 2 --image-size 24 --repeats 1 --threads 1 --precision fp32",
     "detector": "--short-side 96 --proposals 10 --repeats 1 --threads 1",
     "easy_vqa": make_easy_questions,
     "embedding": "--batch 1 --width 4 --repeats 1 --threads 1",
@@ -187,6 +198,7 @@ RUNS: dict[str, str | Callable[[Path], list[str]]] = {
 KEYS = {
     "avc_evaluation": "evaluation.80.ratio",
     "busy_machine": "busy machine.automatic.kept",
+    "contrastive_step": "contrastive.ratio",
     "embedding": "image.fast fp32.ratio",
     "engines": "sound.OpenVINO int8.ratio",
     "ingest": "ingest.360p.5.of_decode_only",
@@ -237,6 +249,15 @@ def test_a_benchmark_runs_to_its_end(name: str, tmp_path: Path):
         assert numbers["machine.matrix product.tera_operations_per_second"] > 0
         assert torch.backends.cpu.get_cpu_capability() in done.stdout
     assert KEYS.get(name, next(iter(numbers))) in numbers
-    if name in {"avc_evaluation", "embedding", "engines", "ingest", "joint_step", "retrieval", "vilbert_step"}:
+    if name in {
+        "avc_evaluation",
+        "contrastive_step",
+        "embedding",
+        "engines",
+        "ingest",
+        "joint_step",
+        "retrieval",
+        "vilbert_step",
+    }:
         lines = [line for line in done.stdout.splitlines() if line.startswith("RATIO ")]
         assert lines and all("target" in line and "convolution" in line for line in lines)

@@ -1,14 +1,19 @@
 """Small configurations and batches of several systems, which are only run and not compared."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from comodal.data.batch import TaskBatch
+from comodal.models.ave_net.ave_net import AVENet, AVENetConfig
 from comodal.models.ave_net.musicnn_vgg import MUSICNN_SPECTROGRAM_CONFIG
-from comodal.models.dual_encoder.dual_encoder import DualEncoderConfig
+from comodal.models.dual_encoder.dual_encoder import DualEncoder, DualEncoderConfig
+from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
+from comodal.models.l3net.spectrogram import SMALL_SPECTROGRAM_CONFIG
 from comodal.models.vilbert.heads import Head
+from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import StreamConfig
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
     compute_choice_loss,
@@ -17,6 +22,7 @@ from comodal.tasks.vision_language.vilbert_fine_tuning import (
     compute_soft_answer_loss,
 )
 from tests.objectives.test_pretraining import FEATURES
+from tests.support.small_tasks import config as small_vilbert_config
 
 AVE_NETS: dict[str, dict[str, Any]] = {
     "AVE-Net": {},
@@ -29,6 +35,12 @@ AVE_NETS: dict[str, dict[str, Any]] = {
     "AVE-Net of statistics": {"audio_backbone": "spectrogram_statistics"},
 }
 DUAL = DualEncoderConfig(StreamConfig(16, 1, 2, 24), 40, 20, 0, 2, FEATURES, 8)
+PRETRAINED_MODELS: dict[str, Callable[[], nn.Module]] = {
+    "L3Net": lambda: L3Net(make_small_l3net_config(1, 24)),
+    "AVENet": lambda: AVENet(AVENetConfig(image_size=24, spectrogram=SMALL_SPECTROGRAM_CONFIG, width=1)),
+    "ViLBERT": lambda: ViLBERT(small_vilbert_config(40)),
+    "DualEncoder": lambda: DualEncoder(DUAL),
+}
 
 
 def task_batch(targets: Tensor, texts: int) -> TaskBatch:

@@ -14,6 +14,7 @@ from comodal.data.shards.clip_dataset import ClipPairDataset
 from comodal.data.shards.pair_sampler import PairSampler
 from comodal.data.shards.shard_reader import ShardReader
 from comodal.hardware import choose_inference_batch_size, get_module_device
+from comodal.models.ave_net.ave_net import AVENet
 from comodal.models.l3net.l3net import L3Net
 from comodal.tasks.evaluation.metrics import check_finite_scores
 
@@ -35,7 +36,7 @@ class PairPredictions:
         return float(((self.probabilities > 0.5) == self.pairs.is_match.numpy()).mean())
 
 
-def predict_pairs(model: L3Net, shards: Path, pairs: int, seed: int) -> PairPredictions:
+def predict_pairs(model: L3Net | AVENet, shards: Path, pairs: int, seed: int) -> PairPredictions:
     """The first pairs of a seed from the clips of a split, as in validation: center crops, no augmentation."""
     reader, config = ShardReader(shards), model.config
     sampler = PairSampler(reader, seed, config.audio_seconds)
@@ -49,7 +50,7 @@ def predict_pairs(model: L3Net, shards: Path, pairs: int, seed: int) -> PairPred
     return PairPredictions(batch, logits.float().softmax(-1)[:, 1].numpy())
 
 
-def draw_pair_predictions(model: L3Net, predictions: PairPredictions, columns: int = 8) -> Figure:
+def draw_pair_predictions(model: L3Net | AVENet, predictions: PairPredictions, columns: int = 8) -> Figure:
     """Images above spectrograms, titled by the probability of correspondence: green where the prediction is correct."""
     num_shown = min(columns, len(predictions.probabilities))
     figure = Figure(figsize=(1.6 * num_shown, 3.3), layout="constrained")

@@ -92,6 +92,7 @@ def export(
 
     L3-Net has three: `image` (bytes) and `audio` (waveforms) to embeddings, and `l3net`, the whole model. ViLBERT has
     `vilbert`: both streams, both pooled outputs, and alignment; with task heads there is one network for each head.
+    AVE-Net has `image`, `audio` and `ave_net`; a dual encoder has `text` and `image`.
     Batch size and numbers of tokens and regions are dynamic. `comodal embed --engine onnx` or `openvino` uses the
     embedders. The Visual Genome detectors have one network for the image and one for the cells of its regions
     (docs/guides/export.md).

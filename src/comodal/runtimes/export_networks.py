@@ -12,8 +12,10 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from comodal.errors import CheckpointError
+from comodal.models.ave_net.ave_net import AVENet
 from comodal.models.detectors.detector_c4 import C4
 from comodal.models.detectors.detector_fpn import FPN
+from comodal.models.dual_encoder.dual_encoder import DualEncoder
 from comodal.models.l3net.l3net import AUDIO_GRID, IMAGE_GRID, L3Net
 from comodal.models.vilbert import single_stream, vilbert
 from comodal.models.vilbert.heads import Head
@@ -21,8 +23,9 @@ from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.runtimes.export_detectors import list_c4_networks, list_fpn_networks
+from comodal.runtimes.export_joint_space import list_ave_net_networks, list_dual_encoder_networks
 from comodal.runtimes.export_spectrogram import PortableSpectrogram
-from comodal.runtimes.exportable import ExportableNetwork, Sizes, copy_without_parts
+from comodal.runtimes.exportable import ExportableNetwork, Sizes, copy_without_parts, make_noise_with_tone
 
 PairConfig = vilbert.ViLBERTConfig | single_stream.SingleStreamConfig
 
@@ -101,10 +104,7 @@ def list_l3net_networks(model: L3Net) -> list[ExportableNetwork]:
         return torch.randint(0, 256, (sizes["batch"], 3, size, size), generator=generator, dtype=torch.uint8)
 
     def make_audio(generator: torch.Generator, sizes: Sizes) -> Tensor:
-        """Noise from loud to quiet, with an added tone."""
-        levels = torch.logspace(-1, -3, sizes["batch"]).unsqueeze(1)
-        tone = torch.sin(2 * torch.pi * 440 / config.sample_rate * torch.arange(samples))
-        return levels * (torch.randn(sizes["batch"], samples, generator=generator) + tone)
+        return make_noise_with_tone(generator, sizes["batch"], samples, config.sample_rate)
 
     image_model, audio_model = (
         copy_without_parts(portable, "audio_tower", "spectrogram"),
@@ -249,4 +249,6 @@ NETWORK_LISTERS: dict[type[nn.Module], Callable[[Any], list[ExportableNetwork]]]
     TaskModel: list_task_networks,
     C4: list_c4_networks,
     FPN: list_fpn_networks,
+    AVENet: list_ave_net_networks,
+    DualEncoder: list_dual_encoder_networks,
 }

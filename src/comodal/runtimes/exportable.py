@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 Sizes = dict[str, int]
@@ -41,3 +42,12 @@ def copy_without_parts(model: ModelType, *parts: str) -> ModelType:
     for part in parts:
         delattr(smaller_model, part)
     return smaller_model
+
+
+def make_noise_with_tone(
+    generator: torch.Generator, batch: int, samples: int, sample_rate: int
+) -> Float[Tensor, "batch samples"]:
+    """Noise from loud to quiet, with an added tone of 440 Hz."""
+    levels = torch.logspace(-1, -3, batch).unsqueeze(1)
+    tone = torch.sin(2 * torch.pi * 440 / sample_rate * torch.arange(samples))
+    return levels * (torch.randn(batch, samples, generator=generator) + tone)

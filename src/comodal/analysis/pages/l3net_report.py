@@ -19,6 +19,7 @@ from comodal.analysis.pointing_game import read_pointing_scenes
 from comodal.analysis.unit_activations import read_clip_examples
 from comodal.errors import DataError
 from comodal.hardware import Compute
+from comodal.models.ave_net.ave_net import AVENet
 from comodal.models.l3net.l3net import L3Net
 from comodal.progress import track_progress
 from comodal.text_files import read_log
@@ -76,7 +77,7 @@ def build_curves_part(run: Path) -> PageSection:
     return PageSection("Training", text, [embed_figure(draw_curves(lines), "loss and accuracy by step")])
 
 
-def build_predictions_part(model: L3Net, split: Path, pairs: int, seed: int) -> PageSection:
+def build_predictions_part(model: L3Net | AVENet, split: Path, pairs: int, seed: int) -> PageSection:
     """Held-out pairs with the model's predictions."""
     predictions = predict_pairs(model, split, pairs, seed)
     text = (

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from comodal.analysis.pages.caption_report import build_caption_parts
 from comodal.analysis.pages.html_page import write_page, write_page_numbers
+from comodal.analysis.pages.joint_space_report import build_ave_net_parts, build_dual_encoder_parts
 from comodal.analysis.pages.l3net_report import build_l3net_parts
 from comodal.analysis.pages.page_parts import PageSection
 from comodal.analysis.pages.run_sections import ReportInputs, build_run_settings
@@ -12,7 +13,9 @@ from comodal.analysis.pages.task_report import build_task_parts
 from comodal.errors import DataError
 from comodal.flat_parameters import flatten_parameters
 from comodal.hardware import Compute, ComputeOptions
+from comodal.models.ave_net.ave_net import AVENet
 from comodal.models.checkpoint import load_model, refuse_packed_run
+from comodal.models.dual_encoder.dual_encoder import DualEncoder
 from comodal.models.l3net.l3net import L3Net
 from comodal.models.vilbert.task_model import TaskModel
 from comodal.models.vilbert.vilbert import ViLBERT
@@ -66,6 +69,10 @@ def build_run_parts(run: Path, inputs: ReportInputs, compute: Compute) -> list[P
                 "--images FOLDER shows validation examples"
             )
         sections = [*build_task_parts(run, inputs.images, compute), *map(build_card_table, inputs.results)]
+    elif isinstance(model, AVENet):
+        sections = build_ave_net_parts(run, model, inputs, compute)
+    elif isinstance(model, DualEncoder):
+        sections = build_dual_encoder_parts(run, inputs)
     else:
         sections = build_l3net_parts(run, model if isinstance(model, L3Net) else None, inputs, compute)
     return [*sections, build_run_settings(run)]

@@ -209,7 +209,7 @@ class AVENet(PretrainedModel, nn.Module):
         image_map = self.compute_image_map(image)
         if self.config.comparison == "localization":
             positions = image_map.permute(0, 2, 3, 1)
-            return self.image_head(positions.flatten(0, 2)).float().view(len(image_map), -1)
+            return self.image_head(positions.flatten(0, 2)).float().view(image_map.shape[0], -1)
         pooled = image_map.mean((2, 3)) if self.config.image_backbone == LITE0 else image_map.amax((2, 3))
         return F.normalize(self.image_head(pooled).float(), dim=1)
 
@@ -264,7 +264,7 @@ class AVENet(PretrainedModel, nn.Module):
 
     def split_positions(self, image: Float[Tensor, "images image_features"]) -> Float[Tensor, "images positions dim"]:
         """AVOL-Net's embeddings of the positions of images."""
-        return image.view(len(image), -1, self.config.embedding_dim)
+        return image.view(image.shape[0], -1, self.config.embedding_dim)
 
     def localize(
         self, image: UInt8[Tensor, "batch 3 height width"], audio: Float[Tensor, "batch samples"]
