@@ -234,6 +234,9 @@ def test_approximate_neighbors_are_nearly_the_exact_ones(dim: int, tmp_path: Pat
         assert again.find(query, 10).indices.tolist() == approximate.indices.tolist()
         assert np.allclose(approximate.scores, vectors[approximate.indices] @ query, atol=1e-6)
     assert np.mean(kept) >= 0.95
+    others = random_vectors(3000, dim, 2)  # the vectors were built again in another order
+    rebuilt = build_neighbors(tmp_path / "a", others, exact_below=1000)
+    assert rebuilt.find(others[7], 1).indices.tolist() == [7]
 
 
 def test_without_the_extra_the_search_is_exact(

@@ -482,14 +482,14 @@ def damage_report(index: Path) -> None:
 
 
 def flip_vectors(index: Path) -> None:
-    (path,) = index.glob("first_stage-*.vectors")
+    (path,) = index.glob("first_stage-*.rows")
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
 
 
 def cut_vectors(index: Path) -> None:
-    (path,) = index.glob("first_stage-*.vectors")
+    (path,) = index.glob("first_stage-*.rows")
     path.write_bytes(path.read_bytes()[:-100])
 
 
@@ -537,8 +537,8 @@ def test_models_that_cannot_search_are_told(world: Path, photos: Path, tmp_path:
     ):
         with pytest.raises(error, match=sentence):
             open_index(photos, save_run(world, tmp_path / name, **run))  # type: ignore[arg-type]
-    with pytest.raises(CheckpointError, match="a L3Net; this needs a ViLBERT"):
-        open_index(photos, world / "network")
+    with pytest.raises(ValueError, match="is a text, and an L3-Net searches by an image or audio"):
+        open_index(photos, world / "network").search(TEXT)
     with pytest.raises(DataError, match="holds no images"):
         open_index(world / "store", world / "run", tmp_path / "index")
     (tmp_path / "bad").mkdir()

@@ -27,6 +27,7 @@ EXACT_BELOW = 100_000  # vectors
 MIN_CANDIDATES = 1_000  # of the compressed vectors, scored exactly
 CANDIDATES_PER_RESULT = 20
 TRAINING_VECTORS, TRAINING_ITERATIONS = 16_384, 10  # of 16 centroids for every two dimensions
+CHECKED_CODES, MIN_SAME_CODES = 256, 0.9  # rounding may change a code
 RETRAIN_FACTOR = 8  # the centroids are fitted again when there are this many times as many vectors
 
 
@@ -133,7 +134,7 @@ def update_codes(
     else:
         stored = read_rows(manifest, dtype)
     faiss.copy_array_to_vector(centroids.values.ravel(), quantizer.centroids)
-    if len(stored) > len(vectors):  # of an index that became smaller
+    if not are_codes_of(quantizer, stored["code"], vectors):
         stored = stored[:0]
     if len(stored) == len(vectors):
         return quantizer, stored["code"]
@@ -141,6 +142,17 @@ def update_codes(
     added["code"] = quantizer.compute_codes(pad_to_even(vectors[len(stored) :]))
     append_rows(manifest, added, len(stored))
     return quantizer, np.concatenate([stored["code"], added["code"]])
+
+
+def are_codes_of(
+    quantizer: Any, codes: UInt8[np.ndarray, "stored bytes"], vectors: Float32[np.ndarray, "rows dim"]
+) -> bool:
+    """Whether codes are those of the first vectors, judged by a sample: the vectors may have been built again."""
+    if not len(codes) or len(codes) > len(vectors):
+        return False
+    rows = np.unique(np.linspace(0, len(codes) - 1, CHECKED_CODES).astype(np.int64))
+    is_same = (quantizer.compute_codes(pad_to_even(vectors[rows])) == codes[rows]).all(axis=1)
+    return bool(is_same.mean() > MIN_SAME_CODES)
 
 
 class Centroids(NamedTuple):
