@@ -1,8 +1,8 @@
 """Choosing one of several boxes of an image by a text: Visual7W's pointing questions and GuessWhat?! (12-in-1).
 
-The head on regions, shared with referring expressions, scores the candidates. The target of a candidate is its IoU
-with the correct box where that is at least 0.5, else 0; the loss is the binary cross-entropy summed over the candidates.
-A prediction is correct if the best candidate is the correct one. Both as `V-logit-mc` of
+The head on regions, shared with referring expressions, scores the candidates. The target of a candidate is its IoU with
+the correct box where that is at least 0.5, else 0; the loss is the binary cross-entropy summed over the candidates. A
+prediction is correct if the best candidate is the correct one. Both as `V-logit-mc` of
 facebookresearch/vilbert-multi-task.
 
 Departs from the original: the network sees the regions of the store, by `comodal prepare boxes` the candidates of all
