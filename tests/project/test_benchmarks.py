@@ -172,7 +172,7 @@ RUNS: dict[str, str | Callable[[Path], list[str]]] = {
     "av_digits": make_digits,
     "avc_evaluation": "--width 4 --image-size 32 --examples-per-clip 1 --repeats 1 --threads 1",
     "busy_machine": "--seconds 0.2 --repeats 1",
-    "caption_curve": lambda _: "--scenes 20 --steps 2 --batch 4 --fractions 0.5".split(),
+    "caption_curve": lambda _: ["--scenes", "20", "--steps", "2", "--batch", "4", "--fractions", "0.5"],
     "captions": make_stamps,
     "distillation": make_stamps,
     "contrastive_step": "--batch 4 --width 2 --image-size 24 --repeats 1 --threads 1 --precision fp32",

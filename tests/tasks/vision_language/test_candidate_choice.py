@@ -180,6 +180,9 @@ def test_a_damaged_game_is_refused(tmp_path: Path):
     path.write_text(path.read_text().replace('"object_id": 1,', '"object_id": 99,'))
     with pytest.raises(DataError, match=r"guesswhat.train.jsonl, line 2: the object 99"):
         read_guesswhat_games(path)
+    path.write_text(write_games(path, range(1)).read_text() * 2)
+    with pytest.raises(DataError, match=r"guesswhat.train.jsonl: two .* the id 0"):
+        read_guesswhat_games(path)
 
 
 def test_boxes_for_extraction(tmp_path: Path):
@@ -193,7 +196,6 @@ def test_boxes_for_extraction(tmp_path: Path):
     assert first.image == "v7w_0.jpg"
     assert first.boxes is not None and first.boxes.tolist() == [[x, y, x + w, y + h] for x, y, w, h in BOXES[:4]]
     games = write_games(tmp_path / "guesswhat.jsonl", range(3))
-    games.write_text(games.read_text() + games.read_text())
     assert prepare_boxes(games, tmp_path / "b.jsonl", images=images) == BoxCounts(1, 4)
     line = json.loads((tmp_path / "b.jsonl").read_text())
     assert line["image"] == "train2014/COCO_train2014_000000000001.jpg" and len(line["boxes"]) == 4

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from comodal.tasks.evaluation.results_card import ScoreEntry
 
 NOT_FITTED = "not fitted: --train-data was not given"
 BASELINE_SETTING = "baselines"
+POOLED_IMAGES = 4096  # pooled features that are kept: official files have the questions of an image together
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ def score_baselines(
     predictions = fit_and_predict(
         read_training(options.train_data),
         evaluated,
-        partial(average_regions, training_store, index_images(training_store)),
-        partial(average_regions, store, index_images(store)),
+        lru_cache(POOLED_IMAGES)(partial(average_regions, training_store, index_images(training_store))),
+        lru_cache(POOLED_IMAGES)(partial(average_regions, store, index_images(store))),
     )
     values: dict[str, np.ndarray] = {}
     for name, labels in predictions.labels.items():

@@ -1,8 +1,8 @@
 """Choosing one of several boxes of an image by a text: Visual7W's pointing questions and GuessWhat?! (12-in-1).
 
-The head on regions, shared with referring expressions, scores the candidates. The target of a candidate is its IoU
-with the correct box where that is at least 0.5, else 0; the loss is the binary cross-entropy summed over the candidates.
-A prediction is correct if the best candidate is the correct one. Both as `V-logit-mc` of
+The head on regions, shared with referring expressions, scores the candidates. The target of a candidate is its IoU with
+the correct box where that is at least 0.5, else 0; the loss is the binary cross-entropy summed over the candidates. A
+prediction is correct if the best candidate is the correct one. Both as `V-logit-mc` of
 facebookresearch/vilbert-multi-task.
 
 Departs from the original: the network sees the regions of the store, by `comodal prepare boxes` the candidates of all
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -131,68 +131,82 @@ def find_candidate_rows(store: RegionStore, row: int, item: CandidateItem, max_r
     return (overlaps.argmax(0) + 1).tolist() if (overlaps.max(0) >= MIN_CANDIDATE_IOU).all() else None
 
 
+class CandidateTask(NamedTuple):
+    """A task of this kind.
+
+    Args:
+        name: Name on the command line.
+        title: Display name.
+        id_format: Format of the image ids.
+        read_training: Reads the items of the training split from a file.
+    """
+
+    name: str
+    title: str
+    id_format: ImageIdFormat
+    read_training: Callable[[Path], Sequence[CandidateItem]]
+
+
 def evaluate_candidates(
-    task: str,
-    title: str,
-    items: Sequence[CandidateItem],
-    split: str,
-    file: Path,
+    task: CandidateTask,
+    model: Path,
     loaded: LoadedTaskModel,
-    id_format: ImageIdFormat,
+    file: Path,
+    split: str,
+    items: Sequence[CandidateItem],
     max_tokens: int,
     evaluation: GroundingEvaluation,
-    model: Path,
     baselines: BaselineOptions,
-    read_training: Callable[[Path], Sequence[CandidateItem]],
 ) -> dict[str, float]:
     """Chooses a candidate for each item, and writes scores, predictions and the results card.
 
     An item without its image or a candidate counts as incorrect.
     """
     candidate_data = build_candidate_examples(
-        items, file, loaded.store, id_format, loaded.tokenizer, max_tokens, loaded.max_regions
+        items, file, loaded.store, task.id_format, loaded.tokenizer, max_tokens, loaded.max_regions
     )
-    item_by_key = {item.key: item for item in items}
-    choices: dict[str, int] = {}
-    for scored in score_examples(loaded, GROUNDING_HEAD.name, candidate_data.examples):
-        choices[scored.example.key] = int(scored.scores[candidate_data.rows[scored.example.key]].argmax())
-    is_correct = np.array([choices.get(item.key) == item.answer for item in items])
-    counts = count_items(len(items), len(choices), f"{REASON_NO_REGIONS} (incorrect)")
-    groups = [item.image for item in items]
-    has_prediction = np.array([item.key in choices for item in items])
-    metrics = compute_accuracy_metrics(f"{task}.accuracy", is_correct, has_prediction, groups)
-    metrics[f"{task}.chance_level"] = float(np.mean([1 / len(item.candidates) for item in items]))
-    baseline_metrics, fitted = score_candidate_baselines(
-        task, baselines, read_training, items, candidate_data, loaded, id_format
-    )
+    choices = {
+        scored.example.key: int(scored.scores[candidate_data.rows[scored.example.key]].argmax())
+        for scored in score_examples(loaded, GROUNDING_HEAD.name, candidate_data.examples)
+    }
+    metrics = score_choices(task.name, items, choices)
+    baseline_metrics, fitted = score_candidate_baselines(task, baselines, items, candidate_data, loaded)
     metrics |= baseline_metrics
     if evaluation.out is not None:
         predictions = [
-            {"id": key, "image_id": item_by_key[key].image, "answer": item_by_key[key].candidates[choice]}
-            for key, choice in choices.items()
+            {"id": item.key, "image_id": item.image, "answer": item.candidates[choices[item.key]]}
+            for item in items
+            if item.key in choices
         ]
         content = json.dumps(predictions, indent=0) + "\n"
         write_bytes_atomically(evaluation.out / "predictions.json", content.encode())
-    intervals = build_interval_settings(metrics, groups, "images")
+    counts = count_items(len(items), len(choices), f"{REASON_NO_REGIONS} (incorrect)")
+    intervals = build_interval_settings(metrics, [item.image for item in items], "images")
     settings = {"ablate": evaluation.ablate, BASELINE_SETTING: fitted, **intervals, **read_training_settings(model)}
-    scores = build_score_entries("accuracy", f"{task}.accuracy", metrics, counts) | {
-        "random candidate": ScoreEntry(metrics[f"{task}.chance_level"]),
-        **build_baseline_entries(task, metrics),
+    scores = build_score_entries("accuracy", f"{task.name}.accuracy", metrics, counts) | {
+        "random candidate": ScoreEntry(metrics[f"{task.name}.chance_level"]),
+        **build_baseline_entries(task.name, metrics),
     }
     source = str(loaded.store.about["provenance"])
-    card = ResultsCard(task, title, split, scores, str(model), counts, {"data": file}, source, {}, settings)
+    card = ResultsCard(task.name, task.title, split, scores, str(model), counts, {"data": file}, source, {}, settings)
     report_results(metrics, card, evaluation.out)
     return metrics
 
 
+def score_choices(task: str, items: Sequence[CandidateItem], choices: Mapping[str, int]) -> dict[str, float]:
+    """The accuracy of the chosen candidates with its interval by image, and that of a random candidate."""
+    is_correct = np.array([choices.get(item.key) == item.answer for item in items])
+    has_prediction = np.array([item.key in choices for item in items])
+    metrics = compute_accuracy_metrics(f"{task}.accuracy", is_correct, has_prediction, [item.image for item in items])
+    return metrics | {f"{task}.chance_level": float(np.mean([1 / len(item.candidates) for item in items]))}
+
+
 def score_candidate_baselines(
-    task: str,
+    task: CandidateTask,
     options: BaselineOptions,
-    read_training: Callable[[Path], Sequence[CandidateItem]],
     items: Sequence[CandidateItem],
     candidate_data: CandidateData,
     loaded: LoadedTaskModel,
-    id_format: ImageIdFormat,
 ) -> tuple[dict[str, float], str]:
     """The accuracy of the baselines of grounding (`tasks/baselines/region_choice.py`) on the candidates alone.
 
@@ -201,15 +215,14 @@ def score_candidate_baselines(
     if options.train_data is None:
         return {}, NOT_FITTED
     start, store = time.perf_counter(), open_training_store(options, loaded.store)
-    evaluated_images = {item.image for item in items}
-    training = [item for item in read_training(options.train_data) if item.image not in evaluated_images]
+    evaluated_images, max_regions = {item.image for item in items}, loaded.max_regions
+    training = [item for item in task.read_training(options.train_data) if item.image not in evaluated_images]
+    evaluated = {f"evaluated {item.key}": item for item in items}
     choices = fit_and_choose(
         [describe_item(item) for item in training],
-        [describe_item(item)._replace(image=f"evaluated {item.key}") for item in items],
-        build_candidate_reader(store, id_format, {item.key: item for item in training}, loaded.max_regions),
-        build_candidate_reader(
-            loaded.store, id_format, {f"evaluated {item.key}": item for item in items}, loaded.max_regions
-        ),
+        [describe_item(item)._replace(image=key) for key, item in evaluated.items()],
+        build_candidate_reader(store, task.id_format, {item.key: item for item in training}, max_regions),
+        build_candidate_reader(loaded.store, task.id_format, evaluated, max_regions),
     )
     values = {
         name: np.array([
@@ -219,7 +232,7 @@ def score_candidate_baselines(
         for name, rows in choices.rows.items()
     }  # fmt: skip
     print_line(f"Baselines: {choices.about}; {time.perf_counter() - start:.1f} s", stderr=True)
-    metrics = compute_baseline_metrics(task, values, [item.image for item in items])
+    metrics = compute_baseline_metrics(task.name, values, [item.image for item in items])
     return metrics, f"{options.train_data.name}: {choices.about}"
 
 
@@ -240,11 +253,6 @@ def build_candidate_reader(
         candidates = None if row is None else read_candidates(store, lambda _: row, max_regions, key)
         if candidates is None or found is None:
             return None
-        return Candidates(*(select_rows(array, found) for array in candidates))
+        return Candidates(*(array[found] for array in candidates))
 
     return read
-
-
-def select_rows(array: Float32[np.ndarray, "rows columns"], rows: list[int]) -> Float32[np.ndarray, "selected columns"]:
-    """Some rows of an array."""
-    return array[rows]

@@ -10,7 +10,8 @@ the turns, and games that were lost or not finished are kept.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +75,7 @@ def read_visual7w_questions(path: Path) -> list[CandidateItem]:
                     tuple(boxes[box] for box in candidates), candidates.index(answer),
                 )
             )  # fmt: skip
-    return items
+    return check_unique_keys(path, items)
 
 
 def read_guesswhat_games(path: Path) -> list[CandidateItem]:
@@ -102,10 +103,22 @@ def read_guesswhat_games(path: Path) -> list[CandidateItem]:
         items.append(
             CandidateItem(key, str(image), "", split, " ".join(turns), candidates, ordered, candidates.index(target))
         )
+    return check_unique_keys(path, items)
+
+
+def check_unique_keys(path: Path, items: list[CandidateItem]) -> list[CandidateItem]:
+    """The items, if no two have the same id.
+
+    Raises:
+        DataError: Two have.
+    """
+    keys = Counter(item.key for item in items)
+    if duplicates := [key for key, count in keys.items() if count > 1]:
+        raise DataError(f"{path}: two questions or games have the id {duplicates[0]}")
     return items
 
 
-def list_candidate_boxes(items: Iterator[CandidateItem] | list[CandidateItem]) -> dict[str, list[Box]]:
+def list_candidate_boxes(items: Iterable[CandidateItem]) -> dict[str, list[Box]]:
     """The different candidate boxes of each image, in order, by its file name or else by its id."""
     boxes: dict[str, dict[Box, None]] = {}
     for item in items:

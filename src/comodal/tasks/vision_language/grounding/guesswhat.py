@@ -9,6 +9,7 @@ from pathlib import Path
 from comodal.flat_parameters import flatten_parameters
 from comodal.tasks.baselines.baseline_scores import DEFAULT_BASELINES, BaselineOptions
 from comodal.tasks.vision_language.grounding.candidate_choice import (
+    CandidateTask,
     build_candidate_examples,
     compute_candidate_loss,
     evaluate_candidates,
@@ -27,6 +28,9 @@ from comodal.training.recipe_run import Run
 GUESSWHAT_MAX_TOKENS, GUESSWHAT_MAX_REGIONS = 256, 305
 GUESSWHAT_FINE_TUNING = GroundingFineTuneConfig(batch_size=64, learning_rate=2e-5, max_regions=GUESSWHAT_MAX_REGIONS)
 GUESSWHAT_EVALUATION = GroundingEvaluation(max_regions=GUESSWHAT_MAX_REGIONS)
+GUESSWHAT_TASK = CandidateTask(
+    name="guesswhat", title="GuessWhat?!, guesser", id_format="coco", read_training=read_guesswhat_games
+)
 
 
 @flatten_parameters
@@ -56,7 +60,7 @@ def recipe(
     sources = [
         FixedExamples(
             build_candidate_examples(
-                read_guesswhat_games(file), file, parts.store, "coco", parts.tokenizer, max_tokens,
+                read_guesswhat_games(file), file, parts.store, GUESSWHAT_TASK.id_format, parts.tokenizer, max_tokens,
                 fine_tune.max_regions,
             ).examples
         )
@@ -103,7 +107,4 @@ def evaluate_guesswhat(
     """
     loaded = evaluation.load_model(model, regions, GROUNDING_HEAD.name)
     games = read_guesswhat_games(data)
-    return evaluate_candidates(
-        "guesswhat", "GuessWhat?!, guesser", games, data.stem, data, loaded, "coco", max_tokens, evaluation, model,
-        baselines, read_guesswhat_games,
-    )  # fmt: skip
+    return evaluate_candidates(GUESSWHAT_TASK, model, loaded, data, data.stem, games, max_tokens, evaluation, baselines)

@@ -11,6 +11,7 @@ from comodal.errors import DataError
 from comodal.flat_parameters import flatten_parameters
 from comodal.tasks.baselines.baseline_scores import DEFAULT_BASELINES, BaselineOptions
 from comodal.tasks.vision_language.grounding.candidate_choice import (
+    CandidateTask,
     build_candidate_examples,
     compute_candidate_loss,
     evaluate_candidates,
@@ -57,7 +58,7 @@ def recipe(
     sources = {
         split: FixedExamples(
             build_candidate_examples(
-                items, data, parts.store, "visual_genome", parts.tokenizer, max_tokens, fine_tune.max_regions
+                items, data, parts.store, VISUAL7W_TASK.id_format, parts.tokenizer, max_tokens, fine_tune.max_regions
             ).examples
         )
         for split in ("train", "val")
@@ -74,6 +75,14 @@ def recipe(
 def select_split(questions: list[CandidateItem], split: str) -> list[CandidateItem]:
     """The questions of a split."""
     return [item for item in questions if item.split == split]
+
+
+VISUAL7W_TASK = CandidateTask(
+    name="visual7w",
+    title="Visual7W, pointing",
+    id_format="visual_genome",
+    read_training=lambda path: select_split(read_visual7w_questions(path), "train"),
+)
 
 
 @flatten_parameters
@@ -114,7 +123,4 @@ def evaluate_visual7w(
     questions = select_split(read_visual7w_questions(data), split)
     if not questions:
         raise DataError(f"{data}: no question of the split {split!r}")
-    return evaluate_candidates(
-        "visual7w", "Visual7W, pointing", questions, split, data, loaded, "visual_genome", max_tokens, evaluation,
-        model, baselines, lambda path: select_split(read_visual7w_questions(path), "train"),
-    )  # fmt: skip
+    return evaluate_candidates(VISUAL7W_TASK, model, loaded, data, split, questions, max_tokens, evaluation, baselines)
