@@ -17,7 +17,7 @@ from comodal.tasks.clip_events.multi_label_metrics import (
     compute_hits,
     compute_micro_f1,
     compute_modality_confusion,
-    select_top_k,
+    mark_top_k,
 )
 from comodal.tasks.clip_events.vggsounder_labels import LABEL_SUBSETS, MODALITIES, VGGSounderLabels, get_youtube_id
 from comodal.tasks.evaluation.metrics import check_finite_scores, compute_bootstrap_interval
@@ -96,7 +96,7 @@ def compute_subset_metrics(
     """F1 and hit rate of the highest scores, and the areas under the curves."""
     flat: dict[str, float] = {}
     for k in TOP_K:
-        chosen = select_top_k(scores, k)
+        chosen = mark_top_k(scores, k)
         low, high = compute_f1_interval(chosen, truth, groups, np.random.default_rng(0))
         name = f"{prefix}.f1_{k}"
         flat |= {name: compute_micro_f1(chosen, truth), f"{name}.low": low, f"{name}.high": high}
