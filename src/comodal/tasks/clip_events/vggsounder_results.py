@@ -70,9 +70,7 @@ class VGGSounderResults:
                 has_label = truth.any(1)
                 if has_label.any():
                     subset_scores = getattr(scores, subset.removesuffix("_only"))[has_label]
-                    groups = [
-                        get_youtube_id(video) for video, one in zip(self.videos, has_label.tolist(), strict=True) if one
-                    ]
+                    groups = [get_youtube_id(self.videos[row]) for row in np.flatnonzero(has_label).tolist()]
                     flat |= compute_subset_metrics(f"{prefix}.{subset}", subset_scores, truth[has_label], groups)
             flat |= self.compute_confusion(f"{prefix}.confusion", scores)
         flat[f"{VGGSOUNDER_TASK}.videos"] = float(len(self.videos))
