@@ -17,7 +17,7 @@ from comodal.tasks.clip_events.multi_label_metrics import (
     compute_hits,
     compute_micro_f1,
     compute_modality_confusion,
-    select_top_k,
+    mark_top_k,
 )
 from comodal.tasks.clip_events.vggsounder import evaluate_vggsounder
 from comodal.tasks.clip_events.vggsounder_labels import LABEL_SUBSETS, MODALITIES, read_training_clips, read_vggsounder
@@ -39,7 +39,7 @@ def test_metrics_are_those_of_the_package(subset: str):
     scores, truth = SCORES[subset.removesuffix("_only")][has_label], truth[has_label]
     assert len(truth) == expected["videos"]
     for k in (1, 3, 5):
-        chosen = select_top_k(scores, k)
+        chosen = mark_top_k(scores, k)
         assert compute_micro_f1(chosen, truth) == pytest.approx(expected[f"f1@{k}"])
         assert compute_hits(chosen, truth).mean() == pytest.approx(expected[f"hit_rate@{k}"])
     assert compute_curve_means(scores, truth) == pytest.approx((expected["auc_roc"], expected["auc_pr"]))

@@ -245,7 +245,7 @@ def build_ave_card(
     return ResultsCard(
         task=AVE_TASK,
         title="AVE, event of each second",
-        split="official test list" if is_complete and is_official_ave(dict(events)) else "test list, not the official",
+        split="official test list" if is_complete and is_official_ave(events) else "test list, not the official",
         scores=scores,
         model=str(model),
         counts={

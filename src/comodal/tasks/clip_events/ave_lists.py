@@ -8,7 +8,7 @@ sample of its own. Annotations.txt has the lines of all lists, with a header.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,7 +109,7 @@ def encode_labels(events: Sequence[VideoEvent], classes: Sequence[str]) -> Int[n
     return np.array(labels, dtype=np.int64).reshape(len(events), VIDEO_SECONDS)
 
 
-def is_official_ave(events: dict[str, list[VideoEvent]]) -> bool:
+def is_official_ave(events: Mapping[str, Sequence[VideoEvent]]) -> bool:
     """Whether these are the official lists: 3,339, 402 and 402 lines."""
     return {split: hash_events(part) for split, part in events.items()} == OFFICIAL_HASHES
 

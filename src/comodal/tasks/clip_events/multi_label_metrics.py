@@ -25,7 +25,7 @@ class ModalityConfusion(NamedTuple):
     av: Bool[np.ndarray, " items"]
 
 
-def select_top_k(scores: Float[np.ndarray, "items classes"], k: int) -> Bool[np.ndarray, "items classes"]:
+def mark_top_k(scores: Float[np.ndarray, "items classes"], k: int) -> Bool[np.ndarray, "items classes"]:
     """Whether a class is among the k highest scores of an item."""
     highest = np.argsort(scores, axis=1)[:, -k:]
     chosen = np.zeros(scores.shape, dtype=bool)
@@ -93,5 +93,5 @@ def compute_modality_confusion(
         both: Scores from audio and image.
         truth: All labels of each item, of any modality.
     """
-    a, v, av = (compute_hits(select_top_k(scores, 1), truth) for scores in (audio, image, both))
+    a, v, av = (compute_hits(mark_top_k(scores, 1), truth) for scores in (audio, image, both))
     return ModalityConfusion(a & ~av, v & ~av, a & v & ~av)

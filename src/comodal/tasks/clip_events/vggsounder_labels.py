@@ -67,11 +67,11 @@ def read_vggsounder(path: Path) -> VGGSounderLabels:
     classes = read_vggsound_classes(path.parent / CLASSES_FILE)
     table = read_table(path)
     check_columns(path, table, LABEL_COLUMNS)
-    known = set(classes)
+    class_names = set(classes)
     labels: dict[str, dict[str, str]] = {}
     for row in table.rows:
         video, label, modality = (row.cells[column] for column in LABEL_COLUMNS)
-        if label not in known:
+        if label not in class_names:
             raise DataError(f"{row.location}: the label {label!r} is not in {CLASSES_FILE}")
         if modality not in MODALITIES:
             raise DataError(f"{row.location}: the modality is {modality!r}; it is one of {', '.join(MODALITIES)}")
@@ -103,12 +103,12 @@ def read_training_clips(path: Path, classes: Sequence[str]) -> dict[str, str]:
     """
     table = read_table(path, TRAIN_COLUMNS)
     check_columns(path, table, TRAIN_COLUMNS)
-    known, clips = set(classes), {}
+    class_names, clips = set(classes), {}
     for row in table.rows:
         if row.cells["split"] not in ("train", "test"):
             raise DataError(f"{row.location}: the split is {row.cells['split']!r}; it is train or test")
         if row.cells["split"] == "train":
-            if row.cells["label"] not in known:
+            if row.cells["label"] not in class_names:
                 raise DataError(f"{row.location}: the label {row.cells['label']!r} is not in {CLASSES_FILE}")
             clips[f"{row.cells['youtube_id']}_{row.parse_integer('start', 0):06d}"] = row.cells["label"]
     if not clips:

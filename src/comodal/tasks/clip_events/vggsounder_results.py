@@ -17,7 +17,7 @@ from comodal.tasks.clip_events.multi_label_metrics import (
     compute_hits,
     compute_micro_f1,
     compute_modality_confusion,
-    select_top_k,
+    mark_top_k,
 )
 from comodal.tasks.clip_events.vggsounder_labels import LABEL_SUBSETS, MODALITIES, VGGSounderLabels, get_youtube_id
 from comodal.tasks.evaluation.metrics import check_finite_scores, compute_bootstrap_interval
@@ -70,7 +70,7 @@ class VGGSounderResults:
                 has_label = truth.any(1)
                 if has_label.any():
                     subset_scores = getattr(scores, subset.removesuffix("_only"))[has_label]
-                    groups = [get_youtube_id(video) for video, one in zip(self.videos, has_label, strict=True) if one]
+                    groups = [get_youtube_id(self.videos[row]) for row in np.flatnonzero(has_label).tolist()]
                     flat |= compute_subset_metrics(f"{prefix}.{subset}", subset_scores, truth[has_label], groups)
             flat |= self.compute_confusion(f"{prefix}.confusion", scores)
         flat[f"{VGGSOUNDER_TASK}.videos"] = float(len(self.videos))
@@ -96,7 +96,7 @@ def compute_subset_metrics(
     """F1 and hit rate of the highest scores, and the areas under the curves."""
     flat: dict[str, float] = {}
     for k in TOP_K:
-        chosen = select_top_k(scores, k)
+        chosen = mark_top_k(scores, k)
         low, high = compute_f1_interval(chosen, truth, groups, np.random.default_rng(0))
         name = f"{prefix}.f1_{k}"
         flat |= {name: compute_micro_f1(chosen, truth), f"{name}.low": low, f"{name}.high": high}

@@ -147,18 +147,18 @@ def compute_audio_vectors(
             continue
         noises = np.stack([draw_noise(seed, index, length) for index in indices])
         for name, model in models.items():
-            own[name].append(embed_audio(model, torch.from_numpy(np.stack(batch)), compute))
-            noise[name].append(embed_audio(model, torch.from_numpy(noises), compute))
+            own[name].append(embed_waveforms(model, torch.from_numpy(np.stack(batch)), compute))
+            noise[name].append(embed_waveforms(model, torch.from_numpy(noises), compute))
     if len(problems) == len(pairs):
         raise DataError(f"none of the {len(pairs):,} audio files can be read; the first: {problems[0]}")
     silence = torch.zeros(1, length)
     return {
-        name: AudioVectors(torch.cat(own[name]), torch.cat(noise[name]), embed_audio(model, silence, compute))
+        name: AudioVectors(torch.cat(own[name]), torch.cat(noise[name]), embed_waveforms(model, silence, compute))
         for name, model in models.items()
     }, problems
 
 
-def embed_audio(
+def embed_waveforms(
     model: L3Net | AVENet, audio: Float[Tensor, "batch samples"], compute: Compute
 ) -> Float[Tensor, "batch features"]:
     """The vectors of audio, in fp32."""
