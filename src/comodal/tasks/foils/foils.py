@@ -284,11 +284,8 @@ def build_foil_card(
         if name.startswith(("mean.", "chance_level.", AUROC)) or name.endswith(f".{AUROC}"):
             scores[name.replace("_", " ")] = ScoreEntry(value)
     images = [foil.images[0] for foil in foil_set.foils]
-    shown = {
-        key: value
-        for key, value in metrics.items()
-        if not key.startswith((f"{prefix}subset.", f"{prefix}{SHORTER_TEXT}"))
-    }
+    main = tuple(f"{prefix}{name}" for name in (PAIRWISE, *WINOGROUND_SCORES))
+    shown = {key: value for key, value in metrics.items() if key.startswith(main)}
     return ResultsCard(
         task=FOILS_TASK,
         title=f"Foils, {BENCHMARK_TITLES[foil_set.benchmark]}",
