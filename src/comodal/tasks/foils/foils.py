@@ -208,7 +208,9 @@ def find_images(foils: Sequence[Foil], store: RegionStore, data: Path) -> tuple[
         DataError: No image is in the store.
     """
     images, ids = ImageRows(store), {name: row for row, name in enumerate(store.ids)}
-    rows = [[ids[foil.crop]] if foil.crop in ids else [images.find(name) for name in foil.images] for foil in foils]
+    rows: list[list[int | None]] = []
+    for foil in foils:
+        rows.append([ids[foil.crop]] if foil.crop in ids else [images.find(name) for name in foil.images])
     images.check(data, sum(None not in one for one in rows))
     return rows, sum(foil.crop in ids for foil in foils)
 
