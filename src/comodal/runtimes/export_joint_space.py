@@ -139,7 +139,8 @@ def list_dual_encoder_networks(model: DualEncoder) -> list[ExportableNetwork]:
     text_axes: dict[str, tuple[str, ...]] = dict.fromkeys(("token_ids", "token_mask"), ("batch", "tokens"))
     text = TextSpaceEmbedder(copy_without_parts(model, "image_head", "region_attention"))
     image_model = copy_without_parts(model, "text_head")
-    image_model.text_embeddings = image_model.text_layers = nn.Identity()  # `train` sets the mode of a frozen BERT
+    for name in ("text_embeddings", "text_layers"):  # `train` sets the mode of a frozen BERT
+        image_model.add_module(name, nn.Identity())
     image = RegionSpaceEmbedder(image_model)
     text_trials = [{"batch": batch, "tokens": min(tokens, max_tokens)} for batch, tokens in ((2, 7), (1, 20), (5, 12))]
     region_trials = [{"batch": batch, "regions": regions} for batch, regions in ((2, 5), (1, 37), (5, 101))]

@@ -208,7 +208,9 @@ def find_images(foils: Sequence[Foil], store: RegionStore, data: Path) -> tuple[
         DataError: No image is in the store.
     """
     images, ids = ImageRows(store), {name: row for row, name in enumerate(store.ids)}
-    rows = [[ids[foil.crop]] if foil.crop in ids else [images.find(name) for name in foil.images] for foil in foils]
+    rows: list[list[int | None]] = []
+    for foil in foils:
+        rows.append([ids[foil.crop]] if foil.crop in ids else [images.find(name) for name in foil.images])
     images.check(data, sum(None not in one for one in rows))
     return rows, sum(foil.crop in ids for foil in foils)
 
@@ -284,11 +286,8 @@ def build_foil_card(
         if name.startswith(("mean.", "chance_level.", AUROC)) or name.endswith(f".{AUROC}"):
             scores[name.replace("_", " ")] = ScoreEntry(value)
     images = [foil.images[0] for foil in foil_set.foils]
-    shown = {
-        key: value
-        for key, value in metrics.items()
-        if not key.startswith((f"{prefix}subset.", f"{prefix}{SHORTER_TEXT}"))
-    }
+    main = tuple(f"{prefix}{name}" for name in (PAIRWISE, *WINOGROUND_SCORES))
+    shown = {key: value for key, value in metrics.items() if key.startswith(main)}
     return ResultsCard(
         task=FOILS_TASK,
         title=f"Foils, {BENCHMARK_TITLES[foil_set.benchmark]}",
