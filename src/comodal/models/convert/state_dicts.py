@@ -2,7 +2,8 @@
 
 import pickle
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -241,12 +242,7 @@ def check_encoder_complete(
     Raises:
         CheckpointError: The file lacks a tensor of the encoder, or has layers beyond the configuration.
     """
-    if surplus := [name for name in report.unused if name.startswith(SOURCE_LAYER_PREFIXES)]:
-        num_more = f" and {len(surplus) - 1} more of the encoder are" if len(surplus) > 1 else " of the encoder is"
-        raise CheckpointError(
-            f"{path}: {surplus[0]}{num_more} in the file, but not in the model of its configuration, which has fewer "
-            "layers; use the configuration of this checkpoint"
-        )
+    refuse_surplus_weights(report.unused, SOURCE_LAYER_PREFIXES, path, "; use the configuration of this checkpoint")
     has_co_layers = any(name.startswith(CO_LAYERS) for name in report.filled)
     required_prefixes = (*ENCODER_PREFIXES, CO_LAYERS) if has_co_layers else ENCODER_PREFIXES
     absent = [names[name] for name in report.new
@@ -258,6 +254,36 @@ def check_encoder_complete(
             "--allow-missing initializes them at random"
         )
     return report
+
+
+def refuse_surplus_weights(
+    unused: Iterable[str], prefixes: str | tuple[str, ...], path: Path, advice: str = ""
+) -> None:
+    """Refuses a file with layers that the network does not have.
+
+    Args:
+        unused: Names of the file's tensors that have no counterpart.
+        prefixes: Prefixes of the names of the network's own layers.
+        path: Path of the file, for messages.
+        advice: What to do, as the end of the message.
+
+    Raises:
+        CheckpointError: A tensor without a counterpart is one of the network's layers.
+    """
+    if surplus := [name for name in unused if name.startswith(prefixes)]:
+        num_more = f" and {len(surplus) - 1} more are" if len(surplus) > 1 else " is"
+        raise CheckpointError(f"{path}: {surplus[0]}{num_more} in the file, but the network has no such layers{advice}")
+
+
+@contextmanager
+def translate_shape_errors(path: Path) -> Iterator[None]:
+    """Turns errors of computing with tensors of wrong shapes into a CheckpointError with the file's name."""
+    try:
+        yield
+    except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: its tensors are not those of this network: {summarize_load_error(error)}"
+        ) from error
 
 
 def exclude_names(names: Iterable[str], excluded_names: Iterable[str]) -> tuple[str, ...]:
