@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from comodal.errors import CheckpointError
+from comodal.files import open_regular_file
 from comodal.models.checkpoint import (
     SPARE_PARAMETERS,
     NothingDrawn,
@@ -90,6 +91,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_state_file(file: Path) -> dict[str, Tensor]:
     """Reads the tensors of one file under its own names."""
     try:
+        open_regular_file(file).close()
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{file}: refused, it holds more than tensors: {summarize_load_error(error)}") from error
@@ -242,7 +244,8 @@ def check_encoder_complete(
     Raises:
         CheckpointError: The file lacks a tensor of the encoder, or has layers beyond the configuration.
     """
-    refuse_surplus_weights(report.unused, SOURCE_LAYER_PREFIXES, path, "; use the configuration of this checkpoint")
+    advice = "; use the configuration of this checkpoint"
+    refuse_surplus_weights(report.unused, SOURCE_LAYER_PREFIXES, path, " of the encoder", advice)
     has_co_layers = any(name.startswith(CO_LAYERS) for name in report.filled)
     required_prefixes = (*ENCODER_PREFIXES, CO_LAYERS) if has_co_layers else ENCODER_PREFIXES
     absent = [names[name] for name in report.new
@@ -257,7 +260,7 @@ def check_encoder_complete(
 
 
 def refuse_surplus_weights(
-    unused: Iterable[str], prefixes: str | tuple[str, ...], path: Path, advice: str = ""
+    unused: Iterable[str], prefixes: str | tuple[str, ...], path: Path, part: str = "", advice: str = ""
 ) -> None:
     """Refuses a file with layers that the network does not have.
 
@@ -265,14 +268,17 @@ def refuse_surplus_weights(
         unused: Names of the file's tensors that have no counterpart.
         prefixes: Prefixes of the names of the network's own layers.
         path: Path of the file, for messages.
+        part: The part of the network that the prefixes denote, after the names in the message.
         advice: What to do, as the end of the message.
 
     Raises:
         CheckpointError: A tensor without a counterpart is one of the network's layers.
     """
     if surplus := [name for name in unused if name.startswith(prefixes)]:
-        num_more = f" and {len(surplus) - 1} more are" if len(surplus) > 1 else " is"
-        raise CheckpointError(f"{path}: {surplus[0]}{num_more} in the file, but the network has no such layers{advice}")
+        more, verb = (f" and {len(surplus) - 1} more", "are") if len(surplus) > 1 else ("", "is")
+        raise CheckpointError(
+            f"{path}: {surplus[0]}{more}{part} {verb} in the file, but the network has no such layers{advice}"
+        )
 
 
 @contextmanager

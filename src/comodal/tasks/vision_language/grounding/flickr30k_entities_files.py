@@ -16,6 +16,7 @@ from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 from comodal.errors import DataError
+from comodal.files import open_regular_file
 from comodal.tasks.vision_language.grounding.refcoco_files import ReferringExpression
 from comodal.text_files import read_lines
 
@@ -198,7 +199,7 @@ def read_xml(path: Path) -> Element:
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
     try:
-        with path.open("rb") as file:
+        with open_regular_file(path) as file:
             content = file.read(MAX_XML_BYTES + 1)
         if len(content) > MAX_XML_BYTES:
             raise DataError(
