@@ -21,6 +21,7 @@ from xml.parsers import expat
 import yaml
 
 from comodal.errors import ComodalError, DataError
+from comodal.files import open_regular_file
 
 MAX_TEXT_FILE_BYTES = 4 << 30  # the captions of Conceptual 12M are 2.7 GB
 MAX_JSON_BYTES = 2 << 30  # the largest official annotations (Visual Genome) have 1.2 GB
@@ -313,7 +314,7 @@ def read_xml(path: Path, max_bytes: int = MAX_XML_BYTES) -> Element:
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
     try:
-        with path.open("rb") as file:
+        with open_regular_file(path) as file:
             content = file.read(max_bytes + 1)
         if len(content) > max_bytes:
             raise DataError(f"{path}: more than {max_bytes:,} bytes; annotations of an image have a few thousand")

@@ -11,13 +11,17 @@ import soundfile
 import torch
 from PIL import Image
 
+from comodal.analysis.inspect_path import inspect
 from comodal.cli.program import MAX_SENTENCE_CHARACTERS, main, shorten_sentence
 from comodal.data.captions.caption_files import read_captions
 from comodal.data.regions.safe_unpickler import load_npy
 from comodal.errors import CheckpointError, DataError
 from comodal.files import fingerprint_file, open_regular_file
+from comodal.inference.openl3_files import read_openl3_weights
 from comodal.models.checkpoint import load_model
+from comodal.models.convert.state_dicts import read_tensors
 from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
+from comodal.regions.detector_files import read_detector
 
 pytestmark = pytest.mark.filterwarnings("ignore::comodal.errors.MediaWarning")
 
@@ -42,6 +46,11 @@ def test_a_fifo_is_not_opened(fifo: Path, model: Path, tmp_path: Path):
     assert fingerprint_file(fifo) == ""
     with pytest.raises(DataError, match="pipe"):
         load_npy(fifo)
+    with pytest.raises(DataError, match="pipe: neither a regular file nor a folder"):
+        inspect(fifo)
+    for read_weights in (read_openl3_weights, read_detector, read_tensors):
+        with pytest.raises(CheckpointError, match="pipe: .*not a regular file"):
+            read_weights(fifo)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_bytes((model / "config.json").read_bytes())
     os.mkfifo(tmp_path / "model" / "model.safetensors")

@@ -176,3 +176,13 @@ def test_the_centre_is_cut_out(picture: np.ndarray):
     assert np.array_equal(crop_image_center(picture, 20), picture[20:40, 30:50])
     with pytest.raises(ValueError, match="cannot be cropped"):
         crop_image_center(picture, 61)
+
+
+def test_integers_that_are_not_of_16_bits_are_refused(tmp_path: Path):
+    """Clipping would make them black or white."""
+    for name, values in (("negative", [[-70_000, 0]]), ("large", [[0, 70_000]])):
+        Image.fromarray(np.array(values, np.int32)).save(tmp_path / f"{name}.tif")
+        with pytest.raises(MediaError, match=rf"{name}\.tif: unreadable: pixels are integers from {values[0][0]} to"):
+            read_image(tmp_path / f"{name}.tif")
+    Image.fromarray(np.array([[0, 65_535]], np.int32)).save(tmp_path / "fits.tif")
+    assert read_image(tmp_path / "fits.tif")[0, :, 0].tolist() == [0, 255]

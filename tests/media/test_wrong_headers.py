@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from comodal.data.sources.file_batches import FileJob, attempt_job, plan_file_jobs
-from comodal.errors import MediaWarning
+from comodal.errors import MediaError, MediaWarning
 from comodal.media.audio import read_audio
 from comodal.media.storage.suffixes import AUDIO_SUFFIXES
 from tests.support.paths import FIXTURES
@@ -279,3 +279,26 @@ def test_sound_of_a_video_is_not_a_sound_of_its_own(tmp_path: Path):
     write_video(tmp_path / "a.mp4", sound=tone(1, 48000))
     (tmp_path / "b.wav").write_bytes(b"x")
     assert plan_file_jobs([tmp_path], AUDIO_SUFFIXES, None, ("",)).other_suffixes == {".mp4": 1}
+
+
+@pytest.mark.parametrize("valid_bits", [24, 20])
+def test_samples_of_24_bits_in_32_are_not_samples_of_24_bits(tmp_path: Path, valid_bits: int):
+    """FFmpeg reads them without the padding: as a third more samples, or as floats."""
+    expected = (2 ** (valid_bits - 1) * 0.9 * sweep(0.5)).astype(np.int64)
+    data = (expected << (32 - valid_bits)).astype("<i4").tobytes()
+    guid = bytes.fromhex("0100000000001000800000aa00389b71")
+    form = struct.pack("<HHIIHHHHI", 0xFFFE, 1, RATE, 4 * RATE, 4, 32, 22, valid_bits, 4) + guid
+    body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data)) + data
+    path = tmp_path / "padded.wav"
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    np.testing.assert_allclose(read_audio(path, RATE), expected / 2 ** (valid_bits - 1), atol=1e-6)
+    path.write_bytes(path.read_bytes()[:-4000])
+    with pytest.warns(MediaWarning, match=r"padded\.wav: truncated: its audio ends at 0\.48 s"):
+        assert len(read_audio(path, RATE)) == len(expected) - 1000
+
+
+def test_a_file_without_samples_is_refused(tmp_path: Path):
+    path = tmp_path / "empty.au"
+    path.write_bytes(b".snd" + struct.pack(">IIIII", 1 << 20, 2000, 3, RATE, 1) + bytes(2000))
+    with pytest.raises(MediaError, match=r"empty\.au: no audio stream: no sample"):
+        read_audio(path, RATE)

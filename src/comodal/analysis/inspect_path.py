@@ -67,6 +67,8 @@ def inspect(path: Path, contact_sheet: Path | None = None) -> PathDescription:
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
+    if not path.is_dir() and not path.is_file():
+        raise DataError(f"{path}: neither a regular file nor a folder")
     refuse_packed_run(path)
     properties = describe_folder(path) if path.is_dir() else describe_file(path)
     description = PathDescription(path, properties.pop("kind"), properties)

@@ -19,7 +19,7 @@ from torch import Tensor
 from comodal.console import print_line
 from comodal.data.hdf5_files import open_hdf5
 from comodal.errors import CheckpointError, DataError
-from comodal.files import write_bytes_atomically
+from comodal.files import open_regular_file, write_bytes_atomically
 from comodal.models.checkpoint import MODEL_CONFIG_FILE, save_model
 from comodal.models.convert.convert_openl3 import (
     OpenL3Weights,
@@ -61,7 +61,7 @@ def read_openl3_weights(path: Path) -> dict[str, Tensor]:
         CheckpointError: There is no such file, it is damaged, or of another kind.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular_file(path) as file:
             head = file.read(8)
         if head.startswith(GZIP_MAGIC):
             with gzip.open(path) as file:

@@ -5,6 +5,7 @@ not support, and FLAC where PyAV is not installed. Channels are averaged before 
 """
 
 import io
+import warnings
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,8 +15,8 @@ import soundfile
 import soxr
 from jaxtyping import Float32
 
-from comodal.errors import MediaError
-from comodal.media.containers.audio_headers import describe_truncation
+from comodal.errors import MediaError, MediaWarning
+from comodal.media.containers.audio_headers import describe_truncation, has_padded_samples
 from comodal.media.storage.open_media import open_media
 from comodal.media.storage.refused_formats import (
     MAX_AMPLITUDE,
@@ -141,7 +142,7 @@ def stream_native_audio(path: Path) -> Iterator[tuple[int, Mono]]:
     impostor = describe_non_media(read_first_bytes(path))
     if impostor:
         raise MediaError(path, RefusalReason.UNREADABLE, impostor)
-    if container_audio is not None:
+    if container_audio is not None and not has_padded_samples(path):
         try:
             yield from container_audio.read_audio_blocks(path)
             return
@@ -156,6 +157,8 @@ def _stream_with_soundfile(path: Path) -> Iterator[tuple[int, Mono]]:
         with soundfile.SoundFile(path if path.is_file() else open_media(path)) as file:
             if not MIN_SAMPLE_RATE <= file.samplerate <= MAX_SAMPLE_RATE:
                 raise MediaError(path, RefusalReason.UNREADABLE, f"audio of {file.samplerate} Hz")
+            if not file.frames:
+                raise MediaError(path, RefusalReason.NO_AUDIO_STREAM, "no sample in the file")
             while len(block := file.read(READ_SAMPLES, dtype="float32", always_2d=True)):
                 mono = block.mean(axis=1)
                 if not (np.abs(mono) <= MAX_AMPLITUDE).all():
@@ -163,6 +166,9 @@ def _stream_with_soundfile(path: Path) -> Iterator[tuple[int, Mono]]:
                         path, RefusalReason.UNREADABLE, "samples that are NaN, infinite or implausibly large"
                     )
                 yield file.samplerate, mono
+            if lacking := describe_truncation(path):
+                detail = f"truncated: its audio ends at {file.frames / file.samplerate:.2f} s, and {lacking}"
+                warnings.warn(MediaWarning(path, detail), stacklevel=2)
     except (soundfile.SoundFileError, RuntimeError) as error:
         if lacking := describe_truncation(path):
             raise MediaError(

@@ -19,6 +19,7 @@ from comodal.media.storage.open_media import open_media
 from comodal.media.storage.refused_formats import RefusalReason, describe_non_media, read_first_bytes
 
 # Accepted formats. Other Pillow formats start programs (EPS: Ghostscript) or rarely hold images.
+MAX_SAMPLE_VALUE = 65_535  # of 16 bits
 IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 MAX_IMAGE_PIXELS = 100_000_000  # of a declared size; Pillow warns at 89 million, a decoded image takes 3 bytes each
 MAX_IMAGE_ASPECT = 100  # of an image's sides; 1 x 65,000 pixels scaled to a short side of 256 would take 13 GB
@@ -69,6 +70,8 @@ def list_readable_formats() -> tuple[str, ...]:
 def convert_to_rgb(image: Image.Image) -> Image.Image:
     """RGB on black. 16-bit grayscale keeps its upper 8 bits; Pillow's own conversion clips everything to white.
 
+    Integers of 32 bits are read as 16 bits, and rejected if they are none.
+
     Float images have no fixed range. Values from 0 to 255 are kept; values from 0 to 1 (or nan) are rejected, because
     Pillow's conversion would make them all black.
     """
@@ -77,6 +80,11 @@ def convert_to_rgb(image: Image.Image) -> Image.Image:
         lowest, highest = float(floats.min()), float(floats.max())
         if not (lowest >= 0 and 1 < highest <= 255):
             raise ValueError(f"pixels are floats from {lowest} to {highest}; save them as 8 or 16 bits")
+    if image.mode == "I":
+        integers = np.asarray(image)
+        lowest, highest = int(integers.min()), int(integers.max())
+        if lowest < 0 or highest > MAX_SAMPLE_VALUE:
+            raise ValueError(f"pixels are integers from {lowest} to {highest}; save them as 8 or 16 bits")
     if image.mode.startswith("I"):
         upper = np.asarray(image) // 256  # in the 2 or 4 bytes of the file's pixels
         image = Image.fromarray(np.clip(upper, 0, 255).astype(np.uint8))

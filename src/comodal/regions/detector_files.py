@@ -15,6 +15,7 @@ from torch import Tensor
 
 from comodal.data.regions.safe_unpickler import load_pickle
 from comodal.errors import CheckpointError, DataError
+from comodal.files import open_regular_file
 from comodal.models.checkpoint import MODEL_CONFIG_FILE, read_model_config
 from comodal.models.convert.caffemodel import read_caffemodel
 from comodal.models.convert.convert_c4 import build_c4, build_c4_from_caffe
@@ -96,7 +97,7 @@ def read_detector(path: Path) -> dict[str, Tensor]:
     """
     file = find_weights_file(path)
     try:
-        with file.open("rb") as opened:
+        with open_regular_file(file) as opened:
             start = opened.read(len(LEGACY_TORCH_MAGIC))
     except OSError as error:
         raise CheckpointError(f"{file}: {error.strerror or error}") from error

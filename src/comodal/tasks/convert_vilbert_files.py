@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -39,7 +40,12 @@ from comodal.models.convert.convert_vilbert import (
     to_original_config,
 )
 from comodal.models.convert.convert_volta import convert_volta_to_vilbert, is_volta_config
-from comodal.models.convert.state_dicts import LoadReport, check_config_against_shapes, read_tensors
+from comodal.models.convert.state_dicts import (
+    LoadReport,
+    check_config_against_shapes,
+    read_tensors,
+    translate_shape_errors,
+)
 from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.single_stream import SingleStream, SingleStreamConfig
 from comodal.models.vilbert.task_model import TaskModel, build_backbone
@@ -134,18 +140,10 @@ def import_original_weights(
     allow_missing: bool,
 ) -> ViLBERTConversion:
     """Writes a model folder from published weights; `answers` has the answer file of each head."""
-    state, values = rename_to_multi_task(read_tensors(source)), read_json_object(config, CheckpointError)
-    if is_volta_config(values):
-        values, state = convert_volta_to_vilbert(values, state, config)
-    state = drop_tied_copies(state)
-    sizes: ViLBERTConfig | SingleStreamConfig
-    if is_single_stream_config(values):
-        sizes, ignored_keys = parse_single_stream_config(values, state, config)
-        state = fold_region_type(state)
-    else:
-        original, ignored_keys = parse_original_config(values, config)
-        sizes = complete_original_config(original, state, TASK_TOKENS_KEY not in values)
-    heads = find_task_heads(state)
+    state, values = read_tensors(source), read_json_object(config, CheckpointError)
+    with translate_shape_errors(source):
+        state, sizes, ignored_keys = rename_original_tensors(state, values, source, config)
+        heads = find_task_heads(state)
     extra_files = {"tokenizer.json": WordPieceTokenizer.read(vocabulary).to_json()} if vocabulary else {}
     for name, file in ((VQA_HEAD, ANSWERS_FILE), (GQA_HEAD, GQA_ANSWERS_FILE)):
         if (path := answers[name]) is not None:
@@ -169,6 +167,26 @@ def import_original_weights(
     if vocabulary is None:
         print_line(f"{out} has no vocabulary: pass --vocabulary to ask questions or to train it")
     return ViLBERTConversion(len(report.filled), len(report.new), len(report.unused), difference)
+
+
+def rename_original_tensors(
+    state: dict[str, Tensor], values: dict[str, Any], source: Path, config: Path
+) -> tuple[dict[str, Tensor], ViLBERTConfig | SingleStreamConfig, tuple[str, ...]]:
+    """The tensors of any release under the names of vilbert-multi-task, the sizes of their model, and the keys of the
+    configuration that it does not read.
+
+    Raises:
+        CheckpointError: The configuration and the tensors are not those of a ViLBERT.
+    """
+    state = rename_to_multi_task(state, source)
+    if is_volta_config(values):
+        values, state = convert_volta_to_vilbert(values, state, config)
+    state = drop_tied_copies(state)
+    if is_single_stream_config(values):
+        baseline, ignored_keys = parse_single_stream_config(values, state, config)
+        return fold_region_type(state, source), baseline, ignored_keys
+    original, ignored_keys = parse_original_config(values, config)
+    return state, complete_original_config(original, state, TASK_TOKENS_KEY not in values), ignored_keys
 
 
 def convert_answers(answers: Path, source: Path, name: str, heads: Sequence[Head]) -> bytes:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from comodal.data.regions.convert_features import convert_regions
 from comodal.data.regions.feature_files import detect_feature_layout, read_records
-from comodal.data.regions.feature_records import SkippedRecordError
+from comodal.data.regions.feature_records import SkippedRecordError, check_feature_spread
 from comodal.data.regions.region_store import RegionStore, compute_spatials
 from comodal.errors import DataError
 from tests.support.paths import PARITY_FIXTURES, ROOT
@@ -427,3 +428,19 @@ def test_killed_at_any_line_and_run_again_it_ends_with_the_same_bytes(tmp_path: 
     assert int(done.stdout) > 100 // step
     found = [json.loads(line)["reason"] for line in (tmp_path / "whole" / "report.jsonl").read_text().splitlines()]
     assert found == ["damaged", "id twice"]
+
+
+def test_float16_features_are_not_half_as_many_float32_features(tmp_path: Path):
+    """Nor are features refused that were converted from float16 or bfloat16, or are rounded."""
+    features = np.random.default_rng(0).gamma(0.5, 0.5, (6, 64)).astype(np.float32)
+    with pytest.raises(ValueError, match="features are float16"):
+        check_feature_spread(features.astype(np.float16).view(np.float32))
+    shorter = torch.from_numpy(features).bfloat16().float().numpy()
+    for same in (
+        features,
+        features.astype(np.float16).astype(np.float32),
+        shorter,
+        features.round(2),
+        features.round(),
+    ):
+        check_feature_spread(same)

@@ -249,6 +249,28 @@ def test_what_has_no_place_is_told(hugging_face: State, tmp_path: Path):
     assert load_detector(path)[1].unused == ("roi_heads.mask_head.weight",)
 
 
+BIAS = "roi_heads.box_predictor.bbox_pred.bias"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda _: {"backbone.res6.0.conv1.weight": torch.zeros(2)}, r"res6\.0\.conv1\.weight is in the file, but"),
+        (lambda state: {BIAS: (10 * state[BIAS]).to(torch.int8)}, "bbox_pred.bias is of int8; quantized"),
+        (lambda state: {BIAS: state[BIAS][:1]}, r"box.deltas.* has the shape \(1,\)"),
+        (lambda state: {BIAS: state[BIAS][0]}, r"box.deltas.* has the shape \(\)"),
+        (lambda _: {"roi_heads.box_predictor.attr_linear1.bias": torch.zeros(2)}, "another of its names denotes"),
+    ],
+)
+def test_what_the_network_would_not_use_as_it_is_is_refused(
+    change: Callable[[State], State], message: str, hugging_face: State, tmp_path: Path
+):
+    """A further layer, quantized weights, shapes that broadcast, and two tensors for one layer."""
+    state = dict(hugging_face)
+    with pytest.raises(CheckpointError, match=message):
+        build_c4(state | change(state), tmp_path / "a.pth")
+
+
 class Bomb:
     def __reduce__(self) -> tuple[Callable, tuple[str]]:
         return print, ("the pickle has run",)

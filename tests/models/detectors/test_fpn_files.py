@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,26 @@ def test_a_resnet_is_not_taken_for_a_resnext(state: State, tmp_path: Path):
     state[name] = torch.zeros(len(state[name]), len(state[name]), 3, 3)
     with pytest.raises(CheckpointError, match="not a ResNeXt: its convolutions have 1 groups"):
         build_fpn(state, tmp_path / "model_final.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "backbone.body.layer5.0.conv1.weight",
+            torch.Tensor.clone,
+            "layer5.0.conv1.weight is in the file, but the netw",
+        ),
+        ("roi_heads.box.feature_extractor.fc8.bias", torch.Tensor.clone, "fc8.bias is in the file, but the network"),
+        ("rpn.head.conv.weight", torch.Tensor.char, "rpn.head.conv.weight is of int8; quantized"),
+    ],
+)
+def test_further_layers_and_quantized_weights_are_refused(
+    state: State, name: str, change: Callable, message: str, tmp_path: Path
+):
+    state[name] = change(state["rpn.head.conv.weight"])
+    with pytest.raises(CheckpointError, match=message):
+        build_fpn(state, tmp_path / "x")
 
 
 def test_what_is_left_over_is_told(state: State, tmp_path: Path):

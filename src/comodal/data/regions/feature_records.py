@@ -21,6 +21,9 @@ FIELD_NAMES = {
 }
 MIN_SPREAD_VALUES = 16  # needed to measure the spread of features
 MAX_ROUNDING = 0.01  # of a probability
+MAX_FLOAT16_EXPONENT, UPCAST_BITS = 22, 0x1FFF  # magnitudes below 2^8
+MIN_FLOAT16_VALUES = 64  # so few arbitrary ones are never all plausible
+MIN_PLAUSIBLE_FRACTION = 0.98  # of arbitrary bits, 0.72 are plausible
 MAX_OCTAVES = 30  # between the small and the large features of an image; those of networks span about 10
 
 
@@ -97,11 +100,19 @@ def is_probability(values: Float[np.ndarray, "regions classes"]) -> bool:
 
 
 def check_feature_spread(features: Float[np.ndarray, "regions dim"]) -> None:
-    """Check the range of magnitudes: values that were read with the wrong dtype differ by tens of orders of magnitude.
+    """Check for values that were read with the wrong dtype: their magnitudes differ by tens of orders of magnitude, or
+    the lower halves of float32 values, which are arbitrary bits, are all plausible float16 values.
 
     Raises:
-        ValueError: These do.
+        ValueError: These are.
     """
+    if features.dtype == np.float32:
+        low = np.ascontiguousarray(features).view(np.uint32) & 0xFFFF
+        low = low[(low & UPCAST_BITS) != 0]  # which are 0 where float16 or bfloat16 values were converted to float32
+        exponents = (low >> 10) & 31
+        are_plausible = exponents <= MAX_FLOAT16_EXPONENT
+        if len(low) >= max(MIN_FLOAT16_VALUES, features.size // 4) and are_plausible.mean() >= MIN_PLAUSIBLE_FRACTION:
+            raise ValueError("features are float16, and were read as half as many float32 values")
     magnitudes = np.abs(features[features != 0])
     if len(magnitudes) >= MIN_SPREAD_VALUES:
         small, large = np.log2(np.percentile(magnitudes.astype(np.float64), [5, 95]))

@@ -23,51 +23,65 @@ W64_RIFF, W64_FMT, W64_DATA = (
         "64617461f3acd3118cd100c04f8edb8a",
     )
 )
+MAX_HEAD_BYTES = 40
 MAX_TAG_BYTES = 1 << 16  # of padding and tags behind the first of concatenated files
 MAX_CHUNKS = 10_000
+FORMAT_BYTES, EXTENSIBLE_TAG, PCM_TAG = 26, b"\xfe\xff", b"\1\0"  # of a WAVEFORMATEXTENSIBLE, to its subformat
 CAF_PACKET_TABLE_BYTES = 12 + 24  # the header of the chunk with the sizes of compressed packets
 TTA_FRAME_SECONDS = 256 / 245
 
 
 class AudioHeader(NamedTuple):
-    """What a header declares: the seconds of audio, and the bytes of the file; None where it does not."""
+    """What a header declares: the seconds of audio, and the bytes of the file, None where it does not; and whether
+    samples are stored in more bytes than they need, which FFmpeg ignores in the formats of Microsoft and Sony.
+    """
 
     seconds: float | None = None
     num_bytes: int | None = None
+    is_padded: bool = False
 
 
 def _read_riff(file: OpenFile) -> AudioHeader:
     kind, size, _ = _unpack("<4sI4s", file)
     num_bytes: int | None = 8 + size if kind == b"RIFF" and size not in UNKNOWN_SIZES else None
-    long_data_size, bytes_per_second = 0, 0
+    long_data_size, bytes_per_second, is_padded = 0, 0, False
     for _ in range(MAX_CHUNKS):
         name, size = _unpack("<4sI", file)
-        body = file.read(min(size, 16)) if name in (b"fmt ", b"ds64") else b""
+        body = file.read(min(size, FORMAT_BYTES)) if name in (b"fmt ", b"ds64") else b""
         if name == b"ds64":
-            long_size, long_data_size = struct.unpack("<QQ", body)
+            long_size, long_data_size = struct.unpack_from("<QQ", body)
             num_bytes = 8 + long_size
         elif name == b"fmt ":
-            bytes_per_second = struct.unpack_from("<I", body, 8)[0]
+            bytes_per_second, is_padded = struct.unpack_from("<I", body, 8)[0], _has_padded_samples(body)
         elif name == b"data":
             data_size = long_data_size if size == 0xFFFFFFFF else size
             has_size = data_size not in UNKNOWN_SIZES and bytes_per_second > 0
-            return AudioHeader(data_size / bytes_per_second if has_size else None, num_bytes)
+            return AudioHeader(data_size / bytes_per_second if has_size else None, num_bytes, is_padded)
         file.seek(size + size % 2 - len(body), 1)
     return AudioHeader()
 
 
 def _read_wave64(file: OpenFile) -> AudioHeader:
     _, num_bytes, _ = _unpack("<16sQ16s", file)
-    bytes_per_second = 0
+    bytes_per_second, is_padded = 0, False
     for _ in range(MAX_CHUNKS):
         name, size = _unpack("<16sQ", file)
-        body = file.read(16) if name == W64_FMT else b""
+        body = file.read(FORMAT_BYTES) if name == W64_FMT else b""
         if name == W64_FMT:
-            bytes_per_second = struct.unpack_from("<I", body, 8)[0]
+            bytes_per_second, is_padded = struct.unpack_from("<I", body, 8)[0], _has_padded_samples(body)
         elif name == W64_DATA:
-            return AudioHeader((size - 24) / bytes_per_second if bytes_per_second and size > 24 else None, num_bytes)
+            seconds = (size - 24) / bytes_per_second if bytes_per_second and size > 24 else None
+            return AudioHeader(seconds, num_bytes, is_padded)
         file.seek(max(-(-size // 8) * 8 - 24 - len(body), 0), 1)
     return AudioHeader()
+
+
+def _has_padded_samples(body: bytes) -> bool:
+    """Whether samples of 24 bits are stored in 32, or the like, according to a WAVEFORMATEXTENSIBLE."""
+    if len(body) < FORMAT_BYTES or body[:2] != EXTENSIBLE_TAG or body[24:26] != PCM_TAG:
+        return False
+    channels, _, _, frame_bytes, _, _, valid_bits = struct.unpack_from("<HIIHHHH", body, 2)
+    return valid_bits > 0 and frame_bytes != channels * -(-valid_bits // 8)
 
 
 def _read_aiff(file: OpenFile) -> AudioHeader:
@@ -135,13 +149,25 @@ def read_audio_header(path: Path, format_name: str) -> AudioHeader:
             return AudioHeader()
 
 
+def has_padded_samples(path: Path) -> bool:
+    """Whether a WAV or Wave64 file has samples that are stored in more bytes than they need."""
+    with open_media(path) as file:
+        head = file.read(MAX_HEAD_BYTES)
+        readers = [READERS[name][0] for name in ("wav", "w64") if READERS[name][1].match(head)]
+        file.seek(0)
+        try:
+            return bool(readers) and readers[0](file).is_padded
+        except struct.error:
+            return False
+
+
 def describe_truncation(path: Path) -> str:
     """What a file lacks at its end according to its header; "" where it lacks nothing, or its format is not known.
 
     Core Audio files may have the sizes of compressed packets behind the packets, which cannot be decoded without them.
     """
     with open_media(path) as file:
-        head, size = file.read(40), file.seek(0, os.SEEK_END)
+        head, size = file.read(MAX_HEAD_BYTES), file.seek(0, os.SEEK_END)
         readers = [read for read, pattern in READERS.values() if pattern.match(head)]
         file.seek(0)
         try:

@@ -4,7 +4,8 @@ There are three naming schemes of one network: Caffe's layers (peteanderson80, j
 with background last and box deltas ten and five times as large (Hugging Face's frcnn-vg-finetuned, airsplay's
 py-bottom-up-attention) or with Caffe's values (MILVLG's bottom-up-attention.pytorch). Ours has background first,
 unscaled deltas, one objectness score per anchor, and batch normalization folded into the convolutions. Loading is
-strict: every tensor of the network must come from the file, and unused tensors are reported.
+strict: every tensor of the network must come from the file. Further layers of the network's own parts are refused, and
+other unused tensors, such as a mask head, are reported.
 """
 
 import re
@@ -16,7 +17,14 @@ import torch
 from torch import Tensor
 
 from comodal.errors import CheckpointError
-from comodal.models.convert.state_dicts import LoadReport, copy_matching_weights, exclude_names
+from comodal.models.convert.state_dicts import (
+    LoadReport,
+    check_weight_tensor,
+    copy_matching_weights,
+    exclude_names,
+    refuse_surplus_weights,
+    translate_shape_errors,
+)
 from comodal.models.detectors.detector_boxes import make_cell_anchors
 from comodal.models.detectors.detector_c4 import C4, C4_STRIDE, C4Config
 
@@ -37,6 +45,8 @@ C4_RENAMES = (  # Detectron2's modules -> ours
     (r"roi_heads\.box_predictor\.(?:fc_attr|attr_linear1)", "attribute"),
     (r"roi_heads\.box_predictor\.(?:attr_score|attr_linear2)", "attribute_scores"),
 )
+C4_PREFIXES = ("backbone.", "proposal_generator.", "roi_heads.res", "roi_heads.box_predictor.")  # of its own layers
+CAFFE_PREFIXES = ("res", "bn", "scale", "conv", "rpn_", "cls_", "bbox_", "attr_", "fc_")
 ANCHORS_PATTERN = re.compile(r"proposal_generator\.anchor_generator\.cell_anchors(?:\.0)?")
 CAFFE_LAYERS = {  # Caffe's layers -> ours
     "conv1": "stem",
@@ -78,7 +88,10 @@ def build_c4(state: Mapping[str, Tensor], path: Path) -> tuple[C4, LoadReport]:
     Raises:
         CheckpointError: It is another network, or a tensor is missing or of another shape.
     """
-    return build_c4_network(rename_from_detectron2(state), path)
+    with translate_shape_errors(path):
+        parts = rename_from_detectron2(state, path)
+        refuse_surplus_weights(parts.unused, C4_PREFIXES, path)
+        return build_c4_network(parts, path)
 
 
 def build_c4_from_caffe(
@@ -94,26 +107,36 @@ def build_c4_from_caffe(
     Raises:
         CheckpointError: It is another network, or a tensor is missing or of another shape.
     """
-    return build_c4_network(rename_from_caffe(layers, path, scales), path)
+    with translate_shape_errors(path):
+        parts = rename_from_caffe(layers, path, scales)
+        refuse_surplus_weights(parts.unused, CAFFE_PREFIXES, path)
+        return build_c4_network(parts, path)
 
 
-def rename_from_detectron2(state: Mapping[str, Tensor]) -> C4StateDict:
-    """Renames Detectron2's tensors; norms are called `norm` there, too."""
+def rename_from_detectron2(state: Mapping[str, Tensor], path: Path) -> C4StateDict:
+    """Renames Detectron2's tensors; norms are called `norm` there, too.
+
+    Raises:
+        CheckpointError: A tensor is not floating point or not finite, or two names denote the same weights.
+    """
     tensors, unused = {}, []
     for name, tensor in state.items():
-        if ANCHORS_PATTERN.fullmatch(name):
-            tensors["cell_anchors"] = tensor
-            continue
         module, _, last = name.rpartition(".")
         bare = module.removesuffix(".norm")
-        comodal_name = next(
+        comodal_module = next(
             (re.sub(pattern, replacement, bare) for pattern, replacement in C4_RENAMES if re.fullmatch(pattern, bare)),
             None,
         )
-        if comodal_name is None or last == "num_batches_tracked":
+        comodal_name = "cell_anchors" if ANCHORS_PATTERN.fullmatch(name) else ""
+        if comodal_module is not None and last != "num_batches_tracked":
+            comodal_name = f"{comodal_module}{module[len(bare) :]}.{last}"
+        if not comodal_name:
             unused.append(name)
-        else:
-            tensors[f"{comodal_name}{module[len(bare) :]}.{last}"] = tensor.float()
+            continue
+        if comodal_name in tensors:
+            raise CheckpointError(f"{path}: {name} is {comodal_name}, which another of its names denotes as well")
+        check_weight_tensor(name, tensor, path)
+        tensors[comodal_name] = tensor.float()
     return C4StateDict(tensors, tuple(name for name in unused if not IGNORED_NAMES_PATTERN.fullmatch(name)))
 
 
@@ -121,7 +144,7 @@ def rename_from_caffe(layers: Mapping[str, list[Tensor]], path: Path, scales: tu
     """Renames Caffe's tensors: `res2a_branch2a`, `bn2a_branch2a` and `scale2a_branch2a` are a convolution and its norm.
 
     Raises:
-        CheckpointError: A layer has the wrong number of tensors for its kind.
+        CheckpointError: A layer has the wrong number of tensors for its kind, or one that is not finite.
     """
     tensors, unused = {"cell_anchors": make_cell_anchors(C4_STRIDE, scales)}, []
     for name, blobs in layers.items():
@@ -134,8 +157,12 @@ def rename_from_caffe(layers: Mapping[str, list[Tensor]], path: Path, scales: tu
             continue
         if len(blobs) > len(parameter_names) or (kind and len(blobs) != len(parameter_names)):
             raise CheckpointError(f"{path}: layer {name} has {len(blobs)} tensors, not {len(parameter_names)}")
+        for blob in blobs:
+            check_weight_tensor(f"layer {name}", blob, path)
         if kind == "bn":
-            factor = blobs[2].item() if blobs[2].numel() == 1 else 0.0
+            if blobs[2].numel() != 1:
+                raise CheckpointError(f"{path}: the third tensor of layer {name} is not one number")
+            factor = blobs[2].item()
             inverse_factor = 1 / factor if factor else 0.0  # as Caffe's BatchNormLayer does
             tensors[f"{module}.norm.running_mean"] = blobs[0].flatten() * inverse_factor
             tensors[f"{module}.norm.running_var"] = blobs[1].flatten() * inverse_factor
@@ -182,7 +209,8 @@ def build_c4_network(parts: C4StateDict, path: Path) -> tuple[C4, LoadReport]:
     report = copy_matching_weights(model, folded, names, path)
     if report.new:
         raise CheckpointError(f"{path}: a tensor is missing: {report.new[0]} ({len(report.new)} in all)")
-    return model, LoadReport(report.filled, (), (*parts.unused, *exclude_names(report.unused, names)))
+    refuse_surplus_weights(exclude_names(report.unused, names), "", path)
+    return model, LoadReport(report.filled, (), parts.unused)
 
 
 def get_required_c4_tensor(tensors: Mapping[str, Tensor], name: str, path: Path) -> Tensor:
@@ -216,7 +244,10 @@ def move_background_first(tensors: Mapping[str, Tensor], path: Path) -> dict[str
             if name in tensors:
                 tensors[name] = tensors[name].roll(1, 0)
     scales = torch.tensor(BOX_DELTA_SCALES).repeat(len(classes) - 1)
-    weight, bias = boxes * scales[:, None], get_required_c4_tensor(tensors, "box_deltas.bias", path) * scales
+    bias = get_required_c4_tensor(tensors, "box_deltas.bias", path)
+    if bias.shape != boxes.shape[:1]:
+        raise CheckpointError(f"{path}: the bias of the box deltas has the shape {tuple(bias.shape)}, not {len(boxes)}")
+    weight, bias = boxes * scales[:, None], bias * scales
     tensors["box_deltas.weight"] = torch.cat([torch.zeros(4, weight.shape[1]), weight])
     tensors["box_deltas.bias"] = torch.cat([torch.zeros(4), bias])
     return tensors

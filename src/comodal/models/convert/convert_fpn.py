@@ -1,8 +1,9 @@
 """Converts published weights of the ResNeXt-152-32x8d-FPN detector (vqa-maskrcnn-benchmark: 12-in-1, MMF) to FPN.
 
 Supports any widths, depths and groups, inferred from the shapes. Loading is strict: every tensor of the network,
-including the anchors, must come from the file, and unused tensors are reported. The original's loader matches suffixes
-of names and leaves parameters randomly initialized where no name matches.
+including the anchors, must come from the file. Further layers of the network's own parts are refused, and other unused
+tensors, such as a mask head, are reported. The original's loader matches suffixes of names and leaves parameters
+randomly initialized where no name matches.
 """
 
 import re
@@ -14,11 +15,19 @@ from torch import Tensor
 
 from comodal.errors import CheckpointError
 from comodal.models.convert.convert_c4 import get_required_c4_tensor
-from comodal.models.convert.state_dicts import LoadReport, copy_matching_weights, exclude_names
+from comodal.models.convert.state_dicts import (
+    LoadReport,
+    check_weight_tensor,
+    copy_matching_weights,
+    exclude_names,
+    refuse_surplus_weights,
+)
 from comodal.models.detectors.detector_fpn import FPN, FPN_STRIDES, FPNConfig
 
 FPN_MARKER = "backbone.fpn.fpn_inner1.weight"
 BODY, HEAD = r"backbone\.body\.", r"roi_heads\.box\.(?:feature_extractor|predictor)\."
+TRAINING_COUNTER = ".num_batches_tracked"  # of a norm; not used in the forward pass
+FPN_PREFIXES = ("backbone.", "rpn.", "roi_heads.box.")  # of its own layers
 FPN_RENAMES = (  # theirs, ours, and the offset of our stage or map number
     (BODY + r"stem\.conv1\.(\w+)", "stem.0.{}", 0),
     (BODY + r"stem\.bn1\.(\w+)", "stem.1.{}", 0),
@@ -57,6 +66,9 @@ def build_fpn(state: Mapping[str, Tensor], path: Path) -> tuple[FPN, LoadReport]
         for source_name in state
         if (comodal_name := rename_fpn_tensor(source_name)) is not None
     }
+    for source_name in renames:
+        if not source_name.endswith(TRAINING_COUNTER):
+            check_weight_tensor(source_name, state[source_name], path)
     tensors = merge_anchors(
         {comodal_name: state[source_name].float() for source_name, comodal_name in renames.items()}, path
     )
@@ -67,7 +79,10 @@ def build_fpn(state: Mapping[str, Tensor], path: Path) -> tuple[FPN, LoadReport]
     report = copy_matching_weights(model, tensors, names, path)
     if report.new:
         raise CheckpointError(f"{path}: a tensor is missing: {report.new[0]} ({len(report.new)} in all)")
-    return model, LoadReport(report.filled, (), (*exclude_names(state, renames), *report.unused))
+    unused = exclude_names(state, renames)
+    refuse_surplus_weights(unused, FPN_PREFIXES, path)
+    refuse_surplus_weights((name for name in report.unused if not name.endswith(TRAINING_COUNTER)), "", path)
+    return model, LoadReport(report.filled, (), unused)
 
 
 def rename_fpn_tensor(source_name: str) -> str | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from comodal.errors import CheckpointError, DataError
 from comodal.models.ave_net.musicnn_vgg import MUSICNN_CONVOLUTIONS, MusicnnVGG
+from comodal.models.checkpoint import check_finite_weights
 from comodal.models.convert.tensor_bundle import read_tensor_bundle
 
 WEIGHTS_FOLDER = "MSD_vgg"  # trained on the Million Song Dataset, the larger of its two data sets
@@ -52,6 +53,7 @@ def convert_musicnn(folder: Path) -> dict[str, Tensor]:
                     f"convolutions.{layer - 1}.bias": tensors[f"{layer}CNN/bias"],
                 }
         MusicnnVGG().load_state_dict(state)
+        check_finite_weights(state, folder)
     except (KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: not the VGG of musicnn: {error}") from error
     return state

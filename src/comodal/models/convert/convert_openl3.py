@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 
 from comodal.errors import CheckpointError
-from comodal.models.convert.state_dicts import LoadReport, check_weight_tensor, exclude_names
+from comodal.models.convert.state_dicts import (
+    LoadReport,
+    check_weight_tensor,
+    exclude_names,
+    refuse_surplus_weights,
+)
 from comodal.models.l3net import spectrogram as front_ends
 from comodal.models.l3net.l3net import L3Net, L3NetConfig
 from comodal.models.l3net.l3net import make_openl3_config as openl3_config
@@ -80,7 +85,7 @@ def match_openl3_weights(state: Mapping[str, Tensor], path: Path) -> OpenL3Weigh
         path: Path of the file, for messages.
 
     Raises:
-        CheckpointError: It is another network, or a tensor is missing or of another shape.
+        CheckpointError: It is another network, or a tensor is missing, surplus or of another shape.
     """
     kinds = sort_tensors_by_kind(state)
     tensors: dict[str, NamedTensor] = {}
@@ -102,6 +107,9 @@ def match_openl3_weights(state: Mapping[str, Tensor], path: Path) -> OpenL3Weigh
     if not towers or norm_index != len(kinds.norms["gamma"]):
         raise make_foreign_file_error(path, kinds)
     has_fusion_layers = assign_fusion_layers(kinds, len(towers), tensors, path)
+    used = {name for name, _ in tensors.values()}
+    layers = [name for name in state if get_last_part(name) in TENSOR_KINDS and name not in used]
+    refuse_surplus_weights(exclude_names(layers, (name for name, _ in kinds.constants)), "", path)
     unused = (*kinds.unknown, *(name for name, _ in kinds.constants))
     return OpenL3Weights(
         tensors,
@@ -117,8 +125,7 @@ def sort_tensors_by_kind(state: Mapping[str, Tensor]) -> TensorsByKind:
     """Groups tensors by the last part of their names and their number of dimensions."""
     kinds = TensorsByKind()
     for name, tensor in state.items():
-        last = name.split("/")[-1].split(".")[-1].split(":")[0]
-        kind = TENSOR_KINDS.get(last, "")
+        kind = TENSOR_KINDS.get(get_last_part(name), "")
         if kind == "kernel" and tensor.ndim == 1:
             kind = "gamma"
         if any(part in name for part in SPECTROGRAM_CONSTANTS):
@@ -134,6 +141,11 @@ def sort_tensors_by_kind(state: Mapping[str, Tensor]) -> TensorsByKind:
         else:
             kinds.unknown.append(name)
     return separate_norm_betas(kinds)
+
+
+def get_last_part(name: str) -> str:
+    """The last part of a name: what the tensor is in its layer."""
+    return name.split("/")[-1].split(".")[-1].split(":")[0]
 
 
 def separate_norm_betas(kinds: TensorsByKind) -> TensorsByKind:

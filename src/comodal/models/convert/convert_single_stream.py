@@ -16,7 +16,7 @@ from torch import Tensor
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import parse_config_value
 from comodal.models.convert.convert_vilbert import ORIGINAL_STREAM_KEYS
-from comodal.models.convert.state_dicts import exclude_names
+from comodal.models.convert.state_dicts import check_weight_tensor, exclude_names
 from comodal.models.vilbert.single_stream import SingleStreamConfig
 
 BASELINE_KEYS = {
@@ -76,11 +76,19 @@ def parse_single_stream_config(values: Mapping[str, object], state: Mapping[str,
     return BaselineConfig(config, exclude_names(values, required_keys))
 
 
-def fold_region_type(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Adds the type embedding of regions to the bias of their features."""
+def fold_region_type(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Adds the type embedding of regions to the bias of their features.
+
+    Raises:
+        CheckpointError: One of them is quantized, not finite or of another shape.
+    """
     folded = dict(state)
     types, bias = folded.pop(REGION_TYPES_KEY, None), f"{REGION_PROJECTION}.bias"
-    if types is not None and bias in folded and types.dim() == 2 and len(types) > REGION_TYPE:
+    if types is not None and bias in folded:
+        check_weight_tensor(REGION_TYPES_KEY, types, path)
+        check_weight_tensor(bias, folded[bias], path)
+        if types.dim() != 2 or len(types) <= REGION_TYPE or types.shape[1:] != folded[bias].shape:
+            raise CheckpointError(f"{path}: {REGION_TYPES_KEY} has the shape {tuple(types.shape)}")
         folded[bias] = folded[bias].float() + types[REGION_TYPE].float()
     return folded
 

@@ -15,7 +15,13 @@ from torch import Tensor
 
 from comodal.errors import CheckpointError
 from comodal.models.checkpoint import parse_config_value
-from comodal.models.convert.state_dicts import LoadReport, check_encoder_complete, copy_matching_weights, exclude_names
+from comodal.models.convert.state_dicts import (
+    LoadReport,
+    check_encoder_complete,
+    check_weight_tensor,
+    copy_matching_weights,
+    exclude_names,
+)
 from comodal.models.vilbert.heads import Head, TaskHeads, make_twelve_in_one_heads
 from comodal.models.vilbert.single_stream import SingleStream
 from comodal.models.vilbert.vilbert import ViLBERT
@@ -147,10 +153,13 @@ MMF_HEAD_NAMES = {  # a head of two layers under MMF's names
 }
 
 
-def rename_to_multi_task(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def rename_to_multi_task(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     """Renames a state dict of vilbert_beta or MMF to the names of vilbert-multi-task.
 
     vilbert_beta normalizes the weights of its answer head: each matrix is `weight_v` times `weight_g` over its norm.
+
+    Raises:
+        CheckpointError: Such a weight is quantized or not finite, or its norm is missing or not one number.
     """
     renamed = dict(state)
     for original_name in list(renamed):
@@ -160,8 +169,12 @@ def rename_to_multi_task(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif module.startswith(VILBERT_BETA_HEAD):
             multi_task_module = module.replace(VILBERT_BETA_HEAD, TASK_HEAD_NAMES["vqa"])
             if leaf == "weight_v":
-                direction = renamed.pop(original_name)
-                renamed[f"{multi_task_module}.weight"] = direction * (renamed[f"{module}.weight_g"] / direction.norm())
+                direction, norm = renamed.pop(original_name), renamed.get(f"{module}.weight_g")
+                check_weight_tensor(original_name, direction, path)
+                if norm is None or norm.numel() != 1:
+                    raise CheckpointError(f"{path}: {module}.weight_g is not one number, the norm of {original_name}")
+                check_weight_tensor(f"{module}.weight_g", norm, path)
+                renamed[f"{multi_task_module}.weight"] = direction * (norm.reshape(()) / direction.norm())
             elif leaf == "bias":
                 renamed[f"{multi_task_module}.bias"] = renamed.pop(original_name)
     return {name: tensor for name, tensor in renamed.items() if not name.startswith(VILBERT_BETA_HEAD)}
@@ -205,9 +218,14 @@ def drop_tied_copies(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Drops tied copies, such as the token head's copy of the embeddings; a copy that differs is kept."""
     untied = dict(state)
     for tied_name, name in TIED_WEIGHTS.items():
-        if tied_name in untied and (name not in untied or torch.equal(untied[tied_name], untied[name])):
+        if tied_name in untied and (name not in untied or is_same_tensor(untied[tied_name], untied[name])):
             untied[name] = untied.pop(tied_name)
     return untied
+
+
+def is_same_tensor(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors have one data type and the same values."""
+    return first.dtype == second.dtype and torch.equal(first, second)
 
 
 def export_original_state(

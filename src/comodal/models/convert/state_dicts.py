@@ -2,7 +2,8 @@
 
 import pickle
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from comodal.errors import CheckpointError
+from comodal.files import open_regular_file
 from comodal.models.checkpoint import (
     SPARE_PARAMETERS,
     NothingDrawn,
@@ -89,6 +91,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def read_state_file(file: Path) -> dict[str, Tensor]:
     """Reads the tensors of one file under its own names."""
     try:
+        open_regular_file(file).close()
         state = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{file}: refused, it holds more than tensors: {summarize_load_error(error)}") from error
@@ -241,12 +244,8 @@ def check_encoder_complete(
     Raises:
         CheckpointError: The file lacks a tensor of the encoder, or has layers beyond the configuration.
     """
-    if surplus := [name for name in report.unused if name.startswith(SOURCE_LAYER_PREFIXES)]:
-        num_more = f" and {len(surplus) - 1} more of the encoder are" if len(surplus) > 1 else " of the encoder is"
-        raise CheckpointError(
-            f"{path}: {surplus[0]}{num_more} in the file, but not in the model of its configuration, which has fewer "
-            "layers; use the configuration of this checkpoint"
-        )
+    advice = "; use the configuration of this checkpoint"
+    refuse_surplus_weights(report.unused, SOURCE_LAYER_PREFIXES, path, " of the encoder", advice)
     has_co_layers = any(name.startswith(CO_LAYERS) for name in report.filled)
     required_prefixes = (*ENCODER_PREFIXES, CO_LAYERS) if has_co_layers else ENCODER_PREFIXES
     absent = [names[name] for name in report.new
@@ -258,6 +257,39 @@ def check_encoder_complete(
             "--allow-missing initializes them at random"
         )
     return report
+
+
+def refuse_surplus_weights(
+    unused: Iterable[str], prefixes: str | tuple[str, ...], path: Path, part: str = "", advice: str = ""
+) -> None:
+    """Refuses a file with layers that the network does not have.
+
+    Args:
+        unused: Names of the file's tensors that have no counterpart.
+        prefixes: Prefixes of the names of the network's own layers.
+        path: Path of the file, for messages.
+        part: The part of the network that the prefixes denote, after the names in the message.
+        advice: What to do, as the end of the message.
+
+    Raises:
+        CheckpointError: A tensor without a counterpart is one of the network's layers.
+    """
+    if surplus := [name for name in unused if name.startswith(prefixes)]:
+        more, verb = (f" and {len(surplus) - 1} more", "are") if len(surplus) > 1 else ("", "is")
+        raise CheckpointError(
+            f"{path}: {surplus[0]}{more}{part} {verb} in the file, but the network has no such layers{advice}"
+        )
+
+
+@contextmanager
+def translate_shape_errors(path: Path) -> Iterator[None]:
+    """Turns errors of computing with tensors of wrong shapes into a CheckpointError with the file's name."""
+    try:
+        yield
+    except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: its tensors are not those of this network: {summarize_load_error(error)}"
+        ) from error
 
 
 def exclude_names(names: Iterable[str], excluded_names: Iterable[str]) -> tuple[str, ...]:
