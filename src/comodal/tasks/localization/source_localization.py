@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from comodal.console import print_line
+from comodal.data.unreadable_media import REASON_UNREADABLE, report_unreadable
 from comodal.errors import CheckpointError, DataError, MediaError, check_number
 from comodal.flat_parameters import flatten_parameters
 from comodal.hardware import Compute, ComputeOptions
@@ -21,7 +22,7 @@ from comodal.models.calibration import calibrate_batch_norms
 from comodal.models.checkpoint import make_untrained_copy
 from comodal.models.l3net.l3net import L3Net
 from comodal.tasks.correspondence.avc_evaluation import count_calibration_examples, load_correspondence_model
-from comodal.tasks.evaluation.unreadable_files import REASON_UNREADABLE, exclude_unreadable, report_unreadable, try_read
+from comodal.tasks.evaluation.unreadable_files import exclude_unreadable, try_read
 from comodal.tasks.localization.localization_results import LocalizationResults, report_localization
 from comodal.tasks.localization.localization_scores import score_maps
 from comodal.tasks.localization.position_maps import (
