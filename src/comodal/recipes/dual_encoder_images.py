@@ -116,7 +116,7 @@ def load_captioned_images(images: Path, captions: Path, vocabulary: Path, loadin
 
 
 @torch.no_grad()
-def compute_image_features(
+def compute_frozen_image_features(
     model: DualEncoder, dataset: CaptionImageDataset, device: torch.device
 ) -> Float[Tensor, "images features"]:
     """The features of the center squares of all images with captions; rows of other images stay zero.

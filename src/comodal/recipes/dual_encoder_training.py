@@ -35,7 +35,7 @@ from comodal.objectives.image_text_contrastive import ImageTextContrastive
 from comodal.recipes.dual_encoder_images import (
     CaptionedImages,
     ImageNetwork,
-    compute_image_features,
+    compute_frozen_image_features,
     load_captioned_images,
 )
 from comodal.recipes.vilbert_options import CaptionLoading
@@ -294,7 +294,7 @@ def compute_frozen_features(
             and dataset.augmentation.is_none
             and len(dataset.names) <= MAX_PRECOMPUTED
         ):
-            dataset.image_features = compute_image_features(model, dataset, device)
+            dataset.image_features = compute_frozen_image_features(model, dataset, device)
 
 
 @torch.no_grad()

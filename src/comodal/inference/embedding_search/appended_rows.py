@@ -24,7 +24,7 @@ from comodal.text_files import read_json_object
 ROWS_SUFFIX = ".rows"
 
 
-def read_rows(manifest: Path, dtype: np.dtype) -> np.ndarray:
+def read_appended_rows(manifest: Path, dtype: np.dtype) -> np.ndarray:
     """The valid rows, of shape (rows,); none if there is no such file.
 
     Raises:
@@ -45,7 +45,7 @@ def read_rows(manifest: Path, dtype: np.dtype) -> np.ndarray:
 
 
 def append_rows(manifest: Path, rows: np.ndarray, num_stored: int) -> None:
-    """Writes rows after the `num_stored` rows that `read_rows` returned; with 0 to a new file."""
+    """Writes rows after the `num_stored` rows that `read_appended_rows` returned; with 0 to a new file."""
     path, data = manifest.with_suffix(ROWS_SUFFIX), rows.tobytes()
     if num_stored:
         before = read_json_object(manifest)

@@ -25,7 +25,7 @@ from comodal.data.output_folder import lock_output_folder
 from comodal.errors import DataError, MediaError, run_batch_or_singly, wrap_item_errors
 from comodal.files import encode_json_line, write_bytes_atomically
 from comodal.inference.embedding_rows import ImageArray
-from comodal.inference.embedding_search.appended_rows import append_rows, explain_write_errors, read_rows
+from comodal.inference.embedding_search.appended_rows import append_rows, explain_write_errors, read_appended_rows
 from comodal.inference.embedding_search.embedding_spaces import EmbeddingSpace
 from comodal.inference.embedding_search.media_listing import MediaListing, list_media
 from comodal.inference.embedding_search.search_results import ItemKind
@@ -93,7 +93,7 @@ def update_embedding_index(
     prefix = index / f"embeddings-{hashlib.sha256(parts.encode(errors='surrogateescape')).hexdigest()[:16]}"
     dim = space.dims[item_kind]
     dtype = np.dtype([("file", "<i8"), ("seconds", "<f4"), ("vector", "<f4", (dim,))])
-    rows, refused = read_rows(prefix.with_suffix(".json"), dtype), read_refused(prefix)
+    rows, refused = read_appended_rows(prefix.with_suffix(".json"), dtype), read_refused(prefix)
     if len(list_missing(listing, rows, refused)):
         with explain_write_errors(index), lock_output_folder(index):
             rows, refused = extend_rows(prefix, dtype, listing, space, item_kind)
@@ -128,8 +128,8 @@ def list_missing(
     listing: MediaListing, rows: np.ndarray, refused: dict[int, dict[str, str | int]]
 ) -> Int64[np.ndarray, "missing"]:
     """The indices of files that have neither rows nor a refusal."""
-    known = np.concatenate([rows["file"], np.fromiter(refused, np.int64, len(refused))])
-    return np.flatnonzero(~np.isin(listing.hashes, known))
+    indexed = np.concatenate([rows["file"], np.fromiter(refused, np.int64, len(refused))])
+    return np.flatnonzero(~np.isin(listing.hashes, indexed))
 
 
 def find_files(listing: MediaListing, hashes: Int64[np.ndarray, "rows"]) -> Int64[np.ndarray, "rows"]:
@@ -149,7 +149,7 @@ def extend_rows(
         All rows, and the lines of the report.
     """
     manifest = prefix.with_suffix(".json")
-    rows, refused = read_rows(manifest, dtype), read_refused(prefix)
+    rows, refused = read_appended_rows(manifest, dtype), read_refused(prefix)
     is_current = np.isin(rows["file"], listing.hashes)
     if 2 * is_current.sum() < len(rows):
         rows = rows[is_current]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from comodal.errors import DataError
 from comodal.inference.embedding_search.embedding_index import EmbeddingIndex, embed_audio_file, update_embedding_index
-from comodal.inference.embedding_search.embedding_spaces import EmbeddingSpace, QueryKind, normalize_rows
+from comodal.inference.embedding_search.embedding_spaces import EmbeddingSpace, QueryKind, normalize_vectors
 from comodal.inference.embedding_search.neighbors import EXACT_BELOW, Neighbors, build_neighbors
 from comodal.inference.embedding_search.search_results import ItemKind, SearchHit, SearchResult
 from comodal.inference.joint_space.folder_index import FindKind
@@ -146,10 +146,10 @@ class EmbeddingSearcher:
         kind: QueryKind = "audio" if query.kind == "video" else query.kind
         targets = self.space.targets.get(kind)
         if targets is None:
-            known = " or ".join(NOUNS[name] for name in self.space.targets)
+            supported = " or ".join(NOUNS[name] for name in self.space.targets)
             stands = " (a video stands for its audio)" if query.kind == "video" else ""
             raise ValueError(
-                f"{query.name!r} is {NOUNS[query.kind]}{stands}, and {self.space.name} searches by {known}"
+                f"{query.name!r} is {NOUNS[query.kind]}{stands}, and {self.space.name} searches by {supported}"
             )
         if self.find == "auto":
             return targets[0]
@@ -180,7 +180,7 @@ class EmbeddingSearcher:
             vectors = np.concatenate(
                 [space.embed_windows(np.ascontiguousarray(batch, np.float32)) for batch in batches]
             )
-        mean: Float32[np.ndarray, dim] = normalize_rows(vectors.mean(0, keepdims=True))[0]
+        mean: Float32[np.ndarray, dim] = normalize_vectors(vectors.mean(0, keepdims=True))[0]
         return mean
 
 

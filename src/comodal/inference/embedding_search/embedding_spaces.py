@@ -103,8 +103,8 @@ def make_ave_net_space(pipeline: JointEmbeddingPipeline) -> EmbeddingSpace:
         targets={"image": ("audio", "image"), "audio": ("image", "audio")},
         dims={"image": config.embedding_dim, "audio": config.embedding_dim},
         batch_size=pipeline.compute.batch_size,
-        embed_images=lambda images: normalize_rows(pipeline.embed_image(list(images))),
-        embed_windows=lambda windows: normalize_rows(pipeline.embed_windows(windows)),
+        embed_images=lambda images: normalize_vectors(pipeline.embed_image(list(images))),
+        embed_windows=lambda windows: normalize_vectors(pipeline.embed_windows(windows)),
         read_audio=lambda path: stream_audio(path, config.sample_rate),
         resample=lambda samples, rate: resample_audio(samples, round(rate), config.sample_rate),
         sample_rate=config.sample_rate,
@@ -139,7 +139,7 @@ def make_l3net_space(pipeline: AudioVisualPipeline) -> EmbeddingSpace:
     channels = 8 * config.width
 
     def pool(vectors: Float32[np.ndarray, "rows features"]) -> Vectors:
-        return normalize_rows(vectors.reshape(len(vectors), -1, channels).max(1))
+        return normalize_vectors(vectors.reshape(len(vectors), -1, channels).max(1))
 
     inputs = [asdict(config), embedder.frontend]
     return EmbeddingSpace(
@@ -157,7 +157,7 @@ def make_l3net_space(pipeline: AudioVisualPipeline) -> EmbeddingSpace:
     )
 
 
-def normalize_rows(vectors: Vectors) -> Vectors:
+def normalize_vectors(vectors: Vectors) -> Vectors:
     """Vectors of length one; zero vectors (of silence) stay zero."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), MIN_NORM)
 

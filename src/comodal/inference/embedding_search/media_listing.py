@@ -37,8 +37,8 @@ class MediaListing(NamedTuple):
     num_others: Counter[Kind]
 
 
-def list_media(folder: Path, wanted: frozenset[Kind]) -> MediaListing:
-    """The media of the wanted kinds in a folder and its containers.
+def list_media(folder: Path, media: frozenset[Kind]) -> MediaListing:
+    """The media of some kinds in a folder and its containers.
 
     Raises:
         DataError: There is no such folder, it has no such media, or a container needs a package that is missing.
@@ -48,7 +48,7 @@ def list_media(folder: Path, wanted: frozenset[Kind]) -> MediaListing:
     names, kinds, stamps, num_others = list[str](), list[Kind](), list[bytes](), Counter[Kind]()
     for name in iterate_media_names(folder):
         kind = detect_media_kind(name)
-        if kind not in wanted:
+        if kind not in media:
             num_others.update(() if kind is None else (kind,))
             continue
         names.append(name)
@@ -56,7 +56,7 @@ def list_media(folder: Path, wanted: frozenset[Kind]) -> MediaListing:
         stamps.append(stamp_file(folder, name))
     if not names:
         others = ", ".join(f"{count:,} {kind} files" for kind, count in num_others.items())
-        raise DataError(f"{folder} has no {' and no '.join(sorted(wanted))} files{f' ({others})' if others else ''}")
+        raise DataError(f"{folder} has no {' and no '.join(sorted(media))} files{f' ({others})' if others else ''}")
     return MediaListing(folder, names, kinds, np.frombuffer(b"".join(stamps), "<i8"), num_others)
 
 

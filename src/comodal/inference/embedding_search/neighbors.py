@@ -21,7 +21,7 @@ from comodal.console import print_line
 from comodal.data.output_folder import lock_output_folder
 from comodal.errors import DataError
 from comodal.files import write_bytes_atomically
-from comodal.inference.embedding_search.appended_rows import append_rows, explain_write_errors, read_rows
+from comodal.inference.embedding_search.appended_rows import append_rows, explain_write_errors, read_appended_rows
 
 EXACT_BELOW = 100_000  # vectors
 MIN_CANDIDATES = 1_000  # of the compressed vectors, scored exactly
@@ -132,7 +132,7 @@ def update_codes(
             centroids_path, save({"centroids": centroids.values, "num_vectors": np.array([centroids.num_vectors])})
         )
     else:
-        stored = read_rows(manifest, dtype)
+        stored = read_appended_rows(manifest, dtype)
     faiss.copy_array_to_vector(centroids.values.ravel(), quantizer.centroids)
     if not are_codes_of(quantizer, stored["code"], vectors):
         stored = stored[:0]

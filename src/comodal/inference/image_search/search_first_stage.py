@@ -27,7 +27,7 @@ from comodal.data.regions.region_store import RegionStore
 from comodal.errors import DataError
 from comodal.files import write_atomically
 from comodal.hardware import Compute
-from comodal.inference.embedding_search.appended_rows import append_rows, explain_write_errors, read_rows
+from comodal.inference.embedding_search.appended_rows import append_rows, explain_write_errors, read_appended_rows
 from comodal.inference.image_search.search_index import IndexedImages
 from comodal.inference.vision_language import MAX_INPUT_REGIONS, VisionLanguagePipeline
 from comodal.models.checkpoint import (
@@ -331,7 +331,7 @@ def read_first_stage(path: Path) -> FirstStage | None:
         ranks = tensors[RANKS_KEY]
     except (DataError, OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}): delete it; the next search builds it again") from error
-    rows = read_rows(path.with_suffix(".json"), make_row_dtype(maps))
+    rows = read_appended_rows(path.with_suffix(".json"), make_row_dtype(maps))
     vectors = torch.from_numpy(np.ascontiguousarray(rows["vector"]).reshape(len(rows), -1))
     return FirstStage(training, maps, ranks, torch.from_numpy(rows["hash"].copy()), vectors)
 

@@ -57,10 +57,13 @@ class TimmBackbone(nn.Module):
         DataError: The extra `timm` is not installed, or timm has no such model.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        self.network: Any = create_timm_model(name, is_pretrained=False)
+        self.network = create_timm_model(name, is_pretrained=False)
         self.num_features = int(self.network.num_features)
         for statistic in ("mean", "std"):
             values = torch.tensor(self.network.pretrained_cfg[statistic]).view(3, 1, 1) * 255
@@ -94,7 +97,7 @@ def build_image_backbone(name: str) -> ImageBackboneModule:
     raise DataError(f"there is no image network {name!r}: pass {LITE0}, or {TIMM_PREFIX}NAME for a model of timm")
 
 
-def create_timm_model(name: str, is_pretrained: bool) -> nn.Module:
+def create_timm_model(name: str, is_pretrained: bool) -> Any:
     """A model of timm that returns pooled features.
 
     Raises:
@@ -105,8 +108,7 @@ def create_timm_model(name: str, is_pretrained: bool) -> nn.Module:
     except ImportError as error:
         raise DataError(f"{TIMM_PREFIX}{name} needs the extra: pip install 'comodal[timm]'") from error
     try:
-        model: nn.Module = timm.create_model(name, pretrained=is_pretrained, num_classes=0)
+        return timm.create_model(name, pretrained=is_pretrained, num_classes=0)
     except (RuntimeError, OSError, ValueError) as error:
         detail = " ".join(str(error).split())
         raise DataError(f"{TIMM_PREFIX}{name} cannot be loaded by timm: {detail}") from error
-    return model
