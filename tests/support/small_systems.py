@@ -15,6 +15,7 @@ from comodal.models.l3net.spectrogram import SMALL_SPECTROGRAM_CONFIG
 from comodal.models.vilbert.heads import Head
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.models.vilbert.vilbert_config import StreamConfig
+from comodal.tasks.vision_language.grounding.candidate_choice import compute_candidate_loss
 from comodal.tasks.vision_language.vilbert_fine_tuning import (
     compute_choice_loss,
     compute_class_loss,
@@ -59,4 +60,9 @@ TASKS = {
     "pairs of images": (Head("h", "pairs", 2, 16), compute_class_loss, task_batch(torch.tensor([0, 1]), 4)),
     "one of four texts": (Head("h", "linear", 1), compute_choice_loss, task_batch(torch.tensor([3, 0]), 8)),
     "regions": (Head("h", "regions", 1), compute_region_loss, task_batch(torch.rand(4, 4), 4)),
+    "some of the regions": (
+        Head("h", "regions", 1),
+        compute_candidate_loss,
+        task_batch(torch.tensor([[-1.0, 1, 0, 0]] * 4), 4),
+    ),
 }
