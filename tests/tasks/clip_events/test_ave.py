@@ -11,7 +11,7 @@ import torch
 from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
 from comodal.models.l3net.l3net import L3Net, make_small_l3net_config
-from comodal.tasks.clip_events.ave import evaluate_ave
+from comodal.tasks.clip_events.ave import check_split_classes, evaluate_ave, select_events
 from comodal.tasks.clip_events.ave_lists import (
     encode_labels,
     is_official_ave,
@@ -28,7 +28,13 @@ CPU_OPTIONS = {"device": "cpu", "precision": "fp32"}
 LISTS = {
     "trainSet.txt": ("Church bell&v0&good&0&10", "Church bell&v1&good&2&6", "Bark&v2&good&3&9", "Bark&v3&good&0&5"),
     "valSet.txt": ("Church bell&v4&good&6&8", "Bark&v5&good&1&7"),
-    "testSet.txt": ("Church bell&v6&good&5&10", "Bark&v7&good&2&4", "Bark&v1&good&2&6"),
+    "testSet.txt": (
+        "Church bell&v6&good&5&10",
+        "Bark&v7&good&2&4",
+        "Bark&v1&good&2&6",
+        "Bark&damaged&good&0&3",
+        "Bark&missing&good&0&3",
+    ),
 }
 LIGHT = {"Church bell": 220, "Bark": 120}
 PITCH = {"Church bell": 3000.0, "Bark": 900.0}
@@ -48,7 +54,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).write_text("\n".join(lines) + "\n")
         for line in lines:
             category, video, _, start, end = line.split("&")
-            if video not in written:
+            if video == "damaged":
+                (folder / "AVE" / "damaged.mp4").write_text("no video")
+            elif video not in written and video != "missing":
                 write_event(folder / "AVE" / f"{video}.mp4", category, int(start), int(end))
                 written.add(video)
     return folder
@@ -94,7 +102,7 @@ def test_lists_are_read_with_or_without_header(data: Path, tmp_path: Path):
         (tmp_path / name).write_text("\n".join(("Category&VideoID&Quality&StartTime&EndTime", *lines, "")))
     events = read_ave_lists(tmp_path)
     assert events == read_ave_lists(data)
-    assert [len(part) for part in events.values()] == [4, 2, 3]
+    assert [len(part) for part in events.values()] == [4, 2, 5]
     assert not is_official_ave(events)
     (tmp_path / "testSet.txt").write_text("Meow&v8&good&0&3\n")
     with pytest.raises(DataError, match=r"testSet\.txt: 'Meow' is not in trainSet\.txt"):
@@ -133,23 +141,15 @@ def test_events_that_are_seen_and_heard_are_classified(data: Path, model: Path, 
     assert [row["truth"] for row in rows[:10]] == ["background"] * 5 + ["Church bell"] * 5
     card = read_card(tmp_path / "card.json")
     assert card["counts"]["test videos that are also in the training list"] == 1
+    assert (card["counts"]["items"], card["counts"]["predicted"]) == (50, 30)
+    assert card["counts"]["video is missing or cannot be read, events"] == 2
     assert card["split"] == "test list, not the official"
     assert set(card["files"]) == {"train", "validation", "test"}
 
 
-def test_videos_that_cannot_be_read_are_left_out(data: Path, model: Path, tmp_path: Path):
-    for name in LISTS:
-        (tmp_path / name).write_text((data / name).read_text())
-    (tmp_path / "AVE").mkdir()
-    for path in (data / "AVE").iterdir():
-        if path.stem != "v6":
-            (tmp_path / "AVE" / path.name).symlink_to(path)
+def test_a_category_without_a_video_is_refused(data: Path):
+    events = read_ave_lists(data)
+    classes, rows = list_classes(events["train"]), {f"v{number}": number for number in range(6)}
+    splits = {split: select_events(part, rows, classes) for split, part in events.items()}
     with pytest.raises(DataError, match=r"testSet\.txt: no video of the category 'Church bell'"):
-        evaluate_ave(model, tmp_path, **CPU_OPTIONS)
-    (tmp_path / "AVE" / "v6.mp4").symlink_to(data / "AVE" / "v6.mp4")
-    (tmp_path / "AVE" / "v7.mp4").unlink()
-    (tmp_path / "AVE" / "v7.mp4").write_text("no video")
-    out = tmp_path / "out"
-    assert evaluate_ave(model, tmp_path, out=out, **CPU_OPTIONS)["ave.items"] == 20
-    counts = read_card(out / "card.json")["counts"]
-    assert (counts["items"], counts["predicted"]) == (30, 20)
+        check_split_classes(data, events, splits)
