@@ -45,6 +45,15 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "0.75" in shown
 
 
+@pytest.mark.parametrize(
+    "line", ['{"step": "x"}', '{"step": 1, "split": ["a"], "loss": 1}', '{"step": 1, "split": "a"}']
+)
+def test_a_line_that_is_not_of_metrics_is_shown(tmp_path: Path, line: str):
+    (tmp_path / "metrics.jsonl").write_text(line + "\n")
+    with pytest.raises(DataError, match=r"metrics\.jsonl: .*step.* is not a line of metrics"):
+        inspect(tmp_path)
+
+
 def test_a_model_of_the_paper_has_as_many_parameters_as_the_paper_s(tmp_path: Path):
     """9,508,738: what Keras printed for l3embedding's own model."""
     with torch.device("cpu"):

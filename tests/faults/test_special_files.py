@@ -49,7 +49,7 @@ def test_a_fifo_is_not_opened(fifo: Path, model: Path, tmp_path: Path):
     with pytest.raises(DataError, match="pipe: neither a regular file nor a folder"):
         inspect(fifo)
     for read_weights in (read_openl3_weights, read_detector, read_tensors):
-        with pytest.raises(CheckpointError, match="pipe: .*not a regular file"):
+        with pytest.raises(CheckpointError, match=r"pipe: .*not a regular file"):
             read_weights(fifo)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_bytes((model / "config.json").read_bytes())

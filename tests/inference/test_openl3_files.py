@@ -210,7 +210,7 @@ def test_foreign_and_incomplete_networks_are_one_sentence(tmp_path: Path):
     refused(turned, "conv2_1 of OpenL3")
     for kind in ("bias", "beta", "moving_mean"):
         refused(
-            [*whole, ("z", [(kind, np.ones(512, np.float32))])], rf"z/{kind} is in the file, but the network has no"
+            [*whole, ("z", [(kind, np.ones(512, np.float32))])], rf"z/{kind}:0 is in the file, but the network has no"
         )
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = np.zeros(3)

@@ -302,3 +302,12 @@ def test_a_file_without_samples_is_refused(tmp_path: Path):
     path.write_bytes(b".snd" + struct.pack(">IIIII", 1 << 20, 2000, 3, RATE, 1) + bytes(2000))
     with pytest.raises(MediaError, match=r"empty\.au: no audio stream: no sample"):
         read_audio(path, RATE)
+
+
+def test_padded_samples_of_a_core_audio_file_are_refused(tmp_path: Path):
+    """Neither FFmpeg, which reads a third more samples, nor libsndfile supports them."""
+    form, path = struct.pack(">d4sIIIII", RATE, b"lpcm", 2, 4, 1, 1, 24), tmp_path / "padded.caf"
+    head = b"caff\0\1\0\0desc" + struct.pack(">q", len(form)) + form
+    path.write_bytes(head + b"data" + struct.pack(">qI", 4 + 4000, 0) + bytes(4000))
+    with pytest.raises(MediaError, match=r"padded\.caf: unreadable"):
+        read_audio(path, RATE)

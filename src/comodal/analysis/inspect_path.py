@@ -26,7 +26,8 @@ from comodal.models.checkpoint import (
     read_model_config,
     refuse_packed_run,
 )
-from comodal.text_files import read_json_object, read_log, read_yaml
+from comodal.text_files import read_json_object, read_yaml
+from comodal.training.run_log import read_metrics
 
 Description = dict[str, Any]
 
@@ -140,7 +141,7 @@ def describe_run(path: Path) -> Description:
     settings = read_yaml(path / "config.yaml", RecipeError) if (path / "config.yaml").is_file() else {}
     last: dict[str, dict] = {}
     best = 0.0
-    for line in read_log(path / "metrics.jsonl"):
+    for line in read_metrics(path / "metrics.jsonl"):
         last[line["split"]] = line
         best = max(best, line.get("accuracy", 0.0)) if line["split"] == "validation" else best
     checkpoints = sorted(file.name for file in (path / "checkpoints").glob("[0-9]*"))

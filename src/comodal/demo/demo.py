@@ -44,9 +44,9 @@ from comodal.tasks.vision_language import snli_ve
 from comodal.tasks.vision_language.grounding import refcoco
 from comodal.tasks.vision_language.grounding.refcoco import evaluate_grounding
 from comodal.tasks.vision_language.snli_ve import evaluate_entailment
-from comodal.text_files import read_log
 from comodal.training.recipe_run import Run
 from comodal.training.run import train
+from comodal.training.run_log import read_metrics
 from comodal.workers import watch_parent_process
 
 EXTRACT_WORKERS = 1  # starting a worker process takes longer than a thousand images with this network
@@ -251,7 +251,7 @@ def evaluate_vilbert(parts: DemoFolders, scale: DemoScale) -> dict[str, float]:
         out=parts.scores("retrieval"),
         **asdict(scale.compute),
     )
-    last = [line for line in read_log(parts.caption_run / "metrics.jsonl") if line["split"] == "validation"][-1]
+    last = [line for line in read_metrics(parts.caption_run / "metrics.jsonl") if line["split"] == "validation"][-1]
     metrics = {f"vilbert.{name}.validation": last[f"{key}_accuracy"] for key, name in CAPTION_TASKS.items()}
     for cut in ("r1", "r5", "r10"):
         metrics[f"vilbert.retrieval.text_to_image.{cut}"] = results[f"retrieval.text_to_image.{cut}"]
@@ -323,7 +323,7 @@ def evaluate_l3net(parts: DemoFolders, scale: DemoScale) -> L3NetEvaluation:
 
 def collect_results(parts: DemoFolders, scale: DemoScale) -> dict[str, float]:
     """The demo's main metrics, under flat keys."""
-    validation = [line for line in read_log(parts.run / "metrics.jsonl") if line["split"] == "validation"]
+    validation = [line for line in read_metrics(parts.run / "metrics.jsonl") if line["split"] == "validation"]
     if not validation:
         raise DataError(f"{parts.run}: no validation was logged")
     metrics = {"l3net.avc.validation": validation[-1]["accuracy"]}

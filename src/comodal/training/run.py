@@ -27,7 +27,6 @@ from comodal.flat_parameters import flatten_parameters
 from comodal.hardware import AUTOMATIC, MEMORY_FORMATS, Compute, ComputeOptions, MemoryLayout
 from comodal.models.checkpoint import load_model, save_model
 from comodal.progress import Progress
-from comodal.text_files import read_log
 from comodal.training.allocator import keep_freed_memory
 from comodal.training.best_weights import BestWeights
 from comodal.training.checkpoints import Checkpoints, TrainingState
@@ -44,7 +43,7 @@ from comodal.training.run_config import (
     to_yaml_values,
     write_run_config,
 )
-from comodal.training.run_log import RunLog, format_metrics_note
+from comodal.training.run_log import RunLog, format_metrics_note, read_metrics
 from comodal.training.thread_choice import MIN_STEPS, choose_thread_count, describe_thread_choice, make_step_timer
 from comodal.training.throughput import Throughput, format_rough_count, format_rough_duration
 from comodal.training.training_loop import NotFiniteError, train_steps, validate_objective
@@ -223,7 +222,7 @@ class Trainer:
 
     def write_model(self) -> None:
         """Writes the model and the files that inference needs besides it."""
-        lines = {line["split"]: line for line in read_log(self.out / "metrics.jsonl")}
+        lines = {line["split"]: line for line in read_metrics(self.out / "metrics.jsonl")}
         about = {**self.about, "steps": self.run.steps, "metrics": lines}
         if excluded := {**self.run.excluded, **self.skipped.count()}:
             about["excluded"] = excluded

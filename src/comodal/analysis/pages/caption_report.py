@@ -7,7 +7,8 @@ from comodal.analysis.pages.curves import draw_task_accuracies
 from comodal.analysis.pages.page_parts import PageColumn, PageRow, PageSection, PageTable, embed_figure
 from comodal.analysis.pages.run_sections import build_run_header
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.text_files import read_json_object, read_log
+from comodal.text_files import read_json_object
+from comodal.training.run_log import read_metrics
 
 OBJECTIVE_TITLES = {"token": "masked tokens", "region": "masked regions", "alignment": "image-text alignment"}
 RETRIEVAL_SYSTEMS = {
@@ -22,7 +23,7 @@ def build_caption_parts(
     run: Path, model: ViLBERT, regions: Path | None, captions: Path | None, images: Path | None, results: list[Path]
 ) -> list[PageSection]:
     """Header and curves; with the files given, also retrieval scores and attention over the images."""
-    curves = draw_task_accuracies(read_log(run / "metrics.jsonl"), OBJECTIVE_TITLES)
+    curves = draw_task_accuracies(read_metrics(run / "metrics.jsonl"), OBJECTIVE_TITLES)
     sections = [
         build_run_header(
             run,

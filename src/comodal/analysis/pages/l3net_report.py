@@ -22,7 +22,7 @@ from comodal.hardware import Compute
 from comodal.models.ave_net.ave_net import AVENet
 from comodal.models.l3net.l3net import L3Net
 from comodal.progress import track_progress
-from comodal.text_files import read_log
+from comodal.training.run_log import read_metrics
 
 
 def build_l3net_parts(run: Path, model: L3Net | None, inputs: ReportInputs, compute: Compute) -> list[PageSection]:
@@ -72,7 +72,7 @@ def find_validation_split(data: Path) -> Path:
 
 def build_curves_part(run: Path) -> PageSection:
     """Loss and accuracy by step. For a training loss over all pairs of a batch, shows the pair loss of validation."""
-    lines = [line | {"loss": line.get("pair_loss", line["loss"])} for line in read_log(run / "metrics.jsonl")]
+    lines = [line | {"loss": line.get("pair_loss", line["loss"])} for line in read_metrics(run / "metrics.jsonl")]
     text = "The pretext task: does a frame correspond to a second of audio? Half of the pairs are matches."
     return PageSection("Training", text, [embed_figure(draw_curves(lines), "loss and accuracy by step")])
 

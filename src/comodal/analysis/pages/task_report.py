@@ -9,7 +9,8 @@ from comodal.analysis.pages.task_examples import build_example_parts
 from comodal.errors import RecipeError
 from comodal.hardware import Compute
 from comodal.models.checkpoint import read_model_config
-from comodal.text_files import read_log, read_yaml
+from comodal.text_files import read_yaml
+from comodal.training.run_log import read_metrics
 
 TASK_TITLES = {
     "vqa": "visual question answering (VQA)",
@@ -46,7 +47,7 @@ def build_task_parts(run: Path, images: Path | None, compute: Compute) -> list[P
             f" The model is that of step {best_checkpoint['step']:,}: validation accuracy "
             f"{best_checkpoint['accuracy']:.3f}."
         )
-    curves = draw_curves(read_log(run / "metrics.jsonl"), chance_level=None)
+    curves = draw_curves(read_metrics(run / "metrics.jsonl"), chance_level=None)
     return [
         build_run_header(
             run, f"ViLBERT: {title}", sentence, "accuracy", "accuracy on validation examples at the last step"

@@ -33,7 +33,7 @@ TTA_FRAME_SECONDS = 256 / 245
 
 class AudioHeader(NamedTuple):
     """What a header declares: the seconds of audio, and the bytes of the file, None where it does not; and whether
-    samples are stored in more bytes than they need, which FFmpeg ignores in the formats of Microsoft and Sony.
+    samples are stored in more bytes than they need, which FFmpeg ignores.
     """
 
     seconds: float | None = None
@@ -92,16 +92,17 @@ def _read_aiff(file: OpenFile) -> AudioHeader:
 def _read_caf(file: OpenFile) -> AudioHeader:
     file.seek(8)
     seconds_per_byte, seconds, position = 0.0, None, 8
-    table_bytes = 0  # that have to follow
+    table_bytes, is_padded = 0, False  # bytes that have to follow
     for _ in range(MAX_CHUNKS):
         head = file.read(12)
         if len(head) < 12 or head[:4] == b"caff":
-            return AudioHeader(seconds, position + table_bytes)
+            return AudioHeader(seconds, position + table_bytes, is_padded)
         name, size = struct.unpack(">4sq", head)
         if size < 0:  # of data that was written to a pipe
-            return AudioHeader()
+            return AudioHeader(is_padded=is_padded)
         if name == b"desc":
-            rate, _, _, packet_bytes, packet_frames = struct.unpack(">d4sIII", file.read(24))
+            rate, kind, _, packet_bytes, packet_frames, channels, bits = struct.unpack(">d4sIIIII", file.read(32))
+            is_padded = kind == b"lpcm" and packet_bytes != packet_frames * channels * -(-bits // 8)
             seconds_per_byte = packet_frames / rate / packet_bytes if rate > 0 and packet_bytes else 0.0
             table_bytes = 0 if packet_bytes else CAF_PACKET_TABLE_BYTES
         elif name == b"pakt":
@@ -150,10 +151,10 @@ def read_audio_header(path: Path, format_name: str) -> AudioHeader:
 
 
 def has_padded_samples(path: Path) -> bool:
-    """Whether a WAV or Wave64 file has samples that are stored in more bytes than they need."""
+    """Whether a WAV, Wave64 or CAF file has samples that are stored in more bytes than they need."""
     with open_media(path) as file:
         head = file.read(MAX_HEAD_BYTES)
-        readers = [READERS[name][0] for name in ("wav", "w64") if READERS[name][1].match(head)]
+        readers = [READERS[name][0] for name in ("wav", "w64", "caf") if READERS[name][1].match(head)]
         file.seek(0)
         try:
             return bool(readers) and readers[0](file).is_padded
