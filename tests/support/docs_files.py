@@ -39,7 +39,7 @@ from tests.support.small_vilbert_data import SCENES
 from tests.support.synthetic_media import tone
 from tests.support.twelve_in_one import write_questions
 
-RATE, PHOTOS, VIDEOS, AUDIO_FILES = 48_000, 12, 20, 100
+RATE, PHOTOS, VIDEOS, AUDIO_FILES = 48_000, 12, 24, 100
 VQA_QUESTIONS = "world/coco/vqa/v2_OpenEnded_mscoco_val2014_questions.json"
 VQA_ANNOTATIONS = "world/coco/vqa/v2_mscoco_val2014_annotations.json"
 WORDS = ["a dog cat bird on the beach grass", "what is on the table ? left"]
@@ -83,6 +83,11 @@ def write_captions(_: DocsFiles, path: Path) -> None:
         for number in range(PHOTOS)
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def write_conceptual_captions(_: DocsFiles, path: Path) -> None:
+    """Caption and URL; an image is named by its row."""
+    path.write_text("".join(f"a dog on a beach {number}\thttp://a.b/{number}.jpg\n" for number in range(PHOTOS)))
 
 
 def write_photo_boxes(_: DocsFiles, path: Path) -> None:
@@ -157,6 +162,29 @@ def write_world(name: str) -> Callable[[DocsFiles, Path], None]:
 
 def write_synthetic_videos(_: DocsFiles, folder: Path) -> None:
     synthesize(folder, options=SynthesisOptions(VIDEOS, 1.2, 0, 0, 0, side=64, frames_per_second=5.0), workers=1)
+
+
+def write_videos(files: DocsFiles, folder: Path) -> None:
+    """The videos under names of which a hash puts several into validation."""
+    folder.mkdir()
+    for number, path in enumerate(sorted((files["made/videos"] / "videos").iterdir())):
+        shutil.copyfile(path, folder / f"video{number}.mp4")
+
+
+def write_clips(files: DocsFiles, folder: Path) -> None:
+    folder.mkdir()
+    for number in range(2):
+        shutil.copy(files["videos"] / f"video{number}.mp4", folder)
+
+
+def train(*words: str) -> Callable[[DocsFiles, Path], None]:
+    """A run of `comodal train`; words with @ are files."""
+
+    def write(files: DocsFiles, folder: Path) -> None:
+        told = [str(files[word[1:]]) if word.startswith("@") else word for word in words]
+        assert main(["train", *told, "--workers", "0", "--out", str(folder)]) == 0
+
+    return write
 
 
 def write_shards(files: DocsFiles, folder: Path) -> None:
@@ -249,10 +277,6 @@ def write_original(fixture: str, config: str) -> Callable[[DocsFiles, Path], Non
     return write
 
 
-def write_lxmert(files: DocsFiles, path: Path) -> None:
-    torch.save(load_file(files["detectors/vg"] / "model.safetensors"), path)
-
-
 def write_musicnn(_: DocsFiles, folder: Path) -> None:
     """The package's weights; the tower is read from an installed package."""
     write_bundle(folder / "musicnn" / "MSD_vgg", make_musicnn_weights())
@@ -277,6 +301,21 @@ MAKERS: dict[str, Callable[[DocsFiles, Path], None]] = {
     "recordings": write_recordings,
     "examples": write_examples,
     "made/videos": write_synthetic_videos,
+    "videos": write_videos,
+    "clips": write_clips,
+    "trained/l3net": train(
+        *("l3net", "--data", "@shards", "--variant", "small", "--width", "2", "--image-size", "32", "--steps", "2"),
+        *("--batch-size", "4", "--validation-pairs", "4"),
+    ),
+    "trained/vqa": train(
+        *("vqa", "--model", "@vilbert", "--regions", "@stores/coco", "--questions", "@" + VQA_QUESTIONS),
+        *("--annotations", "@" + VQA_ANNOTATIONS, "--min-answer-count", "1", "--epochs", "1", "--batch-size", "8"),
+    ),
+    "trained/dual": train(
+        *("--config", "dual_encoder_small_data", "--data", "@stores/photos", "--captions", "@captions.jsonl"),
+        *("--bert", "@bert", "--steps", "2", "--batch-size", "4", "--validation-pairs", "0"),
+    ),
+    "cc.tsv": write_conceptual_captions,
     "shards": write_shards,
     "detectors/fpn.pth": write_fpn,
     "audio_classes": write_audio_classes,
@@ -304,7 +343,6 @@ MAKERS: dict[str, Callable[[DocsFiles, Path], None]] = {
     "original_single_stream": write_original("single_stream", "bert_baseline.json"),
     "detectors/caffe.caffemodel": copy_of(FIXTURES / "detector" / "bua_caffe_tiny" / "tiny.caffemodel"),
     "detectors/vg": lambda files, folder: convert_detector(files["detectors/caffe.caffemodel"], folder),
-    "detectors/lxmert.bin": write_lxmert,
     "detectors/faster_rcnn.pth": lambda _, path: write_faster_rcnn(path),
     "detectors/detr": lambda _, folder: write_detr(folder),
     "musicnn": write_musicnn,

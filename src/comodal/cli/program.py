@@ -155,7 +155,13 @@ def report_unknown_command(argv: list[str]) -> int:
 
 def run_help(argv: list[str]) -> int:
     """`comodal help COMMAND`."""
-    return dispatch_command([word for word in argv if word not in ("-h", "--help")] + ["--help"])
+    words = [word for word in argv if word not in ("-h", "--help")]
+    for word in words:
+        if word.startswith("-"):
+            return report_usage("help", f"unknown option {word}; name a command, such as `comodal help ask`")
+    if extra := words[2 if words and words[0] in COMMAND_GROUPS else 1 :]:
+        return report_usage("help", f"{extra[0]!r} is an unexpected argument")
+    return dispatch_command([*words, "--help"])
 
 
 def run_list(argv: list[str]) -> int:

@@ -10,7 +10,6 @@ from comodal.hardware import Compute, choose_training_layout, count_cores, is_th
 from comodal.training.recipe_run import Run
 
 
-
 @dataclass(frozen=True)
 class TrainingOptions:
     """How a recipe is trained.
