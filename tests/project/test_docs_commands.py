@@ -15,13 +15,12 @@ from comodal.cli.program import main
 from tests.project.test_docs import BLOCKS, Block, parser_of
 from tests.support.docs_files import DocsFiles
 
-COMMANDS = {
-    f"{block.page}-{block.number}": block
-    for block in BLOCKS
-    if "comodal " in block.text and block.language in ("", "bash")
+SHELL = [block for block in BLOCKS if block.language in ("", "bash")]
+RUN = {str(block): block for block in SHELL if not block.needs}
+FAST = {
+    *("README-6", "README-7", "baselines-0", "baselines-1", "baselines-2", "baselines-3", "l3net-1", "own_images-0"),
+    *("papers-1", "papers-6", "sharing-0", "vilbert_users-1"),
 }
-RUN = {name: block for name, block in COMMANDS.items() if not block.needs}
-FAST: set[str] = set()
 # Blocks whose lines are alternatives to each other: each is run in a folder of its own.
 ALTERNATIVES = {"detectors-0", "detectors-3", "vilbert-1", "dual_encoder-0"}
 COCO, REFERENCES, VCR, NLVR2 = "world/coco/vqa/v2_", "world/coco/refcoco+", "world/vcr", "world/nlvr2"
@@ -123,7 +122,6 @@ GIVEN_IN = {
         "bert_base_baseline.json": "original_single_stream/config.json",
     },
 }
-OUTPUTS = {"out", "contact_sheet", "explain"}
 # Options that make a command small, by the words that it begins with. Those of the block take precedence.
 SMALL_L3NET = "--variant small --width 2 --image-size 32 --steps 2 --batch-size 4 --validation-pairs 4 --workers 0"
 SMALL_TASK = "--epochs 1 --batch-size 8 --workers 0"
@@ -155,6 +153,7 @@ SMALL = {
 # What is replaced in the blocks: sizes that would take hours, or that the small files do not have.
 SUBSTITUTED = {"--tokens 1600": "--tokens 16 --sample 100", "--scenes 3000 --audio-seconds 10": ""}
 OUTPUTS = {"out", "contact_sheet", "explain"}
+WRITERS = {"prepare", "extract", "train", "embed", "convert", "export", "share", "report", "synthesize"}
 
 
 @pytest.fixture(scope="module")
@@ -197,8 +196,20 @@ def copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def test_every_shell_block_is_run_or_says_why_not():
+    """An unmarked block has commands of comodal only, so that each of its lines is run."""
+    for name, block in RUN.items():
+        lines = [line for line in block.text.replace("\\\n", " ").splitlines() if line.strip()]
+        assert lines and all(line.startswith("comodal ") for line in lines), name
+    assert {*FAST, *ALTERNATIVES, *GIVEN_IN} <= set(RUN)
+    used = "".join(block.text for block in RUN.values())
+    assert all(shown in used for shown in SUBSTITUTED)
+
+
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in RUN])
-def test_the_commands_of_a_block_run(name: str, files: DocsFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_commands_of_a_block_run(
+    name: str, files: DocsFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
     monkeypatch.syspath_prepend(files["musicnn"])
     for number, words in enumerate(list_commands(RUN[name])):
         folder = tmp_path / (str(number) if name in ALTERNATIVES else "0")
@@ -207,4 +218,7 @@ def test_the_commands_of_a_block_run(name: str, files: DocsFiles, tmp_path: Path
         give_files(name, words, files)
         with warnings.catch_warnings():
             warnings.simplefilter("default")
+            capsys.readouterr()
             assert main(words) == 0, shlex.join(words)
+        is_writer = words[0] in WRITERS or {"--out", "--explain", "--contact-sheet"} & set(words)
+        assert not is_writer or "wrote " in capsys.readouterr().err, shlex.join(words)

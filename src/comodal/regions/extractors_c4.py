@@ -49,8 +49,8 @@ class C4Extractor:
     Args:
         model: In evaluation mode.
         postprocessing: The post-processing.
-        precision: Precision of the last stage, nine tenths of the computation; bf16 features have a cosine of 0.9999 with
-            fp32.
+        precision: Precision of the last stage, nine tenths of the computation; bf16 features have a cosine of 0.9999
+            with fp32.
         device: PyTorch device.
     """
 
