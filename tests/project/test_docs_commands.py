@@ -69,7 +69,7 @@ GIVEN = {
     **{name: f"{VCR}/{name}" for name in ("train.jsonl", "val.jsonl", "test.jsonl", "vcr1images")},
     "vcr": "stores/vcr",
     "train.json": f"{NLVR2}/train.json",
-    "dev.json": f"{NLVR2}/test1.json",
+    "dev.json": f"{NLVR2}/train.json",
     "nlvr2": "stores/nlvr2",
     **{f"snli_ve_{split}.jsonl": f"world/flickr30k/snli_ve_{split}.jsonl" for split in ("train", "dev", "test")},
     "dataset_flickr30k.json": "world/flickr30k/dataset_flickr30k.json",
@@ -93,18 +93,19 @@ GIVEN = {
     "detectron_model.pth": "detectors/fpn.pth",
     "fasterrcnn_resnet50_fpn.pth": "detectors/faster_rcnn.pth",
     "detr-resnet-50": "detectors/detr",
-    "openl3_audio_mel256_music.h5.gz": "openl3_audio.h5.gz",
-    "openl3_audio_mel256_music-v0_4_0.h5.gz": "openl3_audio.h5.gz",
+    "openl3_audio_mel256_music.h5.gz": "openl3_audio_mel256_music.h5.gz",
+    "openl3_audio_mel256_music-v0_4_0.h5.gz": "openl3_audio_mel256_music.h5.gz",
     "openl3_image_mel256_music-v0_4_0.h5.gz": "openl3_image.h5.gz",
 }
 # And what stands for them in some blocks only.
 GIVEN_IN = {
     **{
         name: {"RUN": "vilbert", "run": "vilbert"}
-        for name in ("README-7", "entailment-0", "gqa-0", "nlvr2-0", "retrieval-0", "vcr-0", "vqa-0", "tasks-0")
+        for name in ("README-7", "entailment-0", "gqa-0", "nlvr2-0", "vcr-0", "vqa-0", "tasks-0")
     },
     **{f"baselines-{number}": {"RUN": "vilbert"} for number in range(4)},
     "analysis-0": {"run": "trained/l3net", "runs/vqa": "trained/vqa", "photos": "world/coco/images"},
+    "retrieval-0": {"RUN": "trained/captions"},  # which names the captions that it held out
     "own_images-1": {"run": "vilbert"},
     "own_videos-1": {"run": "trained/l3net"},
     "grounding-0": {"RUN": "vilbert", "r": "stores/coco"},

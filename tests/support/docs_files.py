@@ -202,7 +202,9 @@ def write_audio_classes(_: DocsFiles, folder: Path) -> None:
 
 
 def write_embedding(files: DocsFiles, path: Path) -> None:
-    embed_audio([files["recordings/street.wav"]], model=files["openl3_audio.h5.gz"], out=path.parent, workers=1)
+    embed_audio(
+        [files["recordings/street.wav"]], model=files["openl3_audio_mel256_music.h5.gz"], out=path.parent, workers=1
+    )
 
 
 def write_results(files: DocsFiles, folder: Path) -> None:
@@ -311,6 +313,10 @@ MAKERS: dict[str, Callable[[DocsFiles, Path], None]] = {
         *("vqa", "--model", "@vilbert", "--regions", "@stores/coco", "--questions", "@" + VQA_QUESTIONS),
         *("--annotations", "@" + VQA_ANNOTATIONS, "--min-answer-count", "1", "--epochs", "1", "--batch-size", "8"),
     ),
+    "trained/captions": train(
+        *("vilbert", "--data", "@stores/photos", "--captions", "@cc.tsv", "--validation-fraction", "0.3"),
+        *("--variant", "small", "--steps", "2", "--batch-size", "4", "--validation-pairs", "4"),
+    ),
     "trained/dual": train(
         *("--config", "dual_encoder_small_data", "--data", "@stores/photos", "--captions", "@captions.jsonl"),
         *("--bert", "@bert", "--steps", "2", "--batch-size", "4", "--validation-pairs", "0"),
@@ -346,6 +352,6 @@ MAKERS: dict[str, Callable[[DocsFiles, Path], None]] = {
     "detectors/faster_rcnn.pth": lambda _, path: write_faster_rcnn(path),
     "detectors/detr": lambda _, folder: write_detr(folder),
     "musicnn": write_musicnn,
-    "openl3_audio.h5.gz": copy_of(FIXTURES / "l3net" / "h5" / "openl3_audio_random_seed1.h5.gz"),
+    "openl3_audio_mel256_music.h5.gz": copy_of(FIXTURES / "l3net" / "h5" / "openl3_audio_random_seed1.h5.gz"),
     "openl3_image.h5.gz": copy_of(FIXTURES / "l3net" / "h5" / "openl3_image_random_seed2.h5.gz"),
 }
