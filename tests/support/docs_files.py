@@ -171,6 +171,12 @@ def write_videos(files: DocsFiles, folder: Path) -> None:
         shutil.copyfile(path, folder / f"video{number}.mp4")
 
 
+def write_two_photos(files: DocsFiles, folder: Path) -> None:
+    folder.mkdir()
+    for number in range(2):
+        shutil.copy(files["photos"] / f"{number}.png", folder)
+
+
 def write_clips(files: DocsFiles, folder: Path) -> None:
     folder.mkdir()
     for number in range(2):
@@ -305,6 +311,7 @@ MAKERS: dict[str, Callable[[DocsFiles, Path], None]] = {
     "made/videos": write_synthetic_videos,
     "videos": write_videos,
     "clips": write_clips,
+    "two_photos": write_two_photos,
     "trained/l3net": train(
         *("l3net", "--data", "@shards", "--variant", "small", "--width", "2", "--image-size", "32", "--steps", "2"),
         *("--batch-size", "4", "--validation-pairs", "4"),
