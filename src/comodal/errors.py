@@ -16,6 +16,8 @@ UNEXPECTED_ERROR = "unexpected error"  # the reason of a MediaError for unexpect
 MAX_DETAIL_CHARACTERS = 300
 TORCH_MEMORY_ERROR, TORCH_DEVICE_ERROR = "OutOfMemoryError", "AcceleratorError"  # PyTorch is not imported here
 MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE}
+MAX_BATCH_SIZE = 1 << 16  # samples of a step over all processes; contrastive models are trained with up to 32,768
+MAX_WORKERS = MAX_THREADS = 1024
 OUT_OF_MEMORY_TEXTS = ("DefaultCPUAllocator: ", "out of memory")  # of the RuntimeErrors of PyTorch's allocators
 
 A = TypeVar("A")

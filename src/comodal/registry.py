@@ -7,7 +7,10 @@ tasks and region extractors through the entry points `comodal.recipes`, `comodal
 
 from collections.abc import Iterator, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from comodal.errors import CheckpointError
 
 
 def import_object(address: str) -> Any:
@@ -247,3 +250,15 @@ REGION_EXTRACTORS = Registry(
     },
     "comodal.region_extractors",
 )
+
+
+def check_region_extractor(detector: str) -> None:
+    """Check that a region extractor is in the registry, or that its files exist.
+
+    Raises:
+        CheckpointError: It is not, and they do not.
+    """
+    if detector not in REGION_EXTRACTORS and not Path(detector).exists():
+        raise CheckpointError(
+            f"{detector}: no such file or folder; `comodal list extractors` lists the supported networks"
+        )

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from comodal.cli import signatures
+from comodal.cli.check_arguments import INPUT_OPTIONS
 from comodal.cli.parser import CommandParser, UsageError, build_options
-from comodal.cli.program import INPUT_OPTIONS, RECIPE_ARGUMENTS, build_command_page, build_recipe_page, main
+from comodal.cli.program import RECIPE_ARGUMENTS, build_command_page, build_recipe_page, main
 from comodal.cli.signatures import SignatureError, read_function
 from comodal.cli.tables import COMMAND_GROUPS, TRAIN_FUNCTION, list_all_commands
 from comodal.cli.types import resolve_parameter_type
@@ -73,6 +74,23 @@ def test_a_signature_is_read_from_the_source_as_python_makes_it(target: str):
     assert list(read) == [parameter for parameter in real.parameters.values() if parameter.name not in skip]
 
 
+REFUSED = (
+    *("ask", "train l3net", "train l4net", "askk", "help ask --hlep", "ask /no/such.jpg what --model /no/such"),
+    "results /no/such",
+    "extract . out --detector /no/such.pth",
+    "extract . out --detector efficientnet_lite0 --boxes /no/such.jsonl",
+    "prepare regions . out --from grid --network /no/such.pth",
+    "convert vilbert . out --original-config /no/such.json",
+    "train vqa --model . --questions . --annotations . --regions . --out out --validation-questions /no/such.json",
+    *(f"train l3net --data . --out out {flag}" for flag in ("--batch-size 0", "--threads 0", "--workers -1")),
+    *(f"{command} --workers {count}" for command in ("prepare videos . out", "extract . out") for count in (0, -2)),
+    "embed audio . --model . --workers -1",
+    "embed audio . --model . --batch-size 0",
+    "evaluate esc50 --model . --data . --workers 0",
+    "evaluate retrieval --model . --captions . --regions . --batch-size -1",
+)
+
+
 def test_help_and_wrong_usage_do_not_import_torch():
     code = f"""
 import contextlib, io, sys
@@ -81,8 +99,8 @@ with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.St
     for words in {[*PAGES, *COMMAND_GROUPS, "list", "list recipes", ""]!r}:
         with contextlib.suppress(SystemExit):
             main([*words.split(), "--help"])
-    for words in ("ask", "train l3net", "train l4net", "askk", "ask /no/such.jpg what --model /no/such"):
-        assert main(words.split()) in (1, 2)
+    for words in {[*REFUSED]!r}:
+        assert main(words.split()) in (1, 2), words
 loaded = [name for name in ("torch", "numpy", "av") if name in sys.modules]
 assert not loaded, loaded
 """
@@ -263,7 +281,7 @@ def test_inputs_are_parameters_of_some_command():
     pages = [build_command_page(name) for name in COMMANDS] + [build_recipe_page(name) for name in RECIPES]
     options = [option for page in pages for option in page.options]
     assert {option.name for option in options} >= INPUT_OPTIONS
-    of_paths = {one.name for one in options if one.kind.placeholder == "PATH"}
+    of_paths = {one.name for one in options if one.kind.placeholder in ("PATH", "TEXT|PATH")}
     assert of_paths >= INPUT_OPTIONS and "out" not in INPUT_OPTIONS
 
 
@@ -273,6 +291,9 @@ def test_inputs_are_parameters_of_some_command():
         (["prepare", "vidoes"], 2, "unknown command 'prepare vidoes'. Did you mean prepare videos?"),
         (["evaluat", "esc50"], 2, "Did you mean evaluate esc50?"),
         (["searchh"], 2, "unknown command 'searchh'. Did you mean search?"),
+        (["help", "train", "l3net", "--badopt"], 2, "comodal help: error: unknown option --badopt"),
+        (["help", "train", "l3net", "ask"], 2, "'ask' is an unexpected argument"),
+        (["help", "ask", "kitchen.jpg"], 2, "'kitchen.jpg' is an unexpected argument"),
         (["--hlep"], 2, "unknown option --hlep. Did you mean --help?"),
         (["train", "l4net"], 2, "unknown recipe 'l4net'. Did you mean l3net?"),
         (["prepare", "videos", "/no/such/folder", "out"], 1, "/no/such/folder"),

@@ -1,4 +1,5 @@
-"""What README and docs show is run: Python blocks on small synthetic media, shell lines by the real parser.
+"""What README and docs show is run: Python blocks on small synthetic media. The real parser reads all shell lines, and
+test_docs_commands.py runs them.
 
 A block that cannot run here has a comment above it: `<!-- not run: needs ... -->`, which says network, GPU or data.
 """
@@ -6,6 +7,7 @@ A block that cannot run here has a comment above it: `<!-- not run: needs ... --
 import json
 import re
 import shlex
+import shutil
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +45,12 @@ OPTION = re.compile(r"`(--[A-Za-z-]+)")
 COMMANDS = list_all_commands()
 PAGE_NAMES = [*COMMANDS, *(f"train {name}" for name in RECIPES)]
 RATE = 48_000
+DEMO_FILES = {
+    "recording.wav": "synthetic/esc50/audio/1-100000-A-0.wav",
+    "photos/0.png": "synthetic/images/test/ball/00200.jpg",
+    "photos/1.png": "synthetic/images/test/ball/00210.jpg",
+    "video.mp4": "videos/videos/video-00009.mp4",
+}
 
 
 @dataclass(frozen=True)
@@ -174,8 +182,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(rng.integers(0, 255, (48, 64, 3), dtype=np.uint8)).save(path)
     soundfile.write(folder / "recording.wav", tone(2.0, RATE), RATE)
     write_video(folder / "video.mp4", sound=tone(2.0, RATE))
+    for source, name in DEMO_FILES.items():
+        (folder / "demo" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / source, folder / "demo" / name)
     torch.manual_seed(0)
-    for name in ("run", "RUN"):
+    for name in ("run", "RUN", "demo/run"):
         save_model(L3Net(make_small_l3net_config(2, 32)), folder / name / "model", {})
     extract_regions(folder / "photos", folder / "regions", str(folder / "run"), grid=2, workers=1)
     save_vilbert(folder, "runs/vilbert", ())

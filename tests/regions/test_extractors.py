@@ -20,6 +20,7 @@ from comodal.regions.backbones import load_backbone
 from comodal.regions.extractors import ExtractorSource, LoadedExtractor, load_extractor, parse_extractor_source
 from comodal.regions.extractors_torchvision import load_faster_rcnn
 from comodal.regions.region_extractor import RegionExtractor
+from tests.support.small_detectors import write_detr, write_faster_rcnn
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +35,7 @@ def picture() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def faster_rcnn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of torchvision's smallest, with weights large enough that boxes differ in what they hold."""
-    torch.manual_seed(1)
-    model = fasterrcnn_mobilenet_v3_large_fpn(weights=None, weights_backbone=None, num_classes=7)
-    with torch.no_grad():
-        model.roi_heads.box_predictor.cls_score.weight.mul_(30)
-    path = tmp_path_factory.mktemp("weights") / "faster.pth"
-    torch.save(model.state_dict(), path)
-    return path
+    return write_faster_rcnn(tmp_path_factory.mktemp("weights") / "faster.pth")
 
 
 def size_of(picture: np.ndarray) -> list[int]:
@@ -161,36 +155,9 @@ def test_a_file_of_other_weights_is_refused_in_a_sentence(faster_rcnn: Path, tmp
         load_extractor(ExtractorSource(str(tmp_path / "cut.pth")))
 
 
-def tiny_backbone() -> dict[str, object]:
-    from transformers import ResNetConfig
-
-    sizes = {"embedding_size": 8, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "layer_type": "basic"}
-    config = ResNetConfig(**sizes, out_features=["stage4"])
-    return {"use_timm_backbone": False, "backbone_config": config, "use_pretrained_backbone": False, "backbone": None}
-
-
 @pytest.fixture(scope="module")
 def detr(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import DetrConfig, DetrForObjectDetection, DetrImageProcessor
-
-    heads = {
-        "encoder_attention_heads": 2,
-        "decoder_attention_heads": 2,
-        "num_queries": 9,
-        "num_labels": 5,
-        "d_model": 16,
-    }
-    layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
-    torch.manual_seed(0)
-    model, folder = (
-        DetrForObjectDetection(DetrConfig(**tiny_backbone(), **heads, **layers)),
-        tmp_path_factory.mktemp("d"),
-    )
-    with torch.no_grad():
-        model.class_labels_classifier.weight.mul_(20)
-    model.save_pretrained(folder)
-    DetrImageProcessor(size={"shortest_edge": 64, "longest_edge": 100}).save_pretrained(folder)
-    return folder
+    return write_detr(tmp_path_factory.mktemp("d"))
 
 
 def test_detr_gives_what_transformers_computes_by_itself(detr: Path, picture: np.ndarray):

@@ -63,9 +63,11 @@ def test_a_converted_detector_is_the_same_source(picture: np.ndarray, tmp_path: 
 def test_settings_changed_by_hand_are_refused():
     made = load_extractor(ExtractorSource(FILE, size=192)).about
     assert parse_extractor_source(
-        {name: value for name, value in made.items() if name not in ("postprocessing", "head", "min_regions")}
+        {name: value for name, value in made.items() if name not in ("postprocessing", "precision", "min_regions")}
     )
-    for name, value in (("postprocessing", "coffee"), ("head", "float3"), ("min_regions", "few")):
+    former = {name: value for name, value in made.items() if name != "precision"} | {"head": "bf16"}
+    assert parse_extractor_source(former).precision == "bf16"  # as earlier versions named it
+    for name, value in (("postprocessing", "coffee"), ("precision", "float3"), ("min_regions", "few")):
         with pytest.raises(DataError, match="they were edited"):
             parse_extractor_source(made | {name: value})
 
@@ -112,13 +114,15 @@ def test_other_rules_are_other_features_and_other_boxes_are_not(picture: np.ndar
             "usual": ExtractorSource(FILE, size=192),
             "more": ExtractorSource(FILE, size=192, max_regions=20, min_regions=2),
             "lxmert": ExtractorSource(FILE, size=192, postprocessing="lxmert"),
-            "rough": ExtractorSource(FILE, size=192, head="bf16"),
+            "rough": ExtractorSource(FILE, size=192, precision="bf16"),
             "large": ExtractorSource(FILE, size=240),
         }.items()
     }
     assert prints["usual"] == prints["more"]
     assert len(set(prints.values())) == 4
-    exact, rough = (load_extractor(ExtractorSource(FILE, size=192, head=head)) for head in ("fp32", "bf16"))
+    exact, rough = (
+        load_extractor(ExtractorSource(FILE, size=192, precision=precision)) for precision in ("fp32", "bf16")
+    )
     boxes = np.array([[10, 10, 90, 90], [40, 20, 150, 110]], np.float32)
     features = [torch.from_numpy(extractor(picture, boxes).features) for extractor in (exact, rough)]
     assert F.cosine_similarity(*features).min() > 0.999
@@ -130,8 +134,10 @@ def test_what_is_for_this_detector_alone_is_refused_elsewhere(tmp_path: Path):
 
     model = fasterrcnn_mobilenet_v3_large_fpn(weights=None, weights_backbone=None, num_classes=3)
     torch.save(model.state_dict(), tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="min_regions, postprocessing and head are for bottom-up attention's detector"):
+    with pytest.raises(ValueError, match="min_regions and postprocessing are for bottom-up attention's detector"):
         load_extractor(ExtractorSource(str(tmp_path / "other.pth"), min_regions=3))
+    with pytest.raises(ValueError, match="precision bf16 is for bottom-up attention's detector"):
+        load_extractor(ExtractorSource(str(tmp_path / "other.pth"), precision="bf16"))
 
 
 def by_the_loop(boxes: torch.Tensor, classes: torch.Tensor, rules: C4Postprocessing) -> torch.Tensor:

@@ -84,9 +84,17 @@ def test_the_peak_of_a_gpu_is_that_of_its_data_sheet(name: str, bf16: float, fp3
 
 
 def test_the_peak_of_a_cpu_is_measured(monkeypatch: pytest.MonkeyPatch):
-    clock = iter(range(100))
+    clock = iter(map(float, range(100)))
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(clock))  # each product takes one second
     assert estimate_peak_flops(Compute(torch.device("cpu"))) == 2 * 1024**3
+
+
+def test_the_peak_in_emulated_bf16_is_that_of_fp32(monkeypatch: pytest.MonkeyPatch):
+    """Otherwise the utilization of the layers that stay in fp32 would be above 1."""
+    seconds = {torch.bfloat16: 8.0, torch.float32: 2.0}
+    monkeypatch.setattr(throughput, "time_benchmark_product", lambda dtype, _: seconds[dtype])
+    for precision in ("bf16", "fp32"):
+        assert estimate_peak_flops(Compute(torch.device("cpu"), precision)) == 1024**3
 
 
 def test_mel_filters_count_too():

@@ -17,16 +17,15 @@ from typing import Any
 
 import yaml
 
+from comodal.cli.check_arguments import check_arguments
 from comodal.cli.help import HelpPage, format_overview, list_commands, list_entries
 from comodal.cli.parser import CommandParser, Option, UsageError, build_options, find_config_argument, parse_subcommand
 from comodal.cli.signatures import read_function
 from comodal.cli.tables import COMMAND_GROUPS, COMMANDS, TRAIN_FUNCTION, get_command_target, list_all_commands
 from comodal.cli.types import suggest_closest
-from comodal.errors import ComodalError, DataError, check_number, is_out_of_memory
+from comodal.errors import ComodalError, is_out_of_memory
 from comodal.files import describe_os_error
 from comodal.flat_parameters import split_docstring
-from comodal.hub_download import is_hub_name, resolve_model_path
-from comodal.media.storage.path_patterns import is_path_pattern
 from comodal.recipes.recipe_configs import (
     check_config_recipe,
     find_recipe_config,
@@ -36,32 +35,11 @@ from comodal.recipes.recipe_configs import (
 from comodal.registry import RECIPES, REGION_EXTRACTORS, TASKS, import_object
 from comodal.training.run_config import to_yaml_values
 
-MAX_WORKERS = 1024
 MAX_SENTENCE_CHARACTERS = 4000  # of an error message
-MAX_SEED = (1 << 63) - 1 - (1 << 32)  # of PyTorch's generator; some recipes add a little to the seed
 EXIT_FAILURE, EXIT_USAGE_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 RECIPE_ARGUMENTS = frozenset({"recipe", "parameters"})
-# Parameters of type Path that must exist; others may be written, or are read only sometimes.
-INPUT_OPTIONS = {
-    *(
-        "annotations",
-        "apply",
-        "bert",
-        "captions",
-        "data",
-        "files",
-        "folder",
-        "image",
-        "images",
-        "instances",
-        "model",
-        "path",
-    ),
-    *("questions", "references", "regions", "run", "sentences", "audio", "source", "start_from", "store", "vocabulary"),
-}
-MODEL_OPTIONS = {"model", "start_from", "run"}  # may be OWNER/NAME on the Hugging Face hub
-PATTERN_OPTIONS = {"source", "images", "audio", "captions"}  # inputs that may be several files: "{00000..00099}.tar"
-OUTPUT_OPTIONS = ("out", "contact_sheet", "explain")  # printed at the end, if they exist
+OUTPUT_OPTIONS = ("out", "contact_sheet", "explain", "index", "cache")  # printed at the end, if they exist
+EMBED_COMMANDS = ("embed audio", "embed image", "embed video")  # they write next to their inputs by default
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -177,7 +155,13 @@ def report_unknown_command(argv: list[str]) -> int:
 
 def run_help(argv: list[str]) -> int:
     """`comodal help COMMAND`."""
-    return dispatch_command([word for word in argv if word not in ("-h", "--help")] + ["--help"])
+    words = [word for word in argv if word not in ("-h", "--help")]
+    for word in words:
+        if word.startswith("-"):
+            return report_usage("help", f"unknown option {word}; name a command, such as `comodal help ask`")
+    if extra := words[2 if words and words[0] in COMMAND_GROUPS else 1 :]:
+        return report_usage("help", f"{extra[0]!r} is an unexpected argument")
+    return dispatch_command([*words, "--help"])
 
 
 def run_list(argv: list[str]) -> int:
@@ -283,12 +267,22 @@ def call_with_options(page: HelpPage, argv: list[str], call: Callable[[dict[str,
     if missing:
         names = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
         return report_usage(page.name, f"{names} {'is' if len(missing) == 1 else 'are'} required", page.format_short())
-    check_inputs(values)
+    check_arguments(page.options, values)
     status = call(values)
-    for path in [values[name] for name in OUTPUT_OPTIONS if status == 0 and name in values]:
-        if isinstance(path, Path) and path.exists():
+    if status == 0:
+        for path in list_written_paths(page.name, values):
             print_error(f"wrote {path}")
     return status
+
+
+def list_written_paths(name: str, values: dict[str, Any]) -> list[Path]:
+    """What a command has written: its outputs, and for the commands that write next to their inputs, these."""
+    outputs = [values[option] for option in OUTPUT_OPTIONS if option in values]
+    if name == "prepare tokens":
+        outputs.append(values["store"])
+    if name in EMBED_COMMANDS and values.get("out") is None:
+        outputs += dict.fromkeys(path if path.is_dir() else path.parent for path in values["files"])
+    return [path for path in outputs if isinstance(path, Path) and path.exists()]
 
 
 def fill_defaults(options: Sequence[Option], values: dict[str, Any]) -> dict[str, Any]:
@@ -298,24 +292,3 @@ def fill_defaults(options: Sequence[Option], values: dict[str, Any]) -> dict[str
         for option in options
         if option.name in values or not option.is_required
     }
-
-
-def check_inputs(values: dict[str, Any]) -> None:
-    """Reject files that do not exist, and seeds and numbers of processes that no machine takes, before any import;
-    replace names on the hub by downloaded folders.
-
-    Raises:
-        DataError: An input does not exist.
-        ValueError: The seed is negative or too large, or there are too many workers.
-    """
-    check_number("seed", values.get("seed", 0), 0, MAX_SEED)
-    if isinstance(workers := values.get("workers"), int):
-        check_number("workers", max(0, workers), 0, MAX_WORKERS)
-    for name in MODEL_OPTIONS & set(values):
-        if isinstance(values[name], Path) and is_hub_name(values[name]):
-            values[name] = resolve_model_path(values[name])
-    for name in INPUT_OPTIONS & set(values):
-        value = values[name]
-        for path in value if isinstance(value, list) else [value]:
-            if isinstance(path, Path) and not path.exists() and not (name in PATTERN_OPTIONS and is_path_pattern(path)):
-                raise DataError(f"{path} does not exist")

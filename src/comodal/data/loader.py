@@ -17,14 +17,13 @@ from torch.utils.data import DataLoader, Dataset
 from comodal import distributed
 from comodal.data.batch import Batch
 from comodal.errors import ComodalError, DataError, MediaError, check_number
+from comodal.errors import MAX_BATCH_SIZE, MAX_WORKERS, ComodalError, DataError, check_number
 from comodal.hardware import resolve_loader_workers
 
 GRACE_SECONDS = 60  # that a worker keeps running after a SIGTERM
 WORKER_DIED_PATTERN = re.compile(r"^DataLoader worker .* (is killed by signal|exited unexpectedly)")
 Workers: TypeAlias = int | Literal["auto"]
 CPU = torch.device("cpu")
-MAX_BATCH_SIZE = 1 << 16  # samples of a step over all processes; contrastive models are trained with up to 32,768
-MAX_WORKERS = 1024
 PREFETCHED_BATCHES = 2  # batches that each worker prepares while the model computes
 
 

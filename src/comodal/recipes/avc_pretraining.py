@@ -266,10 +266,17 @@ def copy_l3net_weights(model: L3Net, path: Path) -> None:
 def make_pair_validation_loader(
     folder: Path, config: L3NetConfig | AVENetConfig, batch_size: int, loading: AVCLoading
 ) -> Loader | None:
-    """The fixed pairs of validation, in whole batches; None without validation."""
+    """The fixed pairs of validation, in whole batches; None without validation.
+
+    Raises:
+        DataError: There are no shards of validation, or too few clips to make pairs, as of a small folder of videos.
+    """
     if not loading.validation_pairs:
         return None
-    held_out = make_clip_pairs(folder, config, loading.seed + AVC_VALIDATION_SEED_OFFSET, None)
+    try:
+        held_out = make_clip_pairs(folder, config, loading.seed + AVC_VALIDATION_SEED_OFFSET, None)
+    except DataError as error:
+        raise DataError(f"{error}; --validation-pairs 0 trains without validation") from error
     length = round_up_to_batches(loading.validation_pairs, batch_size)
     return Loader(held_out, batch_size, loading.workers, length)
 

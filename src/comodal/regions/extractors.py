@@ -18,7 +18,7 @@ from jaxtyping import Float32, UInt8
 from comodal.data.regions.region_compatibility import describe_regions
 from comodal.data.regions.region_store import Regions
 from comodal.errors import CheckpointError, DataError, check_number
-from comodal.hardware import ResolvedPrecision, find_device
+from comodal.hardware import Precision, find_device
 from comodal.models.detectors.pooling import make_unit_grid_boxes
 from comodal.regions.backbones import PooledRegions
 from comodal.regions.detector_files import NetworkFiles
@@ -33,7 +33,7 @@ from comodal.regions.region_extractor import (
     check_image_shape,
     clip_boxes,
 )
-from comodal.registry import REGION_EXTRACTORS, import_object
+from comodal.registry import REGION_EXTRACTORS, check_region_extractor, import_object
 
 BoxFinder: TypeAlias = Callable[[UInt8[np.ndarray, "height width 3"]], Float32[np.ndarray, "regions 4"]]
 MAX_SETTINGS = {
@@ -45,10 +45,11 @@ MAX_SETTINGS = {
 }  # each with its maximum
 SETTING_CHOICES = {
     "postprocessing": get_args(PostprocessingName),
-    "head": get_args(ResolvedPrecision),
+    "precision": get_args(Precision),
     "maps": get_args(Maps),
 }
-OPTIONAL_SETTINGS = ("min_regions", "postprocessing", "head", "maps")  # stores of other networks lack them
+OPTIONAL_SETTINGS = ("min_regions", "postprocessing", "maps")  # stores of other networks lack them
+OLD_PRECISION_SETTING = "head"  # its name in stores of earlier versions
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,12 @@ def load_extractor(source: ExtractorSource, device: str = "auto") -> LoadedExtra
         raise ValueError(f"{network.name} has its own boxes and does not support given ones")
     if (source.cells != 1 or source.maps) and not isinstance(network, PooledRegions):
         raise ValueError(f"cells and maps are for a vision network, not for {network.name}")
-    if not isinstance(network, C4Extractor) and any((source.min_regions, source.postprocessing, source.head)):
+    if not isinstance(network, C4Extractor) and any((source.min_regions, source.postprocessing)):
         raise ValueError(
-            f"min_regions, postprocessing and head are for bottom-up attention's detector, not for {network.name}"
+            f"min_regions and postprocessing are for bottom-up attention's detector, not for {network.name}"
         )
+    if not isinstance(network, C4Extractor) and source.precision == "bf16":
+        raise ValueError(f"precision bf16 is for bottom-up attention's detector; {network.name} computes in fp32")
     box_finders: dict[str, BoxFinder] = {
         "grid": partial(make_grid_boxes, grid=source.grid),
         "selective": partial(run_selective_search, max_regions=source.max_regions),
@@ -133,12 +136,9 @@ def load_region_network(source: ExtractorSource, device: str) -> RegionExtractor
     Raises:
         CheckpointError: None does, or the files are damaged.
     """
+    check_region_extractor(source.detector)
     files = NetworkFiles(Path(source.detector))
     names = [source.detector] if source.detector in REGION_EXTRACTORS else REGION_EXTRACTORS
-    if names is REGION_EXTRACTORS and not files.path.exists():
-        raise CheckpointError(
-            f"{source.detector}: no such file or folder; `comodal list extractors` lists the supported networks"
-        )
     for name in names:
         network = import_object(REGION_EXTRACTORS[name].target)(source, files, device)
         if network is not None:
@@ -154,12 +154,12 @@ def parse_extractor_source(provenance: dict[str, Any]) -> ExtractorSource:
         DataError: The features were extracted by other software.
     """
     try:
-        values = {
-            name: provenance[name] for name in ExtractorSource.__dataclass_fields__ if name not in OPTIONAL_SETTINGS
-        }
+        names = set(ExtractorSource.__dataclass_fields__) - {*OPTIONAL_SETTINGS, "precision"}
+        values = {name: provenance[name] for name in names}
     except KeyError as error:
         raise DataError(f"regions of {describe_regions(provenance)}: its detector is unknown") from error
     values |= {name: provenance.get(name) for name in OPTIONAL_SETTINGS}
+    values["precision"] = provenance.get("precision", provenance.get(OLD_PRECISION_SETTING) or "auto")
     is_valid = values["boxes"] in get_args(BoxSource) and isinstance(values["min_regions"], int | None)
     is_valid = is_valid and all(isinstance(values[name], int) for name in MAX_SETTINGS if name != "min_regions")
     if not is_valid or any(values[name] not in (None, *choices) for name, choices in SETTING_CHOICES.items()):

@@ -49,8 +49,8 @@ class C4Extractor:
     Args:
         model: In evaluation mode.
         postprocessing: The post-processing.
-        head: Precision of the last stage, nine tenths of the computation; bf16 features have a cosine of 0.9999 with
-            fp32.
+        precision: Precision of the last stage, nine tenths of the computation; bf16 features have a cosine of 0.9999
+            with fp32.
         device: PyTorch device.
     """
 
@@ -58,7 +58,7 @@ class C4Extractor:
         self,
         model: C4,
         postprocessing: C4Postprocessing | LXMERTPostprocessing,
-        head: ResolvedPrecision = "fp32",
+        precision: ResolvedPrecision = "fp32",
         device: str = "cpu",
     ) -> None:
         style = "ViLBERT's" if isinstance(postprocessing, C4Postprocessing) else "LXMERT's"
@@ -67,9 +67,9 @@ class C4Extractor:
         self.postprocessing, self.size, self.device = postprocessing, postprocessing.size, device
         self.feature_dim, self.num_classes = model.config.feature_dim, model.config.classes
         settings = {name: value for name, value in asdict(postprocessing).items() if name not in BOX_SETTINGS}
-        settings |= {"rules": style, "head": head}
+        settings |= {"rules": style, "head": precision}
         self.fingerprint = fingerprint_extractor(fingerprint_weights(model), settings)
-        self.model = optimize_c4_layout(model, DTYPES[head]).to(device)
+        self.model = optimize_c4_layout(model, DTYPES[precision]).to(device)
 
     def __call__(
         self, image: UInt8[np.ndarray, "height width 3"], boxes: Float32[np.ndarray, "regions 4"] | None = None
@@ -106,7 +106,7 @@ def load_c4_extractor(source: ExtractorSource, files: NetworkFiles, device: str)
         return None
     assert isinstance(model, C4)
     postprocessing = build_c4_postprocessing(source.postprocessing, source.size, source.min_regions, source.max_regions)
-    return C4Extractor(model, postprocessing, source.head or "fp32", device)
+    return C4Extractor(model, postprocessing, "bf16" if source.precision == "bf16" else "fp32", device)
 
 
 def build_c4_postprocessing(

@@ -7,7 +7,8 @@ from comodal.data.regions.convert_features import convert_regions
 from comodal.data.regions.region_store import FeatureType
 from comodal.data.regions.store_summary import RegionStoreSummary
 from comodal.flat_parameters import flatten_parameters
-from comodal.regions.extract import DEFAULT_SETTINGS, extract_regions
+from comodal.hardware import DeviceName
+from comodal.regions.extract import DEFAULT_SETTINGS, ExtractionWorkers, extract_regions
 from comodal.regions.region_extractor import RegionSettings
 
 From = Literal["auto", "lmdb", "tensorpack", "npy", "tsv", "hdf5", "grid", "boxes"]
@@ -22,6 +23,7 @@ def prepare_regions(
     boxes: Path | None = None,
     settings: RegionSettings = DEFAULT_SETTINGS,
     dtype: FeatureType = "float16",
+    device: DeviceName = "auto",
 ) -> RegionStoreSummary:
     """Make a store of region features, boxes and class probabilities, from features or from images.
 
@@ -38,6 +40,7 @@ def prepare_regions(
         boxes: For images: JSON Lines of `image` and `boxes` (left, top, right, bottom in pixels).
         settings: For images: the settings of the extractor.
         dtype: Type of the stored features.
+        device: For images: auto (CUDA, else MPS, else the CPU), cpu, cuda or mps.
 
     Returns:
         The number of images and regions, and of refused images by reason.
@@ -54,7 +57,8 @@ def prepare_regions(
     if from_ == "grid" or from_ == "boxes":
         if network is None or (from_ == "boxes") != (boxes is not None):
             raise ValueError("images need --network, and --from boxes needs --boxes FILE (--from grid none)")
-        return extract_regions(source, out, network, boxes or "grid", settings=settings, dtype=dtype)
+        compute = ExtractionWorkers(device=device)
+        return extract_regions(source, out, network, boxes or "grid", settings, dtype, compute=compute)
     if network is not None or boxes is not None:
         raise ValueError("--network and --boxes are for images: add --from grid or --from boxes")
     return convert_regions(source, out, None if from_ == "auto" else from_, dtype)

@@ -16,7 +16,7 @@ from jaxtyping import Float32, UInt8
 from comodal.data.regions.box_units import BoxUnitsError, check_box_units
 from comodal.data.regions.region_store import Regions
 from comodal.errors import MediaError
-from comodal.hardware import ResolvedPrecision
+from comodal.hardware import Precision
 
 TOO_THIN, BOX_OUTSIDE_IMAGE = "too thin", "box outside the image"
 BoxSource = Literal["own", "grid", "selective", "given"]
@@ -40,8 +40,8 @@ class RegionSettings:
         min_regions: For bottom-up attention's detector: minimum of regions; between minimum and maximum the confident
             ones are kept (10 and 100 in the published features of COCO). By default equal to the maximum.
         postprocessing: For the same: caffe (the default: that of ViLBERT's features) or lxmert (Hugging Face's).
-        head: For the same: precision of its last stage, fp32 (the default, so that regions do not depend on the
-            machine) or bf16, faster where the hardware computes it natively.
+        precision: auto and fp32 compute in fp32 on every machine, so that regions do not depend on it. bf16 is for
+            bottom-up attention's detector: its last stage, faster where the hardware computes it natively.
         maps: For a vision network: last (the default), or all: also those of earlier stages, which represent colors and
             small objects better.
     """
@@ -52,7 +52,7 @@ class RegionSettings:
     max_regions: int = DEFAULT_MAX_REGIONS
     min_regions: int | None = None
     postprocessing: PostprocessingName | None = None
-    head: ResolvedPrecision | None = None
+    precision: Precision = "auto"
     maps: Maps | None = None
 
 

@@ -148,6 +148,8 @@ def export(
     }
     result = ExportResult(folder, to, exported)
     print_export_report(table, result)
+    if out is None:  # which the command line prints for all commands
+        print_line(f"wrote {folder}", stderr=True)
     return result
 
 
@@ -260,7 +262,7 @@ def replace_export_files(export_folder: Path, folder: Path, about: dict[str, Any
 
 
 def print_export_report(table: Table, result: ExportResult) -> None:
-    """Prints what was written, its difference from the model, and the loss by 8 bits."""
+    """Prints the exported networks, their difference from the model, and the loss by 8 bits."""
     table.show()
     for name in EMBEDDER_NETWORKS:
         loss = result.networks[name].quantization if name in result.networks else None
@@ -270,4 +272,3 @@ def print_export_report(table: Table, result: ExportResult) -> None:
                 f"on average, {loss.min_cosine:.4f} at least; the nearest other example stays the same for "
                 f"{loss.neighbors:.0%}"
             )
-    print_line(f"wrote {result.folder}")

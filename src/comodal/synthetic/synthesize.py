@@ -22,7 +22,7 @@ from typing import Any
 from joblib import Parallel, delayed
 
 from comodal.data.output_folder import lock_output_folder, translate_os_errors
-from comodal.errors import DataError, check_number
+from comodal.errors import MAX_WORKERS, DataError, check_number
 from comodal.files import write_bytes_atomically
 from comodal.flat_parameters import flatten_parameters
 from comodal.progress import Progress
@@ -41,7 +41,6 @@ from comodal.workers import select_backend
 VIDEO_SAMPLE_RATE = 48_000
 AUDIO_SAMPLE_RATE = 44_100  # of ESC-50
 ESC50_FOLDS = 5
-MAX_WORKERS = 1024
 MIN_SCENES = 10  # of task sets: eight for training, one for validation, one for testing
 ESC10_KINDS = SOUNDING_KINDS[::2]
 

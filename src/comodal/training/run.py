@@ -197,7 +197,8 @@ class Trainer:
         """Describes the model, the data and the device, as lines for the log."""
         run, model = self.run, self.run.objective.get_submodule("model")
         weights = sum(parameter.numel() for parameter in model.parameters())
-        where = f"{self.compute.device}, {self.compute.precision}, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        where = f"{self.compute.device}, {self.compute.precision}, {threads} thread{'s' if threads > 1 else ''}"
         if any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
             where += f", {self.layout.replace('_', ' ')}"
         processes = distributed.count_processes()

@@ -5,11 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from comodal.errors import check_number
+from comodal.errors import MAX_THREADS, check_number
 from comodal.hardware import Compute, choose_training_layout, count_cores, is_thread_count_free, resolve_threads
 from comodal.training.recipe_run import Run
-
-MAX_THREADS = 1024
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,7 @@ def test_the_second_of_sound_begins_anywhere_up_to_a_second_before_the_frame():
     ("clips", "message"),
     [
         ([("a", 5, 5.0)] * 4, "4 clips of one source"),
+        ([("a", 5, 5.0)], "1 clip of one source"),
         ([], "0 clips of one source"),
         ([("a", 5, 0.9), ("b", 5, 0.9)], r"5 frames in 0.9 s; a pair needs a frame and 1.0 s of audio"),
     ],

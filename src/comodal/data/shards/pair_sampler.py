@@ -66,7 +66,8 @@ class PairSampler:
         self.audio_seconds = audio_seconds
         self.groups = np.unique(records.groups, return_inverse=True)[1]
         if len(np.unique(self.groups)) < 2:
-            raise DataError(f"{len(records)} clips of one source: negatives need clips of at least two sources")
+            clips = "1 clip" if len(records) == 1 else f"{len(records)} clips"
+            raise DataError(f"{clips} of one source: negatives need clips of at least two sources")
 
     def __call__(self, epoch: int, index: int) -> ClipPair:
         rng = np.random.default_rng((self.seed, epoch, index))
