@@ -76,5 +76,5 @@ def test_what_was_taken_is_written_and_resumed(shards: Path, tmp_path: Path, cap
 def test_a_folder_with_one_video_for_validation_says_how_to_train(tmp_path: Path):
     write_world(tmp_path / "train", 4)
     write_world(tmp_path / "validation", 1)
-    with pytest.raises(DataError, match="validation: 1 clip of one source.*; --validation-pairs 0 trains without"):
+    with pytest.raises(DataError, match=r"validation: 1 clip of one source.*; --validation-pairs 0 trains without"):
         avc_pretraining.recipe(tmp_path, variant="small")

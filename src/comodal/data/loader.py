@@ -16,8 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from comodal import distributed
 from comodal.data.batch import Batch
-from comodal.errors import ComodalError, DataError, MediaError, check_number
-from comodal.errors import MAX_BATCH_SIZE, MAX_WORKERS, ComodalError, DataError, check_number
+from comodal.errors import MAX_BATCH_SIZE, MAX_WORKERS, ComodalError, DataError, MediaError, check_number
 from comodal.hardware import resolve_loader_workers
 
 GRACE_SECONDS = 60  # that a worker keeps running after a SIGTERM
