@@ -192,8 +192,8 @@ def recipe(
         files={
             "tokenizer.json": source.tokenizer.to_json(),
             BERT_REPORT_FILE: "".join(f"{line}\n" for line in report.format_lines()).encode(),
-        }
-        | ({} if isinstance(source, CaptionedImages) else collect_region_record(source.store, start_from)),
+            **({} if isinstance(source, CaptionedImages) else collect_region_record(source.store, start_from)),
+        },
         prepare=partial(compute_frozen_features, model, datasets),
     )
 
@@ -207,8 +207,11 @@ def build_dual_encoder(
         raise RecipeError(
             f"{bert}: its vocabulary has {data.tokenizer.size:,} tokens, its weights {sizes.vocabulary:,}"
         )
-    is_on_files, backbone = isinstance(data, CaptionedImages), image_network.image_backbone
-    feature_dim = build_image_backbone(backbone).num_features if is_on_files else data.store.dim
+    if isinstance(data, CaptionedImages):
+        backbone = image_network.image_backbone
+        feature_dim = build_image_backbone(backbone).num_features
+    else:
+        backbone, feature_dim = "", data.store.dim
     config = DualEncoderConfig(
         text=sizes.text,
         vocabulary=sizes.vocabulary,
@@ -222,7 +225,7 @@ def build_dual_encoder(
         initial_temperature=network.initial_temperature,
         is_temperature_learned=network.temperature == "learned",
         is_text_frozen=network.text_encoder == "frozen",
-        image_backbone=backbone if is_on_files else "",
+        image_backbone=backbone,
         image_size=image_network.image_size,
         is_image_frozen=image_network.image_encoder == "frozen",
     )

@@ -12,7 +12,7 @@ rows, the others are written to a new file.
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -164,8 +164,8 @@ def extend_rows(
     embedded = embed_files(space, item_kind, listing, missing)
     for file, result in track_progress(embedded, "embedding", len(missing), is_shown=len(missing) > 0):
         if isinstance(result, MediaError):
-            line = {"id": listing.names[file], "hash": int(listing.hashes[file])}
-            refused[int(listing.hashes[file])] = line | {"reason": result.reason, "detail": result.detail}
+            key = int(listing.hashes[file])
+            refused[key] = {"id": listing.names[file], "hash": key, "reason": result.reason, "detail": result.detail}
             continue
         added = np.empty(len(result.vectors), dtype)
         added["file"], added["seconds"], added["vector"] = listing.hashes[file], result.seconds, result.vectors
@@ -218,12 +218,16 @@ def embed_image_files(
 
     images = joblib.Parallel(n_jobs=-1, prefer="threads")(joblib.delayed(read)(path) for path in paths)
     readable = [i for i, image in enumerate(images) if not isinstance(image, MediaError)]
-    assert space.embed_images is not None
-    vectors = run_batch_or_singly(space.embed_images, [images[i] for i in readable], [paths[i] for i in readable])
+    embed_images = space.embed_images
+    assert embed_images is not None
+
+    def embed(images: Sequence[ImageArray]) -> list[FileVectors]:
+        return [FileVectors(vector[None], np.full(1, np.nan, np.float32)) for vector in embed_images(images)]
+
     results: list[FileVectors | MediaError] = list(images)
-    for i, vector in zip(readable, vectors, strict=True):
-        is_error = isinstance(vector, MediaError)
-        results[i] = vector if is_error else FileVectors(vector[None], np.full(1, np.nan, np.float32))
+    embedded = run_batch_or_singly(embed, [images[i] for i in readable], [paths[i] for i in readable])
+    for i, result in zip(readable, embedded, strict=True):
+        results[i] = result
     yield from zip(batch, results, strict=True)
 
 

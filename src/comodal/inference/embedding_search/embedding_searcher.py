@@ -41,7 +41,8 @@ class BestFiles(NamedTuple):
     rows: Int64[np.ndarray, "found"]
 
 
-class OpenIndex(NamedTuple):
+@dataclass(frozen=True)
+class OpenIndex:
     """The index of one kind of items, and what finds its nearest vectors."""
 
     index: EmbeddingIndex
