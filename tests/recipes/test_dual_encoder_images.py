@@ -1,6 +1,7 @@
 """A dual encoder trained on image files: frozen and trained image networks, augmentation, search and evaluation."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,9 @@ def test_features_of_a_frozen_network_are_those_of_the_center_squares(world: Wor
     with torch.no_grad():
         assert_close(model.compute_image_features(computed.pixels), precomputed.image_features, rtol=1e-3, atol=1e-4)
         assert_close(run.objective(computed)["loss"], run.objective(precomputed)["loss"], rtol=1e-3, atol=1e-4)
-    by_hand = np.asarray(Image.open(world[0] / "0.png").resize((44, 37), Image.Resampling.BILINEAR))[2:34, 6:38]
-    sample = run.batches.samples.read_sample(run.batches.samples.names.index("0.png"), 0, 0)
-    assert np.abs(by_hand.astype(int) - sample).max() <= 1
+    name, square = computed.keys[0].split()[1].strip(","), computed.pixels[0].permute(1, 2, 0).numpy()
+    whole = Image.open(world[0] / name).resize((44, 37), Image.Resampling.BILINEAR)
+    assert np.abs(np.asarray(whole)[2:34, 6:38].astype(int) - square).max() <= 1
 
 
 def test_it_finds_images_by_text_and_by_image(world: World, run: Path, capsys: pytest.CaptureFixture, tmp_path: Path):
@@ -132,13 +133,27 @@ def test_a_frozen_network_keeps_its_weights_and_statistics(run: Path):
 def test_augmentation_depends_on_seed_epoch_and_index_only(world: World):
     data = recipe(**settings(world, random_crop=True)).batches.samples
     assert isinstance(data, CaptionImageDataset)
-    assert np.array_equal(data.read_sample(3, 1, 2), data.read_sample(3, 1, 2))
-    assert not np.array_equal(data.read_sample(3, 1, 2), data.read_sample(3, 2, 2))
+    caption, square = data.read_sample(1, 2)
+    index = data.pairs.get_epoch(2).captions.tolist().index(caption)
+    assert np.array_equal(data.read_sample(1, 2)[1], square)
+    assert not np.array_equal(data.read_sample(2, index)[1], square)
     flipped = ImageAugmentation(horizontal_flip=True)
     image = np.arange(2 * 2 * 3, dtype=np.uint8).reshape(2, 2, 3)
     seen = {flipped.apply(image, 2, np.random.default_rng(seed)).tobytes() for seed in range(20)}
     assert seen == {image.tobytes(), np.ascontiguousarray(image[:, ::-1]).tobytes()}
     assert NO_AUGMENTATION.apply(image, 2, np.random.default_rng(0)) is not None
+
+
+@pytest.mark.parametrize("changes", [{}, {"horizontal_flip": True}])
+def test_an_image_that_cannot_be_read_is_replaced_and_recorded(world: World, tmp_path: Path, changes: dict[str, Any]):
+    """Whether features are computed once, or in every step."""
+    images = tmp_path / "photos"
+    shutil.copytree(world[0], images)
+    (images / "3.png").write_bytes((images / "3.png").read_bytes()[:200])
+    assert train(recipe, settings(world, images=images, **changes), tmp_path / "run", **OPTIONS) == 0
+    assert [Path(line["path"]).name for line in read_log(tmp_path / "run" / "unreadable.jsonl")] == ["3.png"]
+    about = json.loads((tmp_path / "run" / "model" / "config.json").read_text())["about"]
+    assert about["excluded"] == {"cannot be read": 1}
 
 
 def test_a_network_of_timm_gets_its_own_normalization():

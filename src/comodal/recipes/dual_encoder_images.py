@@ -10,7 +10,7 @@ from typing import Literal
 import joblib
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from comodal import distributed
@@ -22,7 +22,7 @@ from comodal.data.captions.caption_image_dataset import (
 )
 from comodal.data.image_ids import make_image_id
 from comodal.data.sources.image_folder import find_image_files
-from comodal.errors import DataError, check_number
+from comodal.errors import DataError, MediaError, check_number, wrap_item_errors
 from comodal.files import fingerprint_file
 from comodal.media.storage.open_media import find_container
 from comodal.media.tokenizer import WordPieceTokenizer
@@ -121,8 +121,7 @@ def compute_frozen_image_features(
 ) -> Float[Tensor, "images features"]:
     """The features of the center squares of all images with captions; rows of other images stay zero.
 
-    Raises:
-        MediaError: An image cannot be read.
+    Images that cannot be read are added to the problems of the data set.
     """
     features = torch.zeros(len(dataset.names), model.config.region_feature_dim)
     rows = np.unique(dataset.pairs.rows)
@@ -132,8 +131,22 @@ def compute_frozen_image_features(
     model.eval()
     for batch in track_progress(batches, "image features", is_shown=distributed.is_main_process()):
         paths = [dataset.folder / dataset.names[row] for row in batch]
-        squares = parallel(joblib.delayed(read_square)(path, dataset.image_size) for path in paths)
-        pixels = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).to(device)
-        features[batch] = model.compute_image_features(pixels).float().cpu()
+        squares = parallel(joblib.delayed(try_square)(path, dataset.image_size) for path in paths)
+        readable = {row: square for row, square in zip(batch, squares, strict=True) if isinstance(square, np.ndarray)}
+        dataset.problems |= {
+            int(row): square for row, square in zip(batch, squares, strict=True) if isinstance(square, MediaError)
+        }
+        if readable:
+            pixels = torch.from_numpy(np.stack([*readable.values()])).permute(0, 3, 1, 2).to(device)
+            features[[*readable]] = model.compute_image_features(pixels).float().cpu()
     model.train(is_training)
     return features
+
+
+def try_square(path: Path, size: int) -> UInt8[np.ndarray, "{size} {size} 3"] | MediaError:
+    """The center square of an image, or why it cannot be read."""
+    try:
+        with wrap_item_errors(path):
+            return read_square(path, size)
+    except MediaError as error:
+        return error

@@ -16,7 +16,7 @@ from torch import Tensor
 from comodal.data.batch import CaptionImageBatch
 from comodal.data.captions.caption_files import Caption
 from comodal.data.captions.caption_pairs import CaptionPairs, NegativeSampling
-from comodal.errors import check_number
+from comodal.errors import DataError, MediaError, check_number, wrap_item_errors
 from comodal.media.augmentation import jitter_color, random_crop, random_horizontal_flip
 from comodal.media.image import crop_image_center, read_image, resize_short_side
 from comodal.media.tokenizer import WordPieceTokenizer
@@ -96,6 +96,8 @@ class CaptionImageDataset:
     Attributes:
         text_features, image_features: Features of captions and of images from frozen encoders; no columns if they are
             computed in training.
+        problems: The images that could not be read so far, by their index. The next caption of another image takes the
+            place of each of their captions.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class CaptionImageDataset:
         self.pairs = CaptionPairs(rows, self.encoded.lengths, sizes, seed, batch_size, NegativeSampling(0.0))
         self.text_features: Float[Tensor, "captions features"] = torch.empty(len(captions), 0)
         self.image_features: Float[Tensor, "images features"] = torch.empty(len(names), 0)
+        self.problems: dict[int, MediaError] = {}
 
     def __len__(self) -> int:
         """Samples in an epoch: as many as captions."""
@@ -132,19 +135,20 @@ class CaptionImageDataset:
         return self.encoded.num_truncated
 
     def batch(self, positions: Sequence[tuple[int, int]]) -> CaptionImageBatch:
-        """The samples of these (epoch, index), in this order."""
-        captions = np.array([self.pairs.get_epoch(epoch).captions[index] for epoch, index in positions], np.int64)
+        """The samples of these (epoch, index), in this order.
+
+        Raises:
+            DataError: No image can be read.
+        """
+        samples = [self.read_sample(*position) for position in positions]
+        captions = np.array([caption for caption, _ in samples], np.int64)
         rows = self.pairs.rows[captions]
         lengths = self.encoded.lengths[captions]
         columns = np.arange(lengths.max())
         token_mask = columns < lengths[:, None]
         token_ids = np.full(token_mask.shape, self.padding_id, np.int64)
         token_ids[token_mask] = self.encoded.token_ids[(self.starts[captions][:, None] + columns)[token_mask]]
-        if self.image_features.shape[1]:
-            pixels = torch.empty((len(rows), 3, 0, 0), dtype=torch.uint8)
-        else:
-            squares = [self.read_sample(row, *position) for row, position in zip(rows.tolist(), positions, strict=True)]
-            pixels = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).contiguous()
+        pixels = torch.from_numpy(np.stack([square for _, square in samples])).permute(0, 3, 1, 2).contiguous()
         return CaptionImageBatch(
             token_ids=torch.from_numpy(token_ids),
             token_mask=torch.from_numpy(token_mask),
@@ -158,8 +162,26 @@ class CaptionImageDataset:
             ),
         )
 
-    def read_sample(self, row: int, epoch: int, index: int) -> UInt8[np.ndarray, "size size 3"]:
-        """The square of an image, as a sample of an epoch."""
-        image = resize_for_model(read_image(self.folder / self.names[row]), self.image_size)
-        rng = np.random.default_rng((self.seed, epoch, index, AUGMENTATION_SEED))
-        return self.augmentation.apply(image, self.image_size, rng)
+    def read_sample(self, epoch: int, index: int) -> tuple[int, UInt8[np.ndarray, "size size 3"]]:
+        """The caption of a sample, and the square of its image: of size 0 if features of images are given.
+
+        Raises:
+            DataError: No image can be read.
+        """
+        first = int(self.pairs.get_epoch(epoch).captions[index])
+        for caption in (*range(first, len(self)), *range(first)):
+            row = int(self.pairs.rows[caption])
+            if row in self.problems:
+                continue
+            if self.image_features.shape[1]:
+                return caption, np.empty((0, 0, 3), np.uint8)
+            path = self.folder / self.names[row]
+            try:
+                with wrap_item_errors(path):
+                    image = resize_for_model(read_image(path), self.image_size)
+            except MediaError as error:
+                self.problems[row] = error
+                continue
+            rng = np.random.default_rng((self.seed, epoch, index, AUGMENTATION_SEED))
+            return caption, self.augmentation.apply(image, self.image_size, rng)
+        raise DataError(f"{self.folder}: no image can be read, the first: {next(iter(self.problems.values()))}")
