@@ -58,7 +58,7 @@ def prepare_regions(
         if network is None or (from_ == "boxes") != (boxes is not None):
             raise ValueError("images need --network, and --from boxes needs --boxes FILE (--from grid none)")
         compute = ExtractionWorkers(device=device)
-        return extract_regions(source, out, network, boxes or "grid", settings, dtype, compute=compute)
+        return extract_regions(source, out, network, boxes or "grid", settings=settings, dtype=dtype, compute=compute)
     if network is not None or boxes is not None:
         raise ValueError("--network and --boxes are for images: add --from grid or --from boxes")
     return convert_regions(source, out, None if from_ == "auto" else from_, dtype)
