@@ -22,7 +22,9 @@ from comodal.analysis.pointing_game import (
     score_center_pointing,
 )
 from comodal.errors import DataError
+from comodal.models.ave_net.ave_net import AVENet, AVENetConfig
 from comodal.models.l3net.l3net import L3Net, L3NetConfig, make_small_l3net_config
+from comodal.models.l3net.spectrogram import SMALL_SPECTROGRAM_CONFIG
 from tests.support.small_world import write_world
 
 SOUND = torch.zeros(1, 48_000)
@@ -184,6 +186,15 @@ def test_a_network_that_finds_squares_wins_the_game_on_squares():
     assert found["trained"]["alone"] == found["contributions"]["alone"] == 1.0
     assert found["center"]["alone"] == pytest.approx(1 / 3)  # of the second
     assert set(found) == {"trained", "contributions", "untrained", "center"}
+
+
+def test_avol_net_plays_the_game_without_contributions():
+    config = AVENetConfig(32, 1.0, SMALL_SPECTROGRAM_CONFIG, 2, 1, embedding_dim=4, comparison="localization")
+    torch.manual_seed(0)
+    scenes = [scene("a", 0.0, "bell"), scene("b", 16.0, "drum"), scene("c", 24.0, "fan")]
+    found = run_pointing_game(AVENet(config).eval(), scenes)
+    assert set(found) == {"trained", "untrained", "center"}
+    assert found["center"]["alone"] == pytest.approx(1 / 3)
 
 
 def write_truth(path: Path, clips: int) -> Path:

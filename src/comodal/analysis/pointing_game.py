@@ -11,7 +11,7 @@ attention by excitation backprop, ECCV 2016, section 4.1); their margin of pixel
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from comodal.analysis.unit_activations import read_clip_example
 from comodal.data.shards.shard_reader import ShardReader
 from comodal.errors import DataError
 from comodal.media.image import crop_image_center
+from comodal.models.ave_net.ave_net import AVENet
 from comodal.models.calibration import calibrate_batch_norms
 from comodal.models.checkpoint import make_untrained_copy
 from comodal.models.l3net.l3net import L3Net
@@ -30,6 +31,7 @@ from comodal.tasks.evaluation.metrics import check_finite_scores
 from comodal.text_files import read_json_lines
 
 PixelBox = tuple[float, float, float, float]
+NetworkType = TypeVar("NetworkType", bound=L3Net | AVENet)
 Pointer = Callable[[Tensor, Tensor], Tensor]  # images and audio to maps
 
 
@@ -43,7 +45,7 @@ class PointingScene(NamedTuple):
     kinds: frozenset[str]
 
 
-def read_pointing_scenes(shards: Path, truth: Path, model: L3Net, count: int) -> list[PointingScene]:
+def read_pointing_scenes(shards: Path, truth: Path, model: L3Net | AVENet, count: int) -> list[PointingScene]:
     """Reads clips of a split whose boxes are known: the frame nearest to a time of known boxes.
 
     Args:
@@ -81,7 +83,7 @@ def read_truth_records(truth: Path) -> dict[str, dict]:
     return records
 
 
-def read_pointing_scene(shards: ShardReader, clip: int, truth_record: dict, model: L3Net) -> PointingScene:
+def read_pointing_scene(shards: ShardReader, clip: int, truth_record: dict, model: L3Net | AVENet) -> PointingScene:
     """Reads one clip, with its boxes relative to the center square of the frame."""
     frames, times = np.array(shards.read_record(clip)["frame_seconds"]), np.array(truth_record["box_seconds"])
     distances = np.abs(frames[:, None] - times[None]) + 1e-3 * np.abs(frames[:, None] - frames.mean())
@@ -147,7 +149,7 @@ def score_center_pointing(scenes: Sequence[PointingScene]) -> float:
     return float(np.mean([is_inside_boxes(center, scene.boxes) for center, scene in zip(centers, scenes, strict=True)]))
 
 
-def build_calibrated_control(model: L3Net, scenes: Sequence[PointingScene], seed: int) -> L3Net:
+def build_calibrated_control(model: NetworkType, scenes: Sequence[PointingScene], seed: int) -> NetworkType:
     """A randomly initialized network of the same shape, with batch norms calibrated on the scenes."""
     control = make_untrained_copy(model, seed)
     images = torch.from_numpy(np.stack([scene.image for scene in scenes])).permute(0, 3, 1, 2)
@@ -155,11 +157,13 @@ def build_calibrated_control(model: L3Net, scenes: Sequence[PointingScene], seed
     return control
 
 
-def run_pointing_game(model: L3Net, scenes: Sequence[PointingScene], seed: int = 0) -> dict[str, dict[str, float]]:
+def run_pointing_game(
+    model: L3Net | AVENet, scenes: Sequence[PointingScene], seed: int = 0
+) -> dict[str, dict[str, float]]:
     """The accuracy of each method, on single images ("alone") and on two images side by side ("side_by_side").
 
     Args:
-        model: The trained network.
+        model: The trained network. The contributions of positions are those of an L3-Net alone.
         scenes: At least two with different kinds.
         seed: Of the pairs and of the untrained weights.
 
@@ -170,10 +174,12 @@ def run_pointing_game(model: L3Net, scenes: Sequence[PointingScene], seed: int =
     if not pairs:
         raise ValueError(f"of {len(scenes)} scenes, no two have sounding objects of different kinds")
     pointers: dict[str, Pointer] = {
-        "trained": lambda image, audio: predict_by_position(model, image, audio).position_margins,
-        "contributions": lambda image, audio: decompose_margin(model, image, audio).positions,
-        "untrained": lambda image, audio: predict_by_position(untrained, image, audio).position_margins,
+        "trained": lambda image, audio: predict_by_position(model, image, audio).position_margins
     }
+    if isinstance(model, L3Net):
+        l3net = model
+        pointers["contributions"] = lambda image, audio: decompose_margin(l3net, image, audio).positions
+    pointers["untrained"] = lambda image, audio: predict_by_position(untrained, image, audio).position_margins
     accuracies = {
         name: {
             "alone": compute_pointing_accuracy(pointer, scenes),

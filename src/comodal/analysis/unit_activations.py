@@ -18,6 +18,7 @@ from comodal.data.shards.shard_reader import ShardReader
 from comodal.errors import DataError
 from comodal.media.audio import decode_flac
 from comodal.media.image import crop_image_center, decode_jpeg, resize_short_side
+from comodal.models.ave_net.ave_net import AVENet
 from comodal.models.l3net.l3net import L3Net
 
 
@@ -57,7 +58,7 @@ def read_clip_examples(shards: Path, model: L3Net, count: int) -> ClipExamples:
 
 
 def read_clip_example(
-    shards: ShardReader, clip: int, frame: int, model: L3Net
+    shards: ShardReader, clip: int, frame: int, model: L3Net | AVENet
 ) -> tuple[UInt8[np.ndarray, "height width 3"], Float[np.ndarray, " samples"]]:
     """A whole frame, its short side 8/7 of the model's image size as in training, and the second of audio around it.
 
