@@ -29,6 +29,7 @@ ENCODING_SAMPLE_BYTES = 1 << 12
 MAX_CONFIG_BYTES = 1 << 20  # settings, descriptions of models and stores
 MAX_NESTING_DEPTH = 64  # of JSON and YAML; official annotations have up to 8 levels
 MAX_CHECKED_CHARACTERS = 1 << 24  # characters of JSON; longer texts only have Python's own limit of levels
+MAX_LINE_SHOWN = 80  # characters of a wrong line, in a message
 MAX_FIELD_CHARACTERS = 1 << 20  # characters of a cell of a CSV file
 MAX_XML_BYTES = 1 << 20  # official annotations of an image have a few thousand
 
@@ -239,6 +240,21 @@ def read_log(path: Path, error: ErrorType = DataError) -> list[dict[str, Any]]:
     """
     complete_lines, _, _ = (read_text(path, error) if path.exists() else "").rpartition("\n")
     return [line for _, line in parse_json_lines(complete_lines, path, error)]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Reads the complete lines of a run's `metrics.jsonl`; none if there is no file.
+
+    Raises:
+        DataError: It is damaged, or a line is not `step`, `split`, `loss` and other numbers.
+    """
+    lines = read_log(path)
+    for line in lines:
+        numbers = [value for name, value in line.items() if name != "split"]
+        is_complete = {"step", "split", "loss"} <= line.keys() and isinstance(line["split"], str)
+        if not is_complete or not all(isinstance(value, int | float) for value in numbers):
+            raise DataError(f"{path}: {str(line)[:MAX_LINE_SHOWN]!r} is not a line of metrics")
+    return lines
 
 
 def parse_csv(text: str, path: Path, delimiter: str = ",", skip_space: bool = False) -> Iterator[tuple[int, list[str]]]:

@@ -26,8 +26,7 @@ from comodal.models.checkpoint import (
     read_model_config,
     refuse_packed_run,
 )
-from comodal.text_files import read_json_object, read_yaml
-from comodal.training.run_log import read_metrics
+from comodal.text_files import read_json_object, read_metrics, read_yaml
 
 Description = dict[str, Any]
 

@@ -44,9 +44,9 @@ from comodal.tasks.vision_language import snli_ve
 from comodal.tasks.vision_language.grounding import refcoco
 from comodal.tasks.vision_language.grounding.refcoco import evaluate_grounding
 from comodal.tasks.vision_language.snli_ve import evaluate_entailment
+from comodal.text_files import read_metrics
 from comodal.training.recipe_run import Run
 from comodal.training.run import train
-from comodal.training.run_log import read_metrics
 from comodal.workers import watch_parent_process
 
 EXTRACT_WORKERS = 1  # starting a worker process takes longer than a thousand images with this network

@@ -19,7 +19,6 @@ from torch.nn.parallel import DistributedDataParallel
 from comodal import distributed, hardware
 from comodal.data.batch import Batch
 from comodal.data.output_folder import encode_settings_json, lock_output_folder, translate_os_errors
-from comodal.data.unreadable_media import SkippedMedia
 from comodal.environment import collect_environment
 from comodal.errors import RecipeError
 from comodal.files import write_bytes_atomically
@@ -27,6 +26,7 @@ from comodal.flat_parameters import flatten_parameters
 from comodal.hardware import AUTOMATIC, MEMORY_FORMATS, Compute, ComputeOptions, MemoryLayout
 from comodal.models.checkpoint import load_model, save_model
 from comodal.progress import Progress
+from comodal.text_files import read_metrics
 from comodal.training.allocator import keep_freed_memory
 from comodal.training.best_weights import BestWeights
 from comodal.training.checkpoints import Checkpoints, TrainingState
@@ -43,11 +43,12 @@ from comodal.training.run_config import (
     to_yaml_values,
     write_run_config,
 )
-from comodal.training.run_log import RunLog, format_metrics_note, read_metrics
+from comodal.training.run_log import RunLog, format_metrics_note
 from comodal.training.thread_choice import MIN_STEPS, choose_thread_count, describe_thread_choice, make_step_timer
 from comodal.training.throughput import Throughput, format_rough_count, format_rough_duration
 from comodal.training.training_loop import NotFiniteError, train_steps, validate_objective
 from comodal.training.training_options import TrainingOptions, choose_first_threads, resolve_options
+from comodal.training.unreadable_media import SkippedMedia
 
 ENVIRONMENT_FILE = "environment.json"  # hardware and versions of the last start
 EXIT_DONE, EXIT_BY_SIGNAL = 0, 128  # exit statuses; a shell adds 128 to a signal's number

@@ -1,30 +1,12 @@
 """The log of a run: JSON Lines, TensorBoard events, and a note for the progress bar."""
 
 from pathlib import Path
-from typing import Any
 
-from comodal.errors import DataError
 from comodal.files import encode_json_line, open_to_write, write_bytes_atomically
 from comodal.registry import import_object
-from comodal.text_files import read_log
+from comodal.text_files import read_metrics
 
-MAX_LINE_SHOWN = 80
 PROGRESS_METRICS = ("loss", "accuracy", "samples_per_second", "mfu")
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Reads the complete lines of a run's `metrics.jsonl`; none if there is no file.
-
-    Raises:
-        DataError: It is damaged, or a line is not `step`, `split`, `loss` and other numbers.
-    """
-    lines = read_log(path)
-    for line in lines:
-        numbers = [value for name, value in line.items() if name != "split"]
-        is_complete = {"step", "split", "loss"} <= line.keys() and isinstance(line["split"], str)
-        if not is_complete or not all(isinstance(value, int | float) for value in numbers):
-            raise DataError(f"{path}: {str(line)[:MAX_LINE_SHOWN]!r} is not a line of metrics")
-    return lines
 
 
 class RunLog:

@@ -7,8 +7,7 @@ from comodal.analysis.pages.curves import draw_task_accuracies
 from comodal.analysis.pages.page_parts import PageColumn, PageRow, PageSection, PageTable, embed_figure
 from comodal.analysis.pages.run_sections import build_run_header
 from comodal.models.vilbert.vilbert import ViLBERT
-from comodal.text_files import read_json_object
-from comodal.training.run_log import read_metrics
+from comodal.text_files import read_json_object, read_metrics
 
 OBJECTIVE_TITLES = {"token": "masked tokens", "region": "masked regions", "alignment": "image-text alignment"}
 RETRIEVAL_SYSTEMS = {

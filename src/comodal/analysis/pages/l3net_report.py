@@ -22,7 +22,7 @@ from comodal.hardware import Compute
 from comodal.models.ave_net.ave_net import AVENet
 from comodal.models.l3net.l3net import L3Net
 from comodal.progress import track_progress
-from comodal.training.run_log import read_metrics
+from comodal.text_files import read_metrics
 
 
 def build_l3net_parts(run: Path, model: L3Net | None, inputs: ReportInputs, compute: Compute) -> list[PageSection]:

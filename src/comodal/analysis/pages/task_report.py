@@ -9,8 +9,7 @@ from comodal.analysis.pages.task_examples import build_example_parts
 from comodal.errors import RecipeError
 from comodal.hardware import Compute
 from comodal.models.checkpoint import read_model_config
-from comodal.text_files import read_yaml
-from comodal.training.run_log import read_metrics
+from comodal.text_files import read_metrics, read_yaml
 
 TASK_TITLES = {
     "vqa": "visual question answering (VQA)",

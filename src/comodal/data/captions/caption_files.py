@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from comodal.data.captions.caption_json import describe_layout_error, is_caption_entry, parse_caption_object
+from comodal.data.captions.caption_json import is_caption_entry, parse_caption_object
 from comodal.data.sources.archive_examples import (
     get_example_captions,
     get_example_split,
@@ -227,8 +227,7 @@ def _parse_caption_text(path: Path, text: str) -> CaptionFile:
         if "\t" in next((line for line in text.split("\n", 50) if line.strip()), ""):
             return _parse_tsv(text)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        detail = describe_layout_error(error)
-        raise DataError(f"{path} does not have the layout that its first lines suggest: {detail}") from error
+        raise DataError(f"{path} does not have the layout that its first lines suggest: {error!r}") from error
     raise DataError(
         f"{path}: unknown layout of captions. Supported: {CAPTION_LAYOUTS}; the file begins with {text[:60]!r}"
     )

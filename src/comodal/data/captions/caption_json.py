@@ -38,8 +38,3 @@ def merge_captions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for name, value in pairs:
         merged.setdefault(name, []).extend(value if isinstance(value, list) else [value])
     return dict(pairs) | {name: values for name, values in merged.items() if len(values) > 1}
-
-
-def describe_layout_error(error: Exception) -> str:
-    """An error of an entry in words; a KeyError has only the name of what is missing."""
-    return f"there is no {error}" if isinstance(error, KeyError) else str(error)

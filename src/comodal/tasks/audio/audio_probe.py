@@ -16,7 +16,6 @@ import numpy as np
 from jaxtyping import Int
 
 from comodal.console import print_line
-from comodal.data.unreadable_media import REASON_UNREADABLE, report_unreadable
 from comodal.errors import DataError, MediaError
 from comodal.files import write_bytes_atomically
 from comodal.hardware import ComputeOptions
@@ -32,6 +31,7 @@ from comodal.tasks.evaluation.unreadable_files import (
     exclude_unreadable,
     mask_readable,
 )
+from comodal.training.unreadable_media import REASON_UNREADABLE, report_unreadable
 
 SUBMISSION_FILE = "submission.csv"
 REASON_PADDED = "shorter than a window, padded with silence"

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from comodal.data.unreadable_media import REASON_UNREADABLE
 from comodal.tasks.evaluation.class_folders import LabeledFile, hash_labeled_files
 from comodal.tasks.evaluation.metrics import check_finite_scores, compute_bootstrap_interval
 from comodal.tasks.evaluation.missing_images import INTERVAL_NAME, count_items
 from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, read_training_settings, write_card
 from comodal.tasks.evaluation.system_comparison import Comparison
+from comodal.training.unreadable_media import REASON_UNREADABLE
 
 TOP_K_ACCURACY = 5
 CardSetting = str | int | float | bool | None

@@ -26,7 +26,6 @@ from torch.nn import functional as F
 
 from comodal.data.batch import ClassificationBatch
 from comodal.data.loader import Loader
-from comodal.data.unreadable_media import report_unreadable
 from comodal.errors import CheckpointError, DataError, MediaError, MediaWarning
 from comodal.files import encode_for_hash
 from comodal.hardware import Compute, ComputeOptions
@@ -39,6 +38,7 @@ from comodal.tasks.evaluation.unreadable_files import check_readable_classes, tr
 from comodal.text_files import read_json
 from comodal.training.optimization import make_adamw, make_linear_schedule
 from comodal.training.recipe_run import FineTuneConfig, Run
+from comodal.training.unreadable_media import report_unreadable
 
 CLASSES_FILE = "classes.json"
 L3NET_WARMUP_RATIO = 0.1

@@ -11,8 +11,8 @@ from typing import Protocol, TypeVar, runtime_checkable
 import numpy as np
 from jaxtyping import Bool
 
-from comodal.data.unreadable_media import REASON_UNREADABLE
 from comodal.errors import DataError, MediaError, wrap_item_errors
+from comodal.training.unreadable_media import REASON_UNREADABLE
 
 A = TypeVar("A")
 T = TypeVar("T")

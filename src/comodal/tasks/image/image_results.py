@@ -11,7 +11,6 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from comodal.console import print_line
-from comodal.data.unreadable_media import REASON_UNREADABLE
 from comodal.tasks.evaluation.class_folders import LabeledFile, hash_labeled_files
 from comodal.tasks.evaluation.metrics import compute_bootstrap_interval
 from comodal.tasks.evaluation.missing_images import INTERVAL_NAME, count_items
@@ -20,6 +19,7 @@ from comodal.tasks.evaluation.system_comparison import Comparison
 from comodal.tasks.image.image_features import SystemName
 from comodal.tasks.image.image_probe import ImageProbeResult
 from comodal.tasks.image.imagenet_files import LabeledImages
+from comodal.training.unreadable_media import REASON_UNREADABLE
 
 IMAGENET_PAPER_ACCURACY = {"trained": 0.323, "untrained": 0.129}
 PAPER_PROTOCOL = {"layer": "conv4_2", "pooling": "max", "grid": 4, "crops": "center", "classifier": "logistic"}

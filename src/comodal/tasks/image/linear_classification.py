@@ -23,7 +23,6 @@ from jaxtyping import Bool, Float16
 
 from comodal.console import print_line
 from comodal.data.shards.clip_dataset import Augmentation
-from comodal.data.unreadable_media import report_unreadable
 from comodal.errors import MediaError
 from comodal.files import encode_for_hash
 from comodal.flat_parameters import flatten_parameters
@@ -53,6 +52,7 @@ from comodal.tasks.image.image_probe import ImageProbeResult, ProbeFit, ProbeSol
 from comodal.tasks.image.image_results import ImageResults
 from comodal.tasks.image.image_views import CropMode, ImageView, ViewConfig
 from comodal.tasks.image.imagenet_files import LabeledImages, read_labeled_images
+from comodal.training.unreadable_media import report_unreadable
 
 IMAGE_SYSTEMS: tuple[SystemName, ...] = ("trained", "untrained", "pixels")
 
