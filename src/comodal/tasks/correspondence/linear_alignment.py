@@ -27,12 +27,12 @@ class LinearAlignment(NamedTuple):
         self, image: Float[np.ndarray, "images image_features"], audio: Float[np.ndarray, "clips audio_features"]
     ) -> Float[np.ndarray, "images clips"]:
         """The cosine of every image with every audio."""
-        first = normalize_rows((image - self.image_mean) @ self.image_weights)
-        second = normalize_rows((audio - self.audio_mean) @ self.audio_weights)
+        first = l2_normalize_rows((image - self.image_mean) @ self.image_weights)
+        second = l2_normalize_rows((audio - self.audio_mean) @ self.audio_weights)
         return first @ second.T
 
 
-def normalize_rows(rows: Float[np.ndarray, "rows dim"]) -> Float[np.ndarray, "rows dim"]:
+def l2_normalize_rows(rows: Float[np.ndarray, "rows dim"]) -> Float[np.ndarray, "rows dim"]:
     """Rows of length one; a row of zeros stays."""
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
 
