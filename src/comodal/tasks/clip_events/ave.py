@@ -17,7 +17,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from comodal.console import print_line
-from comodal.data.unreadable_media import REASON_UNREADABLE, report_unreadable
 from comodal.errors import DataError, check_number
 from comodal.flat_parameters import flatten_parameters
 from comodal.hardware import ComputeOptions
@@ -54,6 +53,7 @@ from comodal.tasks.evaluation.results_card import (
     write_card,
 )
 from comodal.tasks.evaluation.system_comparison import Comparison
+from comodal.training.unreadable_media import REASON_UNREADABLE, report_unreadable
 
 AVE_TASK = "ave"
 VIDEO_FOLDER = "AVE"

@@ -18,7 +18,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from comodal.console import print_line
-from comodal.data.unreadable_media import REASON_UNREADABLE, report_unreadable
 from comodal.errors import DataError, check_number
 from comodal.flat_parameters import flatten_parameters
 from comodal.hardware import ComputeOptions
@@ -38,6 +37,7 @@ from comodal.tasks.clip_events.vggsounder_labels import (
 from comodal.tasks.clip_events.vggsounder_results import ModalityScores, VGGSounderResults, report_vggsounder
 from comodal.tasks.evaluation.cross_validation import assign_folds, select_usable_folds
 from comodal.tasks.evaluation.linear_probe import Classifier, fit_probe
+from comodal.training.unreadable_media import REASON_UNREADABLE, report_unreadable
 
 CLIP_SECONDS = 10
 PROBE_INPUTS = ("a", "v", "av")

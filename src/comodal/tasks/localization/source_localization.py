@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from comodal.console import print_line
-from comodal.data.unreadable_media import REASON_UNREADABLE, report_unreadable
 from comodal.errors import CheckpointError, DataError, MediaError, check_number
 from comodal.flat_parameters import flatten_parameters
 from comodal.hardware import Compute, ComputeOptions
@@ -35,6 +34,7 @@ from comodal.tasks.localization.position_maps import (
     read_square_image,
 )
 from comodal.tasks.localization.sounding_boxes import read_localization_set
+from comodal.training.unreadable_media import REASON_UNREADABLE, report_unreadable
 
 MAX_WORKERS = 64
 REASON_MISSING_MEDIA = "frame or audio file is missing"
