@@ -49,7 +49,7 @@ class MediaPair(NamedTuple):
 
 
 class AudioVectors(NamedTuple):
-    """The vectors of each audio file and of noise, one each; that of silence; and the errors of files by index."""
+    """The vector of the audio of each file, that of noise for each file, and that of silence."""
 
     own: Float[Tensor, "images features"]
     noise: Float[Tensor, "images features"]
