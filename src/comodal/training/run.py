@@ -43,12 +43,11 @@ from comodal.training.run_config import (
     to_yaml_values,
     write_run_config,
 )
-from comodal.training.run_log import RunLog, format_metrics_note
+from comodal.training.run_log import RunLog, SkippedMedia, format_metrics_note
 from comodal.training.thread_choice import MIN_STEPS, choose_thread_count, describe_thread_choice, make_step_timer
 from comodal.training.throughput import Throughput, format_rough_count, format_rough_duration
 from comodal.training.training_loop import NotFiniteError, train_steps, validate_objective
 from comodal.training.training_options import TrainingOptions, choose_first_threads, resolve_options
-from comodal.training.unreadable_media import SkippedMedia
 
 ENVIRONMENT_FILE = "environment.json"  # hardware and versions of the last start
 EXIT_DONE, EXIT_BY_SIGNAL = 0, 128  # exit statuses; a shell adds 128 to a signal's number

@@ -31,7 +31,7 @@ from comodal.tasks.evaluation.unreadable_files import (
     exclude_unreadable,
     mask_readable,
 )
-from comodal.training.unreadable_media import REASON_UNREADABLE, report_unreadable
+from comodal.training.run_log import REASON_UNREADABLE, report_unreadable
 
 SUBMISSION_FILE = "submission.csv"
 REASON_PADDED = "shorter than a window, padded with silence"

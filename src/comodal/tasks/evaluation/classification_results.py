@@ -12,7 +12,7 @@ from comodal.tasks.evaluation.metrics import check_finite_scores, compute_bootst
 from comodal.tasks.evaluation.missing_images import INTERVAL_NAME, count_items
 from comodal.tasks.evaluation.results_card import ResultsCard, ScoreEntry, read_training_settings, write_card
 from comodal.tasks.evaluation.system_comparison import Comparison
-from comodal.training.unreadable_media import REASON_UNREADABLE
+from comodal.training.run_log import REASON_UNREADABLE
 
 TOP_K_ACCURACY = 5
 CardSetting = str | int | float | bool | None

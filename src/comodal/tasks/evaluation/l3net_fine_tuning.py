@@ -38,7 +38,7 @@ from comodal.tasks.evaluation.unreadable_files import check_readable_classes, tr
 from comodal.text_files import read_json
 from comodal.training.optimization import make_adamw, make_linear_schedule
 from comodal.training.recipe_run import FineTuneConfig, Run
-from comodal.training.unreadable_media import report_unreadable
+from comodal.training.run_log import report_unreadable
 
 CLASSES_FILE = "classes.json"
 L3NET_WARMUP_RATIO = 0.1

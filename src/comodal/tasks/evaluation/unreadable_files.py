@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from comodal.errors import DataError, MediaError, wrap_item_errors
-from comodal.training.unreadable_media import REASON_UNREADABLE
+from comodal.training.run_log import REASON_UNREADABLE
 
 A = TypeVar("A")
 T = TypeVar("T")

@@ -19,7 +19,7 @@ from comodal.tasks.evaluation.system_comparison import Comparison
 from comodal.tasks.image.image_features import SystemName
 from comodal.tasks.image.image_probe import ImageProbeResult
 from comodal.tasks.image.imagenet_files import LabeledImages
-from comodal.training.unreadable_media import REASON_UNREADABLE
+from comodal.training.run_log import REASON_UNREADABLE
 
 IMAGENET_PAPER_ACCURACY = {"trained": 0.323, "untrained": 0.129}
 PAPER_PROTOCOL = {"layer": "conv4_2", "pooling": "max", "grid": 4, "crops": "center", "classifier": "logistic"}

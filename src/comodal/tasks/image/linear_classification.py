@@ -52,7 +52,7 @@ from comodal.tasks.image.image_probe import ImageProbeResult, ProbeFit, ProbeSol
 from comodal.tasks.image.image_results import ImageResults
 from comodal.tasks.image.image_views import CropMode, ImageView, ViewConfig
 from comodal.tasks.image.imagenet_files import LabeledImages, read_labeled_images
-from comodal.training.unreadable_media import report_unreadable
+from comodal.training.run_log import report_unreadable
 
 IMAGE_SYSTEMS: tuple[SystemName, ...] = ("trained", "untrained", "pixels")
 
