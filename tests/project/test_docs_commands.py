@@ -18,11 +18,12 @@ from tests.support.docs_files import DocsFiles
 SHELL = [block for block in BLOCKS if block.language in ("", "bash")]
 RUN = {str(block): block for block in SHELL if not block.needs}
 FAST = {  # together some 20 s of CPU time with the files that they read
-    *("README-6", "README-7", "baselines-1", "baselines-3", "l3net-1", "papers-1", "papers-6", "sharing-0"),
-    "vilbert_users-1",
+    *("README-3", "README-4", "baselines-1", "baselines-3", "foils-0", "guesswhat-0", "l3net-1", "localization-0"),
+    *("papers-1", "papers-6", "papers-7", "sharing-0", "vilbert_users-1"),
 }
 # Blocks whose lines are alternatives to each other: each is run in a folder of its own.
 ALTERNATIVES = {"detectors-0", "detectors-3", "vilbert-1", "dual_encoder-0"}
+GUESSWHAT_PARTS = ("", ".train", ".valid", ".test")
 COCO, REFERENCES, VCR, NLVR2 = "world/coco/vqa/v2_", "world/coco/refcoco+", "world/vcr", "world/nlvr2"
 TRAIN, VALIDATION = (f"{COCO}OpenEnded_mscoco_{split}2014_questions.json" for split in ("train", "val"))
 TRAIN_ANSWERS, VALIDATION_ANSWERS = (f"{COCO}mscoco_{split}2014_annotations.json" for split in ("train", "val"))
@@ -33,11 +34,15 @@ GIVEN = {
     "video.mp4": "videos/video0.mp4",
     "world/worlds.jsonl": "made/videos/worlds.jsonl",
     **dict.fromkeys(("photos", "images", "new", "tux_stamps"), "photos"),
-    **dict.fromkeys(("kitchen.jpg", "street.jpg", "meadow.jpg", "beach.jpg", "image.jpg"), "photos/0.png"),
+    **dict.fromkeys(("kitchen.jpg", "street.jpg", "meadow.jpg", "beach.jpg", "image.jpg", "dog.jpg"), "photos/0.png"),
+    "photos_by_class": "image_classes",
+    "ILSVRC2012": "imagenet",
+    "AVE_Dataset": "ave_dataset",
     "bark.wav": "recordings/bark.wav",
     "street.wav": "recordings/street.wav",
     **dict.fromkeys(("ESC-50", "ESC-50-master"), "world/esc50"),
-    "TAU-urban-acoustic-scenes": "world/tau",
+    "TAU-development": "world/tau",
+    "TAU-evaluation": "tau_evaluation",
     "dcase2013": "world/dcase2013",
     "UrbanSound8K": "world/urbansound8k",
     **dict.fromkeys(("features.lmdb", "datasets/flickr30k.lmdb"), "features.lmdb"),
@@ -69,7 +74,7 @@ GIVEN = {
     **{name: f"{VCR}/{name}" for name in ("train.jsonl", "val.jsonl", "test.jsonl", "vcr1images")},
     "vcr": "stores/vcr",
     "train.json": f"{NLVR2}/train.json",
-    "dev.json": f"{NLVR2}/train.json",
+    **dict.fromkeys(("dev.json", "test1.json"), f"{NLVR2}/train.json"),
     "nlvr2": "stores/nlvr2",
     **{f"snli_ve_{split}.jsonl": f"world/flickr30k/snli_ve_{split}.jsonl" for split in ("train", "dev", "test")},
     "dataset_flickr30k.json": "world/flickr30k/dataset_flickr30k.json",
@@ -83,7 +88,20 @@ GIVEN = {
     "gqa": "stores/numbered",
     "cc.tsv": "cc.tsv",
     "cc": "stores/photos",
-    "runs/dual": "trained/dual",
+    **dict.fromkeys(("runs/dual", "DUAL_ENCODER_RUN"), "trained/dual"),
+    "runs/ave": "trained/ave",
+    "VALSE/data": "foils/valse",
+    "sugar-crepe/data": "foils/sugar_crepe",
+    "winoground/examples.jsonl": "foils/winoground/examples.jsonl",
+    "valse": "stores/valse",
+    "coco_val2017": "stores/sugar_crepe",
+    "regions/winoground": "stores/winoground",
+    "dataset_v7w_pointing.json": "candidates/visual7w/dataset_v7w_pointing.json",
+    "visual7w": "stores/visual7w",
+    **{f"guesswhat{part}.jsonl": f"candidates/guesswhat/guesswhat{part}.jsonl" for part in GUESSWHAT_PARTS},
+    "guesswhat": "stores/guesswhat",
+    "tasks.yaml": "joint/tasks.yaml",
+    "test_images.txt": "joint/test_images.txt",
     "world/coco/images": "world/coco/images",
     "world/coco/boxes.jsonl": "world/coco/boxes.jsonl",
     "pretrained_model.bin": "original/state.bin",
@@ -101,18 +119,38 @@ GIVEN = {
 GIVEN_IN = {
     **{
         name: {"RUN": "vilbert", "run": "vilbert"}
-        for name in ("README-7", "entailment-0", "gqa-0", "nlvr2-0", "vcr-0", "vqa-0", "tasks-0")
+        for name in ("README-4", "entailment-0", "foils-0", "gqa-0", "nlvr2-0", "retrieval-0", "vqa-0")
     },
     **{f"baselines-{number}": {"RUN": "vilbert"} for number in range(4)},
     "analysis-0": {"run": "trained/l3net", "runs/vqa": "trained/vqa", "photos": "world/coco/images"},
-    "retrieval-0": {"RUN": "trained/captions"},  # which names the captions that it held out
+    "zero_shot_retrieval-0": {"RUN": "trained/captions"},  # which names the captions that it held out
+    "vcr-0": {"RUN": "vilbert_caffe"},
+    "visual7w-0": {"RUN": "vilbert"},
+    "guesswhat-0": {"RUN": "vilbert", "coco": "world/coco/images"},
+    "localization-0": {
+        "vggss": "vggss",
+        "vggss.json": "vggss/vggss.json",
+        "flickr": "flickr_soundnet",
+        "Annotations": "flickr_soundnet/Annotations",
+        "flickr_test.csv": "flickr_soundnet/flickr_test.csv",
+    },
+    "vggsounder-0": {
+        "clips": "vggsounder/clips",
+        "vggsounder+background-music.csv": "vggsounder/labels.csv",
+        "classes.csv": "vggsounder/classes.csv",
+        "vggsound.csv": "vggsounder/vggsound.csv",
+    },
     "own_images-1": {"run": "vilbert"},
     "own_videos-1": {"run": "trained/l3net"},
-    "grounding-0": {"RUN": "vilbert", "r": "stores/coco"},
-    "phrases-0": {"RUN": "vilbert", "r": "stores/flickr30k"},
+    "refcoco-0": {"RUN": "vilbert"},
+    "phrases-0": {"RUN": "vilbert"},
     "visual_genome-0": {"RUN": "vilbert", "vg": "stores/numbered"},
     "detectors-0": {"vg": "detectors/vg", "photos": "two_photos"},
     "papers-6": {
+        "data/visual7w/dataset_v7w_pointing.json": "candidates/visual7w/dataset_v7w_pointing.json",
+        "coco": "world/coco/images",
+    },
+    "papers-7": {
         "multi_task_model.bin": "original_tasks/state.bin",
         "bert_base_6layer_6conect.json": "original_tasks/config.json",
         "data/vqa/trainval_label2ans.pkl": "original_tasks/vqa.pkl",
@@ -123,6 +161,8 @@ GIVEN_IN = {
         "bert_base_baseline.json": "original_single_stream/config.json",
     },
 }
+# What must stand next to a file.
+COMPANIONS = {"vggsounder+background-music.csv": ("classes.csv",)}
 # Options that make a command small, by the words that it begins with. Those of the block take precedence.
 SMALL_L3NET = "--variant small --width 2 --image-size 32 --steps 2 --batch-size 4 --validation-pairs 4 --workers 0"
 SMALL_TASK = "--epochs 1 --batch-size 8 --workers 0"
@@ -139,6 +179,11 @@ SMALL = {
     "train ave_net": "--width 4 --image-size 32 --steps 2 --batch-size 4 --validation-pairs 4 --workers 0",
     "train --config ave_net_small_data": "--steps 2 --batch-size 4 --workers 0",
     "train --config dual_encoder_small_data": "--steps 2 --batch-size 4 --workers 0",
+    "train dual_encoder": "--steps 2 --batch-size 4 --validation-pairs 4 --workers 0",
+    "train joint": "--epochs 0.5",
+    "train visual7w": SMALL_TASK,
+    "train guesswhat": SMALL_TASK,
+    "train image_classes": f"--image-size 32 {SMALL_TASK}",
     "train vilbert": "--variant small --steps 2 --batch-size 4 --validation-pairs 4 --workers 0",
     "train vqa": SMALL_ANSWERS,
     "train gqa": SMALL_ANSWERS,
@@ -152,7 +197,13 @@ SMALL = {
     "train sound_classes": SMALL_TASK,
 }
 # What is replaced in the blocks: sizes that would take hours, or that the small files do not have.
-SUBSTITUTED = {"--tokens 1600": "--tokens 16 --sample 100", "--scenes 3000 --audio-seconds 10": ""}
+SUBSTITUTED = {
+    "--tokens 1600": "--tokens 16 --sample 100",
+    "--scenes 3000 --audio-seconds 10": "",
+    "--scenes 200 --videos 400 --audio 200 --images 200": "--videos 24",
+    **dict.fromkeys((" --width 8", " --steps 300", " --steps 100 --batch-size 32", " --steps 200 --batch-size 32"), ""),
+    "--galleries 50 500": "--galleries 2 3",
+}
 OUTPUTS = {"out", "contact_sheet", "explain"}
 WRITERS = {"prepare", "extract", "train", "embed", "convert", "export", "share", "report", "synthesize"}
 
@@ -185,8 +236,9 @@ def give_files(name: str, words: list[str], files: DocsFiles) -> None:
     names = GIVEN | GIVEN_IN.get(name, {})
     for option, value in parser.parse(rest).values.items():
         for path in (str(Path(str(one))) for one in (value if isinstance(value, list) else [value])):
-            if option not in OUTPUTS and path in names and not Path(path).exists():
-                copy(files[names[path]], Path(path))
+            for given in (path, *COMPANIONS.get(path, ())):
+                if option not in OUTPUTS and given in names and not Path(given).exists():
+                    copy(files[names[given]], Path(given))
 
 
 def copy(source: Path, target: Path) -> None:

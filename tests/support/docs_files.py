@@ -30,6 +30,18 @@ from comodal.regions.convert_detector import convert_detector
 from comodal.regions.extract import extract_regions
 from comodal.synthetic.scenes.synthesis_options import SynthesisOptions
 from comodal.synthetic.synthesize import MIN_SCENES, synthesize
+from tests.support.docs_datasets import (
+    write_ave_dataset,
+    write_candidates,
+    write_flickr_soundnet,
+    write_foil_images,
+    write_image_classes,
+    write_imagenet,
+    write_joint_tasks,
+    write_tau_evaluation,
+    write_vggsounder,
+    write_vggss,
+)
 from tests.support.musicnn_weights import make_musicnn_weights, write_bundle
 from tests.support.paths import FIXTURES
 from tests.support.small_bert import write_small_bert
@@ -129,11 +141,11 @@ def write_clip_classifier(_: DocsFiles, folder: Path) -> None:
     save_model(ClipClassifier(ClipClassifierConfig(make_small_l3net_config(2, 32), 2)), folder / "model", {})
 
 
-def write_vilbert(*heads: Head) -> Callable[[DocsFiles, Path], None]:
-    """A run as training leaves it, on the regions of the photos and the words of the synthetic data."""
+def write_vilbert(*heads: Head, regions: str = "stores/photos") -> Callable[[DocsFiles, Path], None]:
+    """A run as training leaves it, on regions such as those of the photos and the words of the synthetic data."""
 
     def write(files: DocsFiles, folder: Path) -> None:
-        store = RegionStore(files["stores/photos"])
+        store = RegionStore(files[regions])
         words = WordPieceTokenizer.from_texts([*WORDS, files["world/coco/vocab.txt"].read_text().replace("\n", " ")])
         config = replace(small_config(words.size), region_feature_dim=store.dim, positions=100)
         torch.manual_seed(0)
@@ -224,13 +236,13 @@ def write_fpn(_: DocsFiles, path: Path) -> None:
     torch.save(load_file(FIXTURES / "detector" / "x152fpn_small" / "model.safetensors"), path)
 
 
-def write_store(images: str, boxes: str = "") -> Callable[[DocsFiles, Path], None]:
+def write_store(images: str, boxes: str = "", detector: str = "l3net") -> Callable[[DocsFiles, Path], None]:
     """Regions of a folder of images: given boxes, or the cells of a grid, over the small L3-Net."""
 
     def write(files: DocsFiles, folder: Path) -> None:
         extract_regions(
-            files[images], folder, str(files["l3net"]), files[boxes] if boxes else None, grid=2, workers=1,
-            backend="sequential",
+            files[images], folder, str(files[detector]), files[boxes] if boxes else None,
+            workers=1, backend="sequential", **({"grid": 2} if detector == "l3net" else {}),
         )  # fmt: skip
 
     return write
@@ -291,18 +303,21 @@ def write_musicnn(_: DocsFiles, folder: Path) -> None:
     (folder / "musicnn" / "__init__.py").write_text("raise ImportError('it needs TensorFlow')")
 
 
-def copy_of(source: Path) -> Callable[[DocsFiles, Path], None]:
-    return lambda _, path: shutil.copy(source, path)
+def copy_of(source: Path) -> Callable[[DocsFiles, Path], object]:
+    copy = shutil.copytree if source.is_dir() else shutil.copy
+    return lambda _, path: copy(source, path)
 
 
+FOILS = ("valse", "sugar_crepe", "winoground")
 GRID_STORES = {
+    **{f"stores/{name}": f"foil_images/{name}" for name in FOILS},
     "stores/photos": "photos",
     "stores/coco": "world/coco/images",
     "stores/flickr30k": "world/flickr30k/flickr30k-images",
     "stores/nlvr2": "world/nlvr2/images",
     "stores/numbered": "numbered/images",
 }
-MAKERS: dict[str, Callable[[DocsFiles, Path], None]] = {
+MAKERS: dict[str, Callable[[DocsFiles, Path], object]] = {
     "photos": write_photos,
     "captions.jsonl": write_captions,
     "boxes.jsonl": write_photo_boxes,
@@ -323,6 +338,11 @@ MAKERS: dict[str, Callable[[DocsFiles, Path], None]] = {
     "trained/captions": train(
         *("vilbert", "--data", "@stores/photos", "--captions", "@cc.tsv", "--validation-fraction", "0.3"),
         *("--variant", "small", "--steps", "2", "--batch-size", "4", "--validation-pairs", "4"),
+        *("--contrastive-weight", "1"),
+    ),
+    "trained/ave": train(
+        *("ave_net", "--data", "@shards", "--variant", "small", "--width", "2", "--image-size", "32", "--steps", "2"),
+        *("--batch-size", "4", "--validation-pairs", "4"),
     ),
     "trained/dual": train(
         *("--config", "dual_encoder_small_data", "--data", "@stores/photos", "--captions", "@captions.jsonl"),
@@ -338,6 +358,7 @@ MAKERS: dict[str, Callable[[DocsFiles, Path], None]] = {
     "l3net": write_l3net,
     "classes": write_clip_classifier,
     "vilbert": write_vilbert(),
+    "vilbert_caffe": write_vilbert(regions="stores/caffe"),
     "entailment": write_vilbert(Head("entailment", "linear", 3)),
     "score": write_vilbert(Head("score", "linear", 1)),
     "vqa": write_vilbert(Head("vqa", "answers", len(ANSWERS), 8)),
@@ -348,6 +369,20 @@ MAKERS: dict[str, Callable[[DocsFiles, Path], None]] = {
     },
     **{name: write_store(images) for name, images in GRID_STORES.items()},
     "stores/vcr": write_store("world/vcr/vcr1images", "world/vcr/boxes.jsonl"),
+    "stores/guesswhat": write_store("world/coco/images", "world/coco/boxes.jsonl"),
+    "stores/visual7w": write_store("candidates/visual7w/images", "candidates/visual7w/boxes.jsonl"),
+    "stores/caffe": write_store("photos", detector="detectors/caffe.caffemodel"),
+    "candidates": write_candidates,
+    **{f"foils/{name}": copy_of(FIXTURES / "foils" / name) for name in FOILS},
+    **{f"foil_images/{name}": write_foil_images(name) for name in FOILS},
+    "joint": write_joint_tasks,
+    "image_classes": write_image_classes,
+    "imagenet": write_imagenet,
+    "tau_evaluation": write_tau_evaluation,
+    "ave_dataset": write_ave_dataset,
+    "vggsounder": write_vggsounder,
+    "vggss": write_vggss,
+    "flickr_soundnet": write_flickr_soundnet,
     "numbered": write_numbered,
     "entities": write_entities,
     "bert": write_bert,
