@@ -16,7 +16,6 @@ from PIL import Image
 import comodal
 from comodal.analysis.co_attention import AttentionExample, CoAttentionWeights
 from comodal.analysis.pages.attention_page import write_attention_page
-from comodal.analysis.pages.caption_report import build_retrieval_section
 from comodal.analysis.pages.html_page import make_page_environment, render_page, write_page
 from comodal.analysis.pages.match_page import MatchWindow, write_match_page
 from comodal.analysis.pages.page_parts import (
@@ -34,11 +33,12 @@ from comodal.analysis.pages.page_parts import (
     PageSection,
     PageTable,
 )
-from comodal.analysis.pages.report import write_report
-from comodal.analysis.pages.task_examples import TaskPrediction, build_answer_table
-from comodal.analysis.pages.task_report import build_task_parts
 from comodal.analysis.pages.token_page import TokenRegion, TokenUse, build_token_page
-from comodal.analysis.pages.unit_report import build_unit_parts
+from comodal.analysis.reports.caption_report import build_retrieval_section
+from comodal.analysis.reports.report import write_report
+from comodal.analysis.reports.task_examples import TaskPrediction, build_answer_table
+from comodal.analysis.reports.task_report import build_task_parts
+from comodal.analysis.reports.unit_report import build_unit_parts
 from comodal.analysis.unit_activations import ClipExamples
 from comodal.hardware import Compute
 from comodal.inference.embedding_search.search_results import SearchHit, SearchResult, write_search_page

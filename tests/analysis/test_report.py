@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from comodal.analysis.pages.curves import draw_curves
 from comodal.analysis.pages.html_page import render_page
-from comodal.analysis.pages.report import write_report
-from comodal.analysis.pages.score_tables import build_scores_part
 from comodal.analysis.pair_predictions import draw_pair_predictions, draw_probability_histogram, predict_pairs
+from comodal.analysis.reports.curves import draw_curves
+from comodal.analysis.reports.report import write_report
+from comodal.analysis.reports.score_tables import build_scores_part
 from comodal.errors import DataError
 from comodal.models.checkpoint import load_model, save_model
 from comodal.models.l3net.l3net import L3Net, L3NetConfig

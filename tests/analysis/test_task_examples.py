@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from comodal.analysis.co_attention import index_image_files
-from comodal.analysis.pages.report import write_report
-from comodal.analysis.pages.task_examples import (
+from comodal.analysis.reports.report import write_report
+from comodal.analysis.reports.task_examples import (
     TaskPrediction,
     build_answer_table,
     format_text_attention,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from comodal.analysis.pages.report import write_report
+from comodal.analysis.reports.report import write_report
 from comodal.errors import DataError
 from comodal.models.checkpoint import save_model
 from comodal.models.vilbert.heads import Head

@@ -19,7 +19,7 @@ from comodal.analysis.layer_activations import (
 )
 from comodal.analysis.pages.html_page import render_page, write_page_numbers
 from comodal.analysis.pages.page_parts import PageSection
-from comodal.analysis.pages.unit_report import (
+from comodal.analysis.reports.unit_report import (
     NUM_UNIT_EXAMPLES,
     build_unit_gallery,
     build_unit_parts,

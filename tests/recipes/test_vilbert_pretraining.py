@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from comodal.analysis.pages.report import write_report
+from comodal.analysis.reports.report import write_report
 from comodal.data.captions.caption_files import Caption
 from comodal.data.regions.region_store import RegionWriter
 from comodal.errors import CheckpointError, DataError, RecipeError

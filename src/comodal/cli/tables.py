@@ -40,7 +40,7 @@ COMMANDS = {
         "comodal.tasks.evaluation.results_card:results", "combine the results cards of several evaluations in one table"
     ),
     "report": RegistryEntry(
-        "comodal.analysis.pages.report:write_report", "write a page about a run: curves, scores, predictions, units"
+        "comodal.analysis.reports.report:write_report", "write a page about a run: curves, scores, predictions, units"
     ),
     "match": RegistryEntry("comodal.inference.match:match", "predict whether an image or a video corresponds to audio"),
     "ask": RegistryEntry("comodal.inference.vision_language_commands:ask", "answer a question about an image"),

@@ -24,8 +24,8 @@ from joblib.externals.loky import ProcessPoolExecutor
 
 from comodal.analysis.pages.html_page import write_page
 from comodal.analysis.pages.page_parts import PageSection
-from comodal.analysis.pages.report import build_run_parts
-from comodal.analysis.pages.run_sections import ReportInputs
+from comodal.analysis.reports.report import build_run_parts
+from comodal.analysis.reports.run_sections import ReportInputs
 from comodal.console import Table, print_heading, print_line, print_text
 from comodal.data.shards.ingest import prepare_videos
 from comodal.demo.demo_parts import DEFAULT_SIZES, FULL_SCALE, SHORT_SCALE, DemoFolders, DemoScale, DemoSizes

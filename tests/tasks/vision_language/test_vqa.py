@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comodal.analysis.pages.report import write_report
+from comodal.analysis.reports.report import write_report
 from comodal.data.regions.region_store import RegionStore
 from comodal.errors import CheckpointError, DataError
 from comodal.tasks.vision_language.answer_files import read_answer_vocabulary

@@ -90,7 +90,7 @@ def build_candidate_examples(
     """
     rows, candidate_data, num_images = ImageRows(store, id_format), CandidateData([], {}, []), 0
     for item in items:
-        row = find_image_row(rows, item)
+        row = find_candidate_image(rows, item)
         num_images += row is not None
         found = None if row is None else find_candidate_rows(store, row, item, max_regions)
         if row is None or found is None:
@@ -116,7 +116,7 @@ def build_candidate_examples(
     return candidate_data
 
 
-def find_image_row(rows: ImageRows, item: CandidateItem) -> int | None:
+def find_candidate_image(rows: ImageRows, item: CandidateItem) -> int | None:
     """The row of an image by its file name or its id."""
     row = rows.find(item.file_name) if item.file_name else None
     return rows.find(item.image) if row is None else row
@@ -248,7 +248,7 @@ def build_candidate_reader(
     rows = ImageRows(store, id_format)
 
     def read(key: str) -> Candidates | None:
-        row = find_image_row(rows, items[key])
+        row = find_candidate_image(rows, items[key])
         found = None if row is None else find_candidate_rows(store, row, items[key], max_regions)
         candidates = None if row is None else read_candidates(store, lambda _: row, max_regions, key)
         if candidates is None or found is None:

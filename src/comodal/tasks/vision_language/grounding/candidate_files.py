@@ -56,19 +56,22 @@ def read_visual7w_questions(path: Path) -> list[CandidateItem]:
         raise DataError(f"{path}: not Visual7W's dataset_v7w_pointing.json, it has no lists of boxes and images")
     boxes: dict[int, Box] = {}
     for index, entry in enumerate(content["boxes"]):
-        place = f"{path}, box {index}"
-        sides = [get_field(place, entry, side, (int, float)) for side in ("x", "y", "width", "height")]
-        boxes[get_field(place, entry, "box_id", int)] = build_box(place, sides)
+        location = f"{path}, box {index}"
+        sides = [get_field(location, entry, side, (int, float)) for side in ("x", "y", "width", "height")]
+        boxes[get_field(location, entry, "box_id", int)] = build_box(location, sides)
     items = []
     for index, entry in enumerate(content["images"]):
-        place = f"{path}, image {index}"
-        image, split = str(get_field(place, entry, "image_id", (int, str))), get_field(place, entry, "split", str)
-        for question in get_field(place, entry, "qa_pairs", list):
-            answer = get_field(place, question, "answer", int)
-            candidates = tuple(sorted({answer, *get_field(place, question, "multiple_choices", list)}))
+        location = f"{path}, image {index}"
+        image, split = str(get_field(location, entry, "image_id", (int, str))), get_field(location, entry, "split", str)
+        for question in get_field(location, entry, "qa_pairs", list):
+            answer = get_field(location, question, "answer", int)
+            candidates = tuple(sorted({answer, *get_field(location, question, "multiple_choices", list)}))
             if unknown := [box for box in candidates if box not in boxes]:
-                raise DataError(f"{place}: a question has the box {unknown[0]!r}, which is not among the boxes")
-            key, text = get_field(place, question, "qa_id", (int, str)), get_field(place, question, "question", str)
+                raise DataError(f"{location}: a question has the box {unknown[0]!r}, which is not among the boxes")
+            key, text = (
+                get_field(location, question, "qa_id", (int, str)),
+                get_field(location, question, "question", str),
+            )
             items.append(
                 CandidateItem(
                     str(key), image, str(entry.get("filename", "")), split, text, candidates,
@@ -86,19 +89,21 @@ def read_guesswhat_games(path: Path) -> list[CandidateItem]:
     """
     split, items = path.stem.rpartition(".")[2], []
     for line, entry in read_json_lines(path):
-        place = f"{path}, line {line}"
-        image = get_field(place, get_field(place, entry, "image", dict), "id", (int, str))
+        location = f"{path}, line {line}"
+        image = get_field(location, get_field(location, entry, "image", dict), "id", (int, str))
         boxes: dict[int, Box] = {}
-        for candidate in get_field(place, entry, "objects", list):
-            boxes[get_field(place, candidate, "id", int)] = build_box(place, get_field(place, candidate, "bbox", list))
-        target = get_field(place, entry, "object_id", int)
+        for candidate in get_field(location, entry, "objects", list):
+            boxes[get_field(location, candidate, "id", int)] = build_box(
+                location, get_field(location, candidate, "bbox", list)
+            )
+        target = get_field(location, entry, "object_id", int)
         if target not in boxes:
-            raise DataError(f"{place}: the object {target} is not among the objects")
+            raise DataError(f"{location}: the object {target} is not among the objects")
         turns = [
-            f"start {get_field(place, turn, 'question', str)} answer {get_field(place, turn, 'answer', str)} stop"
-            for turn in get_field(place, entry, "qas", list)
+            f"start {get_field(location, turn, 'question', str)} answer {get_field(location, turn, 'answer', str)} stop"
+            for turn in get_field(location, entry, "qas", list)
         ]
-        candidates, key = tuple(sorted(boxes)), str(get_field(place, entry, "id", (int, str)))
+        candidates, key = tuple(sorted(boxes)), str(get_field(location, entry, "id", (int, str)))
         ordered = tuple(boxes[candidate] for candidate in candidates)
         items.append(
             CandidateItem(key, str(image), "", split, " ".join(turns), candidates, ordered, candidates.index(target))
@@ -126,7 +131,7 @@ def list_candidate_boxes(items: Iterable[CandidateItem]) -> dict[str, list[Box]]
     return {name: list(image_boxes) for name, image_boxes in boxes.items()}
 
 
-def get_field(place: str, entry: Any, name: str, kind: type | tuple[type, ...]) -> Any:
+def get_field(location: str, entry: Any, name: str, kind: type | tuple[type, ...]) -> Any:
     """A field of an entry that has to be of a type; booleans are no numbers.
 
     Raises:
@@ -134,11 +139,11 @@ def get_field(place: str, entry: Any, name: str, kind: type | tuple[type, ...]) 
     """
     value = entry.get(name) if isinstance(entry, Mapping) else None
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise DataError(f"{place}: {name!r} is {value!r:.40}; is it an official file?")
+        raise DataError(f"{location}: {name!r} is {value!r:.40}; is it an official file?")
     return value
 
 
-def build_box(place: str, sides: list[Any]) -> Box:
+def build_box(location: str, sides: list[Any]) -> Box:
     """A box from left, top, width and height.
 
     Raises:
@@ -147,7 +152,7 @@ def build_box(place: str, sides: list[Any]) -> Box:
     try:
         left, top, width, height = map(float, sides)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{place}: the box {sides!r:.60} is not left, top, width and height") from error
+        raise DataError(f"{location}: the box {sides!r:.60} is not left, top, width and height") from error
     if not all(map(math.isfinite, (left, top, width, height))) or min(width, height) < 0:
-        raise DataError(f"{place}: the box {sides!r:.60} is not left, top, width and height")
+        raise DataError(f"{location}: the box {sides!r:.60} is not left, top, width and height")
     return left, top, left + width, top + height

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from comodal.analysis.co_attention import draw_attention, select_attention_examples
-from comodal.analysis.pages.curves import draw_task_accuracies
 from comodal.analysis.pages.page_parts import PageColumn, PageRow, PageSection, PageTable, embed_figure
-from comodal.analysis.pages.run_sections import build_run_header
+from comodal.analysis.reports.curves import draw_task_accuracies
+from comodal.analysis.reports.run_sections import build_run_header
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.text_files import read_json_object, read_metrics
 

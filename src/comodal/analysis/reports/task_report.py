@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from comodal.analysis.pages.curves import draw_curves
 from comodal.analysis.pages.page_parts import PageSection, embed_figure
-from comodal.analysis.pages.run_sections import build_run_header
-from comodal.analysis.pages.task_examples import build_example_parts
+from comodal.analysis.reports.curves import draw_curves
+from comodal.analysis.reports.run_sections import build_run_header
+from comodal.analysis.reports.task_examples import build_example_parts
 from comodal.errors import RecipeError
 from comodal.hardware import Compute
 from comodal.models.checkpoint import read_model_config

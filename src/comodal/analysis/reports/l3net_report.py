@@ -3,19 +3,19 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from comodal.analysis.pages.curves import draw_curves
-from comodal.analysis.pages.localization_report import build_localization_parts
 from comodal.analysis.pages.page_parts import PageSection, embed_figure
-from comodal.analysis.pages.run_sections import ReportInputs, build_run_header
-from comodal.analysis.pages.score_tables import (
+from comodal.analysis.pair_predictions import draw_pair_predictions, draw_probability_histogram, predict_pairs
+from comodal.analysis.pointing_game import read_pointing_scenes
+from comodal.analysis.reports.curves import draw_curves
+from comodal.analysis.reports.localization_report import build_localization_parts
+from comodal.analysis.reports.run_sections import ReportInputs, build_run_header
+from comodal.analysis.reports.score_tables import (
     build_card_table,
     build_confusion_parts,
     build_scores_part,
     list_measured_folders,
 )
-from comodal.analysis.pages.unit_report import build_unit_parts
-from comodal.analysis.pair_predictions import draw_pair_predictions, draw_probability_histogram, predict_pairs
-from comodal.analysis.pointing_game import read_pointing_scenes
+from comodal.analysis.reports.unit_report import build_unit_parts
 from comodal.analysis.unit_activations import read_clip_examples
 from comodal.errors import DataError
 from comodal.hardware import Compute

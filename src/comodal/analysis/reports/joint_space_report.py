@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from comodal.analysis.pages.curves import draw_curves
-from comodal.analysis.pages.l3net_report import build_curves_part, build_predictions_part, find_validation_split
 from comodal.analysis.pages.page_parts import PageSection, embed_figure
-from comodal.analysis.pages.run_sections import ReportInputs, build_run_header
-from comodal.analysis.pages.score_tables import build_card_table
+from comodal.analysis.reports.curves import draw_curves
+from comodal.analysis.reports.l3net_report import build_curves_part, build_predictions_part, find_validation_split
+from comodal.analysis.reports.run_sections import ReportInputs, build_run_header
+from comodal.analysis.reports.score_tables import build_card_table
 from comodal.errors import DataError
 from comodal.hardware import Compute
 from comodal.models.ave_net.ave_net import AVENet
