@@ -1,11 +1,15 @@
-"""The sections of a report about a ViLBERT: curves of its three tasks, retrieval, and co-attention."""
+"""The sections of a report about a ViLBERT: curves of its three tasks, retrieval, and co-attention.
+
+A report about a dual encoder has the curves and the results cards.
+"""
 
 from pathlib import Path
 
 from comodal.analysis.co_attention import draw_attention, select_attention_examples
-from comodal.analysis.pages.curves import draw_task_accuracies
+from comodal.analysis.pages.curves import draw_curves, draw_task_accuracies
 from comodal.analysis.pages.page_parts import PageColumn, PageRow, PageSection, PageTable, embed_figure
-from comodal.analysis.pages.run_sections import build_run_header
+from comodal.analysis.pages.run_sections import ReportInputs, build_run_header, refuse_inputs
+from comodal.analysis.pages.score_tables import build_card_table
 from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.text_files import read_json_object, read_log
 
@@ -65,3 +69,37 @@ def build_retrieval_section(folder: Path) -> PageSection:
         f"{found['retrieval.captions']:.0f} captions."
     )
     return PageSection("Caption-based image retrieval", text, [PageTable(f"Recall: {folder.name}", columns, rows)])
+
+
+def build_dual_encoder_parts(run: Path, inputs: ReportInputs) -> list[PageSection]:
+    """Header, curves and results cards.
+
+    Raises:
+        DataError: Files are given that such a report does not read.
+    """
+    refuse_inputs(
+        run,
+        "a dual encoder",
+        {
+            "--data": inputs.data,
+            "--captions": inputs.captions,
+            "--images": inputs.images,
+            "--ground-truth": inputs.ground_truth,
+        },
+    )
+    curves = draw_curves(read_log(run / "metrics.jsonl"), chance_level=None)
+    return [
+        build_run_header(
+            run,
+            "Dual encoder: one vector for a text and one for an image",
+            "Trained on images with captions, by a contrastive loss.",
+            "accuracy",
+            "accuracy within a batch of held-out pairs",
+        ),
+        PageSection(
+            "Training",
+            "A caption must find its image in the batch, and an image its caption.",
+            [embed_figure(curves, "loss and accuracy by step")],
+        ),
+        *map(build_card_table, inputs.results),
+    ]

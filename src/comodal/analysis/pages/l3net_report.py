@@ -1,4 +1,7 @@
-"""The sections of a report about an L3-Net: curves, scores, predictions on held-out pairs, units and localization."""
+"""The sections of a report about an L3-Net: curves, scores, predictions on held-out pairs, units and localization.
+
+A report about an AVE-Net has the curves, the results cards and the predictions.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +9,7 @@ from pathlib import Path
 from comodal.analysis.pages.curves import draw_curves
 from comodal.analysis.pages.localization_report import build_localization_parts
 from comodal.analysis.pages.page_parts import PageSection, embed_figure
-from comodal.analysis.pages.run_sections import ReportInputs, build_run_header
+from comodal.analysis.pages.run_sections import ReportInputs, build_run_header, refuse_inputs
 from comodal.analysis.pages.score_tables import (
     build_card_table,
     build_confusion_parts,
@@ -90,3 +93,29 @@ def build_predictions_part(model: L3Net | AVENet, split: Path, pairs: int, seed:
     histogram = embed_figure(draw_probability_histogram(predictions), "histogram of the probability of correspondence")
     numbers = {"pairs": len(predictions.probabilities), "accuracy": float(predictions.accuracy)}
     return PageSection("Correspondence of held-out pairs", text, [drawn, histogram], numbers)
+
+
+def build_ave_net_parts(run: Path, model: AVENet, inputs: ReportInputs, compute: Compute) -> list[PageSection]:
+    """Header, curves and results cards; with shards, also predictions on held-out pairs.
+
+    Raises:
+        DataError: Files are given that such a report does not read.
+    """
+    refuse_inputs(run, "an AVE-Net", {"--captions": inputs.captions, "--ground-truth": inputs.ground_truth})
+    name = "AVE-Net" if model.config.comparison == "distance" else "AVOL-Net"
+    sections = [
+        build_run_header(
+            run,
+            f"{name}: a joint embedding space of images and audio",
+            "Trained on videos without labels: images and audio of one moment get similar embeddings.",
+            "accuracy",
+            "accuracy on held-out pairs (chance level: 0.5)",
+        ),
+        build_curves_part(run),
+        *map(build_card_table, inputs.results),
+    ]
+    if inputs.data is not None:
+        with compute.autocast():
+            split = find_validation_split(inputs.data)
+            sections.append(build_predictions_part(model, split, inputs.pairs, inputs.seed))
+    return sections

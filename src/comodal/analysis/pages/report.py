@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from comodal.analysis.pages.caption_report import build_caption_parts
+from comodal.analysis.pages.caption_report import build_caption_parts, build_dual_encoder_parts
 from comodal.analysis.pages.html_page import write_page, write_page_numbers
-from comodal.analysis.pages.joint_space_report import build_ave_net_parts, build_dual_encoder_parts
-from comodal.analysis.pages.l3net_report import build_l3net_parts
+from comodal.analysis.pages.l3net_report import build_ave_net_parts, build_l3net_parts
 from comodal.analysis.pages.page_parts import PageSection
 from comodal.analysis.pages.run_sections import ReportInputs, build_run_settings
 from comodal.analysis.pages.score_tables import build_card_table, list_measured_folders

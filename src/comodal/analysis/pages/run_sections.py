@@ -14,7 +14,7 @@ from comodal.analysis.pages.page_parts import (
     PageSection,
     PageTable,
 )
-from comodal.errors import RecipeError
+from comodal.errors import DataError, RecipeError
 from comodal.text_files import read_yaml
 
 
@@ -74,3 +74,10 @@ def build_run_settings(run: Path) -> PageSection:
     rows = [PageRow((name, value)) for name, value in flatten_settings(values, "")]
     table = PageTable(f"Settings of {run.name}", [PageColumn("setting"), PageColumn("value")], rows)
     return PageSection("Settings", "", [PageDetails(f"The settings of {run.name}", [table])])
+
+
+def refuse_inputs(run: Path, kind: str, paths: dict[str, Path | None]) -> None:
+    """Raises a DataError if a report about this kind of model is given a file that it does not read."""
+    given = [flag for flag, path in paths.items() if path is not None]
+    if given:
+        raise DataError(f"{run} is {kind}: its report does not use {', '.join(given)}")
