@@ -53,7 +53,7 @@ from comodal.tasks.evaluation.results_card import (
     write_card,
 )
 from comodal.tasks.evaluation.system_comparison import Comparison
-from comodal.training.unreadable_media import REASON_UNREADABLE, report_unreadable
+from comodal.training.run_log import REASON_UNREADABLE, report_unreadable
 
 AVE_TASK = "ave"
 VIDEO_FOLDER = "AVE"

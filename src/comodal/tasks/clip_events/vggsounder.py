@@ -37,7 +37,7 @@ from comodal.tasks.clip_events.vggsounder_labels import (
 from comodal.tasks.clip_events.vggsounder_results import ModalityScores, VGGSounderResults, report_vggsounder
 from comodal.tasks.evaluation.cross_validation import assign_folds, select_usable_folds
 from comodal.tasks.evaluation.linear_probe import Classifier, fit_probe
-from comodal.training.unreadable_media import REASON_UNREADABLE, report_unreadable
+from comodal.training.run_log import REASON_UNREADABLE, report_unreadable
 
 CLIP_SECONDS = 10
 PROBE_INPUTS = ("a", "v", "av")

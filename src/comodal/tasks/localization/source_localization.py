@@ -34,7 +34,7 @@ from comodal.tasks.localization.position_maps import (
     read_square_image,
 )
 from comodal.tasks.localization.sounding_boxes import read_localization_set
-from comodal.training.unreadable_media import REASON_UNREADABLE, report_unreadable
+from comodal.training.run_log import REASON_UNREADABLE, report_unreadable
 
 MAX_WORKERS = 64
 REASON_MISSING_MEDIA = "frame or audio file is missing"
