@@ -71,7 +71,7 @@ html_theme_options = {
 
 def public_objects() -> dict[str, Any]:
     """The public names but the version, and what they are."""
-    return {name: getattr(comodal, name) for name in comodal.__all__ if name != "__version__"}
+    return {name: getattr(comodal, name) for name in comodal.PUBLIC_NAMES if name != "__version__"}
 
 
 def returned_classes(functions: list[Any]) -> list[type]:
@@ -117,7 +117,7 @@ def api_section(title: str, directive: str, names: list[str]) -> list[str]:
 
 
 def write_api(_: Sphinx) -> None:
-    """Writes generated/api.rst, which follows `comodal.__all__`."""
+    """Writes generated/api.rst, which follows `comodal.PUBLIC_NAMES`."""
     objects = public_objects()
     errors = [name for name, value in objects.items() if inspect.isclass(value) and issubclass(value, Exception)]
     classes = [name for name, value in objects.items() if inspect.isclass(value) and name not in errors]

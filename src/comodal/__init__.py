@@ -89,7 +89,7 @@ _DEFINED_IN = {
     "synthesize": "comodal.synthetic.synthesize",
     "train": "comodal.training.run",
 }
-__all__ = ["__version__", *_DEFINED_IN]
+PUBLIC_NAMES = ("__version__", *_DEFINED_IN)
 
 
 def __getattr__(name: str) -> object:
@@ -101,4 +101,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(PUBLIC_NAMES)

@@ -186,7 +186,7 @@ def test_every_global_name_is_defined(path: Path):
 
 
 def test_public_names_are_there():
-    for name in comodal.__all__:
+    for name in comodal.PUBLIC_NAMES:
         assert getattr(comodal, name) is not None, name
     with pytest.raises(AttributeError, match="no_such_name"):
         importlib.import_module("comodal").no_such_name  # noqa: B018
@@ -197,7 +197,7 @@ def test_public_names_are_not_hidden_by_modules():
     for module in pkgutil.walk_packages(comodal.__path__, "comodal."):
         if module.name.rpartition(".")[2] != "__main__":
             importlib.import_module(module.name)
-    for name in comodal.__all__:
+    for name in comodal.PUBLIC_NAMES:
         assert not inspect.ismodule(getattr(comodal, name)), name
 
 
