@@ -186,7 +186,7 @@ def test_search_resumes(
     assert done < 5 + len(STEMS)
     code, said = run(capsys, *words, "--json")
     found = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
-    assert {hit["image"] for hit in found["best"]} == {str(folder / f"{stem}.jpg") for stem in TEXT_STEMS}
+    assert {hit["path"] for hit in found["best"]} == {str(folder / f"{stem}.jpg") for stem in TEXT_STEMS}
     assert len(read) == done
 
 
