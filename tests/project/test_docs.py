@@ -41,7 +41,7 @@ from tests.support.synthetic_media import tone, write_video
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"(?:<!-- not run: needs (?P<needs>[^>]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)```", re.DOTALL)
 INLINE = re.compile(r"`comodal ([^`]+)`")
-OPTION = re.compile(r"`(--[A-Za-z-]+)")
+OPTION = re.compile(r"`(--[A-Za-z][A-Za-z-]*)")  # not the id of a video, which may begin with dashes
 COMMANDS = list_all_commands()
 PAGE_NAMES = [*COMMANDS, *(f"train {name}" for name in RECIPES)]
 RATE = 48_000

@@ -183,7 +183,7 @@ SMALL = {
     "train joint": "--epochs 0.5",
     "train visual7w": SMALL_TASK,
     "train guesswhat": SMALL_TASK,
-    "train image_classes": f"--image-size 32 {SMALL_TASK}",
+    "train image_classes": SMALL_TASK,
     "train vilbert": "--variant small --steps 2 --batch-size 4 --validation-pairs 4 --workers 0",
     "train vqa": SMALL_ANSWERS,
     "train gqa": SMALL_ANSWERS,
