@@ -241,7 +241,7 @@ def write_store(images: str, boxes: str = "", detector: str = "l3net") -> Callab
 
     def write(files: DocsFiles, folder: Path) -> None:
         extract_regions(
-            files[images], folder, str(files[detector]), files[boxes] if boxes else None,
+            files[images], folder, str(files[detector]) if detector in MAKERS else detector, files[boxes] if boxes else None,
             workers=1, backend="sequential", **({"grid": 2} if detector == "l3net" else {}),
         )  # fmt: skip
 
@@ -371,6 +371,7 @@ MAKERS: dict[str, Callable[[DocsFiles, Path], object]] = {
     "stores/vcr": write_store("world/vcr/vcr1images", "world/vcr/boxes.jsonl"),
     "stores/guesswhat": write_store("world/coco/images", "world/coco/boxes.jsonl"),
     "stores/visual7w": write_store("candidates/visual7w/images", "candidates/visual7w/boxes.jsonl"),
+    "stores/coco_lite": write_store("world/coco/images", detector="efficientnet_lite0"),
     "stores/caffe": write_store("photos", detector="detectors/caffe.caffemodel"),
     "candidates": write_candidates,
     **{f"foils/{name}": copy_of(FIXTURES / "foils" / name) for name in FOILS},
