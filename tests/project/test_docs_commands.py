@@ -119,9 +119,10 @@ GIVEN = {
 GIVEN_IN = {
     **{
         name: {"RUN": "vilbert", "run": "vilbert"}
-        for name in ("README-4", "entailment-0", "foils-0", "gqa-0", "nlvr2-0", "retrieval-0", "vqa-0")
+        for name in ("entailment-0", "foils-0", "gqa-0", "nlvr2-0", "retrieval-0", "vqa-0")
     },
     **{f"baselines-{number}": {"RUN": "vilbert"} for number in range(4)},
+    "README-4": {"coco": "stores/coco_lite"},  # the same kind of regions as those of the block
     "analysis-0": {"run": "trained/l3net", "runs/vqa": "trained/vqa", "photos": "world/coco/images"},
     "zero_shot_retrieval-0": {"RUN": "trained/captions"},  # which names the captions that it held out
     "vcr-0": {"RUN": "vilbert_caffe"},

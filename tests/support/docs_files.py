@@ -237,13 +237,12 @@ def write_fpn(_: DocsFiles, path: Path) -> None:
 
 
 def write_store(images: str, boxes: str = "", detector: str = "l3net") -> Callable[[DocsFiles, Path], None]:
-    """Regions of a folder of images: given boxes, or the cells of a grid, over the small L3-Net."""
+    """Regions of a folder of images by a file or a built-in detector: given boxes, or else its own, or a grid."""
 
     def write(files: DocsFiles, folder: Path) -> None:
-        extract_regions(
-            files[images], folder, str(files[detector]), files[boxes] if boxes else None,
-            workers=1, backend="sequential", **({"grid": 2} if detector == "l3net" else {}),
-        )  # fmt: skip
+        network = str(files[detector]) if detector in MAKERS else detector
+        options = {"workers": 1, "backend": "sequential"} | ({"grid": 2} if detector == "l3net" else {})
+        extract_regions(files[images], folder, network, files[boxes] if boxes else None, **options)
 
     return write
 
@@ -371,6 +370,7 @@ MAKERS: dict[str, Callable[[DocsFiles, Path], object]] = {
     "stores/vcr": write_store("world/vcr/vcr1images", "world/vcr/boxes.jsonl"),
     "stores/guesswhat": write_store("world/coco/images", "world/coco/boxes.jsonl"),
     "stores/visual7w": write_store("candidates/visual7w/images", "candidates/visual7w/boxes.jsonl"),
+    "stores/coco_lite": write_store("world/coco/images", detector="efficientnet_lite0"),
     "stores/caffe": write_store("photos", detector="detectors/caffe.caffemodel"),
     "candidates": write_candidates,
     **{f"foils/{name}": copy_of(FIXTURES / "foils" / name) for name in FOILS},

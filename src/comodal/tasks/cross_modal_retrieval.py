@@ -75,7 +75,9 @@ def evaluate_cross_modal_retrieval(
             raise ValueError("give --captions and --regions (images and captions), or --data (images and audio)")
         if clip_retrieval != ALL_CLIPS:
             raise ValueError("--galleries, --linear-map, --clips and --workers are for images and audio: add --data")
-        return evaluate_retrieval(model, captions, regions, split, ranking, evaluation, baselines)
+        return evaluate_retrieval(
+            model, captions, regions, split, ranking=ranking, evaluation=evaluation, baselines=baselines
+        )
     if captions is not None or regions is not None:
         raise ValueError("--data is for images and audio: leave out --captions and --regions")
     compute, seed = ComputeOptions(evaluation.device, evaluation.precision), ranking.seed

@@ -64,7 +64,7 @@ class ClipRetrieval:
         workers: Data loader processes; auto: two for a CPU, more for a GPU.
     """
 
-    galleries: tuple[int, ...] = (100, 1000)
+    galleries: Sequence[int] = (100, 1000)
     linear_map: Path | None = None
     clips: int | None = None
     workers: Workers = "auto"
