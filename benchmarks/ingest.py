@@ -2,16 +2,18 @@
 
 Prints times real time per core for 360p and 720p H.264 with 25, 5 and 1 pictures a second, each beside the plain route
 (PyAV's `to_ndarray(format="rgb24")`, Pillow's resize and JPEG, swresample, the same FLAC) and beside decoding alone,
-the most that any route can reach (all pictures and sound, nothing kept), timed in turn in one run.
+the most that any route can reach (all pictures and sound, nothing kept), timed in turn in one run. With --ffmpeg also
+beside one ffmpeg process for the clip, which writes the same JPEG and FLAC files; its start is part of its time.
 
-    python benchmarks/ingest.py [--video FILE ...] [--rate 5 ...] [--repeats 5] [--out results.json]
+    python benchmarks/ingest.py [--video FILE ...] [--rate 5 ...] [--repeats 5] [--ffmpeg PATH] [--out results.json]
 """
 
 import argparse
 import io
+import os
 import statistics
+import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -97,28 +99,52 @@ def decode_only(path: Path, _rate: float) -> int:
         return sum(frame.time < SECONDS for frame in container.decode(video, audio))
 
 
+def ffmpeg_route(program: str) -> Callable[[Path, float], int]:
+    """One process with one thread that writes the images and the audio of a clip."""
+
+    def write(path: Path, rate: float) -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            scale = f"fps={rate:g},scale='if(gt(iw,ih),-2,256)':'if(gt(iw,ih),256,-2)'"
+            command = [program, "-v", "error", "-nostdin", "-threads", "1", "-t", f"{SECONDS:g}", "-i", str(path)]
+            command += ["-map", "0:v:0", "-vf", scale, "-q:v", "4", "-threads", "1", f"{folder}/%04d.jpg"]
+            command += ["-map", "0:a:0", "-ac", "1", "-ar", "48000", "-sample_fmt", "s16", f"{folder}/audio.flac"]
+            subprocess.run(command, check=True)
+            return sum(file.stat().st_size for file in Path(folder).iterdir())
+
+    return write
+
+
+def read_cpu_seconds() -> float:
+    """Processor time of this process and of the processes that it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 def seconds_of(work: Callable[[Path, float], int], path: Path, rate: float) -> float:
-    began = time.process_time()
+    began = read_cpu_seconds()
     work(path, rate)
-    return time.process_time() - began
+    return read_cpu_seconds() - began
 
 
-def measure(path: Path, rate: float, repeats: int) -> dict[str, float]:
+def measure(path: Path, rate: float, repeats: int, ffmpeg: str | None) -> dict[str, float]:
     """Medians of `repeats` runs of each route, in turn; processor time, so that a busy machine matters less."""
-    works = (ours, plain, decode_only)
+    works = [ours, plain, decode_only, *([ffmpeg_route(ffmpeg)] if ffmpeg else [])]
     for work in works:
         work(path, rate)  # to warm up
     times = [[seconds_of(work, path, rate) for work in works] for _ in range(repeats)]
     length = read_clip(path, seconds=SECONDS, frames_per_second=1.0).seconds
-    ratios = sorted(theirs / mine for mine, theirs, _ in times)
-    return {
-        "times_real_time": length / statistics.median(mine for mine, _, _ in times),
-        "plain_times_real_time": length / statistics.median(theirs for _, theirs, _ in times),
+    ratios = sorted(theirs / mine for mine, theirs, *_ in times)
+    numbers = {
+        "times_real_time": length / statistics.median(mine for mine, *_ in times),
+        "plain_times_real_time": length / statistics.median(theirs for _, theirs, *_ in times),
         "ratio": statistics.median(ratios),
-        "of_decode_only": statistics.median(decoding / mine for mine, _, decoding in times),
+        "of_decode_only": statistics.median(decoding / mine for mine, _, decoding, *_ in times),
         "ratio_lowest": ratios[0],
         "ratio_highest": ratios[-1],
     }
+    if ffmpeg:
+        numbers["ratio_to_ffmpeg"] = statistics.median(process / mine for mine, _, _, process in times)
+    return numbers
 
 
 def main() -> None:
@@ -127,6 +153,7 @@ def main() -> None:
     parser.add_argument("--video", type=Path, action="append", help="a video to use in place of the synthetic ones")
     parser.add_argument("--rate", type=float, action="append", help="pictures a second; by default 25, 5 and 1")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--ffmpeg", help="program to compare with: one process for the clip")
     parser.add_argument("--out", type=Path, help="write the numbers as JSON")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -141,7 +168,7 @@ def main() -> None:
         }
         for name, path in videos.items():
             for rate in rates:
-                found = measure(path, rate, arguments.repeats)
+                found = measure(path, rate, arguments.repeats, arguments.ffmpeg)
                 results |= {f"ingest.{name}.{rate:g}.{key}": value for key, value in found.items()}
                 cells = [f"{found[key]:.1f}" for key in ("times_real_time", "plain_times_real_time", "ratio")]
                 spread = f"{found['ratio_lowest']:.1f} - {found['ratio_highest']:.1f}"
@@ -150,6 +177,9 @@ def main() -> None:
     for key, value in results.items():
         if key.endswith(f".{TARGET_RATE:g}.of_decode_only"):
             print_ratio(f"{key.split('.')[1]} at {TARGET_RATE:g} pictures/s and decoding alone", value, TARGET, machine)
+        if key.endswith(".ratio_to_ffmpeg"):
+            size, rate = key.split(".")[1:3]
+            print_ratio(f"{size} at {rate} pictures/s and one ffmpeg process", value, 1.0, machine)
     save(results | machine, arguments.out)
 
 
