@@ -141,7 +141,7 @@ GIVEN_IN = {
         "classes.csv": "vggsounder/classes.csv",
         "vggsound.csv": "vggsounder/vggsound.csv",
     },
-    "own_images-1": {"run": "vilbert"},
+    **dict.fromkeys(("own_images-1", "vilbert-2"), {"run": "vilbert"}),
     "own_videos-1": {"run": "trained/l3net"},
     "refcoco-0": {"RUN": "vilbert"},
     "phrases-0": {"RUN": "vilbert"},
