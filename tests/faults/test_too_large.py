@@ -158,7 +158,7 @@ def test_a_bert_of_a_wrong_size_is_named_before_its_weights_are_looked_for(
         ("--seconds 1e12", "seconds is a number from 1 to 3,600, got 1000000000000.0"),
         ("--videos 1000000000000", "videos is a number from 0 to 10,000,000, got 1000000000000"),
         ("--frames_per_second 1e18", "frames_per_second is a number from 1 to 240, got 1e+18"),
-        ("--workers 100000", "workers is a number from 0 to 1,024, got 100000"),
+        ("--workers 100000", "workers is a number from 1 to 1,024, got 100000"),
     ],
 )
 def test_synthetic_data_of_a_wrong_size_is_named(

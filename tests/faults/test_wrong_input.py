@@ -110,7 +110,7 @@ def test_a_device_that_is_not_there_is_told(world: Path, tmp_path: Path, capsys:
 
 def test_workers_are_not_negative(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     words = ["embed", "image", world / "images", "--model", world / "network", "--out", tmp_path, "--workers", -1]
-    assert told(capsys, *words) == "workers (-1) is a number of processes, or 0 for one per core"
+    assert told(capsys, *words) == "workers is a number from 0 to 1,024, got -1"
 
 
 def test_a_sound_is_no_model(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

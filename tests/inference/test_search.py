@@ -346,7 +346,7 @@ def test_the_command_line(world: Path, photos: Path, tmp_path: Path, capsys: pyt
     for bad, sentence in (
         (["--top-k", "6"], "top_k (6) must be from 1 to rerank (5)"),
         (["--rerank", "0"], "rerank (0) must be at least 1"),
-        (["--workers", "0"], "workers is a number of processes, or -1 for one per core; got 0"),
+        (["--workers", "0"], "workers is a number from 1 to 1,024, got 0"),
         (["--out", "page.png"], "a page is a .html"),
         (["--captions", str(world / "captions.jsonl")], "give both --captions and --regions"),
     ):

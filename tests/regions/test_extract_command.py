@@ -380,6 +380,6 @@ def test_the_command_line(images: Path, network: Path, tmp_path: Path, capsys: p
     assert main([*words, "--detector", str(network), "--boxes", "grid", "--grid", "3", "--dtype", "float32"]) == 0
     assert RegionStore(tmp_path / "store").features.shape == (9 * 26, 16)
     assert main([*words, "--detector", str(network), "--boxes", "here.jsonl"]) == 1
-    assert "here.jsonl: No such file" in capsys.readouterr().err
+    assert "here.jsonl does not exist" in capsys.readouterr().err
     assert main([*words, "--detector", str(network), "--workers", "0"]) == 1
     assert "workers is a number of processes" in capsys.readouterr().err

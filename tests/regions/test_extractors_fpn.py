@@ -76,7 +76,7 @@ def test_damaged_files_are_refused_and_nothing_is_written(tmp_path: Path):
 
 
 def test_settings_of_the_other_detector_are_refused():
-    with pytest.raises(ValueError, match="min_regions, postprocessing and head are for bottom-up attention's detector"):
+    with pytest.raises(ValueError, match="min_regions and postprocessing are for bottom-up attention's detector"):
         load_extractor(ExtractorSource(str(FILE), min_regions=3))
 
 
