@@ -29,6 +29,7 @@ MAX_CHUNKS = 10_000
 FORMAT_BYTES, EXTENSIBLE_TAG, PCM_TAG = 26, b"\xfe\xff", b"\1\0"  # of a WAVEFORMATEXTENSIBLE, to its subformat
 CAF_PACKET_TABLE_BYTES = 12 + 24  # the header of the chunk with the sizes of compressed packets
 TTA_FRAME_SECONDS = 256 / 245
+DAMAGED_HEADER = (struct.error, OSError, OverflowError)  # a chunk that ends early, or has a size that no file has
 
 
 class AudioHeader(NamedTuple):
@@ -66,7 +67,7 @@ def _read_wave64(file: OpenFile) -> AudioHeader:
     bytes_per_second, is_padded = 0, False
     for _ in range(MAX_CHUNKS):
         name, size = _unpack("<16sQ", file)
-        body = file.read(FORMAT_BYTES) if name == W64_FMT else b""
+        body = file.read(min(max(size - 24, 0), FORMAT_BYTES)) if name == W64_FMT else b""
         if name == W64_FMT:
             bytes_per_second, is_padded = struct.unpack_from("<I", body, 8)[0], _has_padded_samples(body)
         elif name == W64_DATA:
@@ -146,7 +147,7 @@ def read_audio_header(path: Path, format_name: str) -> AudioHeader:
     with open_media(path) as file:
         try:
             return READERS[format_name][0](file)
-        except struct.error:
+        except DAMAGED_HEADER:
             return AudioHeader()
 
 
@@ -158,7 +159,7 @@ def has_padded_samples(path: Path) -> bool:
         file.seek(0)
         try:
             return bool(readers) and readers[0](file).is_padded
-        except struct.error:
+        except DAMAGED_HEADER:
             return False
 
 
