@@ -40,9 +40,9 @@ from comodal.tasks.retrieval.pair_scores import PairScorer
 from comodal.tasks.retrieval.retrieval_ranks import list_text_answers
 from comodal.tasks.vision_language.vilbert_fine_tuning import score_batch
 from tests.objectives.test_pretraining import CONFIG
-from tests.regions.test_extractors import tiny_backbone
 from tests.support.detector_fixtures import CAFFE, LXMERT, PYRAMID, c4_of, caffe_rules, fpn_of, fpn_rules, lxmert_rules
 from tests.support.fake_gpu import GPU, FakeCompute, fake_gpu
+from tests.support.small_detectors import tiny_backbone
 from tests.support.small_regions import DIM, some_images, write_store
 from tests.support.small_systems import AVE_NETS, DUAL, TASKS
 from tests.tasks.retrieval.test_retrieval import CONFIG as RETRIEVAL

@@ -17,8 +17,8 @@ from tests.support.docs_files import DocsFiles
 
 SHELL = [block for block in BLOCKS if block.language in ("", "bash")]
 RUN = {str(block): block for block in SHELL if not block.needs}
-FAST = {  # together some 20 s of CPU time with the files that they read
-    *("README-4", "baselines-1", "baselines-3", "foils-0", "guesswhat-0", "l3net-1", "localization-0"),
+FAST = {  # the others take longer than some seconds
+    *("README-4", "baselines-1", "baselines-3", "foils-0", "guesswhat-0", "localization-0"),
     *("papers-1", "papers-6", "papers-7", "sharing-0", "vilbert_users-1"),
 }
 # Blocks whose lines are alternatives to each other: each is run in a folder of its own.

@@ -123,6 +123,7 @@ def learn_guesswhat(folder: Path) -> tuple[Callable[..., dict[str, float]], dict
     return guesswhat.evaluate_guesswhat, files | {"recipe": guesswhat.recipe, "train_data": data, "test": test}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "prepare"), [("visual7w", learn_visual7w), ("guesswhat", learn_guesswhat)])
 def test_a_network_chooses_among_the_candidates_alone(name: str, prepare: Callable, tmp_path: Path):
     """The fifth region is never chosen. The baselines see the candidates alone, too."""
