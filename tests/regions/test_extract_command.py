@@ -382,4 +382,4 @@ def test_the_command_line(images: Path, network: Path, tmp_path: Path, capsys: p
     assert main([*words, "--detector", str(network), "--boxes", "here.jsonl"]) == 1
     assert "here.jsonl does not exist" in capsys.readouterr().err
     assert main([*words, "--detector", str(network), "--workers", "0"]) == 1
-    assert "workers is a number of processes" in capsys.readouterr().err
+    assert "workers is a number from 1 to 1,024, got 0" in capsys.readouterr().err
