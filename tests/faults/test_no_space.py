@@ -132,6 +132,7 @@ SLOW = {
     "synthesize",
     "search",
     "prepare tokens",
+    "convert openl3",
 }
 FRACTIONS = (0.0, 0.4, 0.9)
 

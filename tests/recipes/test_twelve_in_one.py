@@ -146,6 +146,7 @@ def equals(model: TaskModel, other: TaskModel, head: str) -> bool:
     return all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.slow
 def test_the_heads_of_the_published_model_go_on_training(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     model = published(folder, tmp_path / "model")
     ours = recipe(**settings(folder, list(TASKS), model=tmp_path / "model")).objective.model

@@ -418,7 +418,7 @@ def test_another_source_does_not_go_into_the_same_store(tmp_path: Path):
         convert_regions(FEATURES / "butd_7col.tsv", tmp_path / "store")
 
 
-@pytest.mark.parametrize("step", [6, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [18, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_any_line_and_run_again_it_ends_with_the_same_bytes(tmp_path: Path, step: int):
     values = {b"%d" % n: pickle.dumps({**record(n, image=str(n)), "cls_prob": np.ones((3, 2))}) for n in range(7)}
     values |= {b"3": values[b"3"][:-9], b"5": values[b"4"]}  # one damaged, one twice

@@ -83,6 +83,7 @@ def pairs_of(count: int = 120) -> list[dict]:
     return entries
 
 
+@pytest.mark.slow
 def test_two_pictures_meet_one_sentence(tmp_path: Path):
     entries = pairs_of()
     plain = write_colours(tmp_path / "plain")
