@@ -161,6 +161,7 @@ def test_neighbors_in_the_plane_are_neighbors_in_the_features():
         compute_tsne(features[:3], seed=1)
 
 
+@pytest.mark.slow
 def test_the_plane_has_a_legend_of_the_classes(tmp_path: Path):
     model = L3Net(make_small_l3net_config(1, 24)).eval()
     examples = read_clip_examples(write_world(tmp_path / "w", 12, classes=("a", "b", "c")), model, 12)

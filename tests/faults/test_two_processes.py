@@ -25,6 +25,7 @@ def losses(out: Path, split: str) -> list[float]:
     return [line["loss"] for line in read_log(out / "metrics.jsonl") if line["split"] == split]
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_pairs_of_one(tmp_path: Path):
     """The first loss is the mean over the same eight pairs up to batch normalisation, which sees four at a time.
 

@@ -123,6 +123,7 @@ def test_windows_hold_no_more_for_a_longer_sound():
     assert peak(600) < 1.1 * peak(60)
 
 
+@pytest.mark.slow
 def test_a_long_file_takes_no_more_memory_than_a_short_one(tmp_path: Path, model: Path):
     """The whole path, file to file, in a process of its own. Read whole, 15 minutes at 48 kHz would be 173 MB."""
 

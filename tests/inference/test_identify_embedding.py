@@ -54,6 +54,7 @@ def test_openl3s_range_of_pictures_is_told(tmp_path: Path, weights: Path, monkey
     assert "no timestamps" in found.content
 
 
+@pytest.mark.slow
 def test_our_own_file_says_how_it_was_made_and_is_believed(
     tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -73,7 +73,7 @@ CHECKS: dict[str, Callable[[Names], None]] = {
     "plot_08_export": both_runtimes_agree,
 }
 
-SLOW = ("plot_03_own_dataset", "plot_06_sound_source")  # some ten seconds on a busy machine
+SLOW = ("plot_03_own_dataset", "plot_06_sound_source", "plot_07_fine_tuning", "plot_08_export")  # some ten seconds
 
 
 def test_every_example_is_tested():

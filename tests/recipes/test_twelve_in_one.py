@@ -103,6 +103,7 @@ def evaluate_both(run: Path, folder: Path, out: Path) -> tuple[set[str], set[str
     return vqa_answers, gqa_answers
 
 
+@pytest.mark.slow
 def test_one_model_answers_with_the_vocabulary_of_each_task(folder: Path, answering: Path, tmp_path: Path):
     """With a bias on the last output of each head, each task is answered with the last answer of its vocabulary."""
     model = load_model(answering)

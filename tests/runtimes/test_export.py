@@ -301,6 +301,7 @@ def assert_heads_are_the_model_s(answering: Path, out: Path, format_: Format, na
             assert np.allclose(result, expected.numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_only_some_heads_of_a_task_model(answering: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     words = ["export", str(answering), "--to", "torch", "--out", str(tmp_path), "--only"]
     assert main([*words, "both"]) == 0

@@ -50,7 +50,7 @@ def make_calls(model: nn.Module, batch: int) -> dict[str, tuple[dict[str, Tensor
     }
 
 
-SLOW_NAMES = {"AVOL-Net", "dual encoder with attention"}
+SLOW_NAMES = {"AVE-Net", "AVOL-Net", "dual encoder with attention"}
 CASES = [
     pytest.param(name, format_, marks=[pytest.mark.slow] if format_ == "openvino" or name in SLOW_NAMES else [])
     for name in MODELS
