@@ -15,10 +15,10 @@ MAX_COUNTS = {"batch_size": MAX_BATCH_SIZE, "threads": MAX_THREADS}
 # Parameters of type Path that must exist; others may be written, or are read only sometimes.
 INPUT_OPTIONS = {
     *("annotations", "answers", "apply", "audio", "bert", "boxes", "captions", "compatible_with", "data", "files"),
-    *("first_stage", "folder", "gqa_answers", "ground_truth", "image", "images", "instances", "int8", "like", "lists"),
-    *("model", "original_config", "other", "path", "questions", "references", "regions", "results", "run"),
-    *("sentences", "source", "start_from", "store", "test", "test_images", "train_annotations", "train_data"),
-    *("train_regions", "validation", "validation_annotations", "validation_questions", "vocabulary"),
+    *("first_stage", "folder", "gqa_answers", "ground_truth", "image", "images", "instances", "int8", "labels"),
+    *("like", "lists", "model", "original_config", "other", "path", "questions", "references", "regions", "results"),
+    *("run", "sentences", "source", "start_from", "store", "test", "test_images", "train_annotations", "train_data"),
+    *("train_list", "train_regions", "validation", "validation_annotations", "validation_questions", "vocabulary"),
 }
 MODEL_OPTIONS = {"model", "start_from", "run"}  # may be OWNER/NAME on the Hugging Face hub
 PATTERN_OPTIONS = {"source", "images", "audio", "captions"}  # inputs that may be several files: "{00000..00099}.tar"
