@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from comodal.models.ave_net.ave_net import AVENet
 from comodal.models.dual_encoder.dual_encoder import DualEncoder
 from comodal.runtimes.export_spectrogram import PortableSpectrogram
-from comodal.runtimes.exportable import ExportableNetwork, Sizes, copy_without_parts, make_noise_with_tone
+from comodal.runtimes.exportable import (
+    CorrespondenceNetwork,
+    ExportableNetwork,
+    Sizes,
+    copy_without_parts,
+    make_noise_with_tone,
+)
 
 BATCH_TRIALS = tuple({"batch": batch} for batch in (2, 1, 5))
 
@@ -34,19 +40,6 @@ class AudioSpaceEmbedder(nn.Module):
 
     def forward(self, audio: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
         return self.model.compute_audio_features(audio)
-
-
-class JointSpaceNetwork(nn.Module):
-    """From an image and audio to the logits (mismatch, match) and both embeddings."""
-
-    def __init__(self, model: AVENet) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, image: UInt8[Tensor, "batch 3 height width"], audio: Float[Tensor, "batch samples"]
-    ) -> tuple[Tensor, ...]:
-        return tuple(self.model(image, audio))
 
 
 def list_ave_net_networks(model: AVENet) -> list[ExportableNetwork]:
@@ -76,7 +69,7 @@ def list_ave_net_networks(model: AVENet) -> list[ExportableNetwork]:
             lambda generator, sizes: (make_audio(generator, sizes),), BATCH_TRIALS, {},
         ),
         ExportableNetwork(
-            "ave_net", JointSpaceNetwork(portable), model, image_axes | audio_axes,
+            "ave_net", CorrespondenceNetwork(portable), model, image_axes | audio_axes,
             ("logits", "image_features", "audio_features"),
             lambda generator, sizes: (make_image(generator, sizes), make_audio(generator, sizes)), BATCH_TRIALS, {},
         ),

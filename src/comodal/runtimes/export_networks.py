@@ -25,7 +25,13 @@ from comodal.models.vilbert.vilbert import ViLBERT
 from comodal.runtimes.export_detectors import list_c4_networks, list_fpn_networks
 from comodal.runtimes.export_joint_space import list_ave_net_networks, list_dual_encoder_networks
 from comodal.runtimes.export_spectrogram import PortableSpectrogram
-from comodal.runtimes.exportable import ExportableNetwork, Sizes, copy_without_parts, make_noise_with_tone
+from comodal.runtimes.exportable import (
+    CorrespondenceNetwork,
+    ExportableNetwork,
+    Sizes,
+    copy_without_parts,
+    make_noise_with_tone,
+)
 
 PairConfig = vilbert.ViLBERTConfig | single_stream.SingleStreamConfig
 
@@ -77,19 +83,6 @@ class AudioEmbedder(nn.Module):
 
     def forward(self, audio: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch features"]:
         return pool_grid_cells(self.model.compute_audio_map(audio), AUDIO_GRID)
-
-
-class CorrespondenceNetwork(nn.Module):
-    """From an image and audio to the scores (mismatch, match) and the features of both towers."""
-
-    def __init__(self, model: L3Net) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, image: UInt8[Tensor, "batch 3 height width"], audio: Float[Tensor, "batch samples"]
-    ) -> tuple[Tensor, ...]:
-        return tuple(self.model(image, audio))
 
 
 def list_l3net_networks(model: L3Net) -> list[ExportableNetwork]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 Sizes = dict[str, int]
@@ -51,3 +51,16 @@ def make_noise_with_tone(
     levels = torch.logspace(-1, -3, batch).unsqueeze(1)
     tone = torch.sin(2 * torch.pi * 440 / sample_rate * torch.arange(samples))
     return levels * (torch.randn(batch, samples, generator=generator) + tone)
+
+
+class CorrespondenceNetwork(nn.Module):
+    """From an image and audio to the outputs of an L3-Net or AVE-Net: scores (mismatch, match), and both features."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, image: UInt8[Tensor, "batch 3 height width"], audio: Float[Tensor, "batch samples"]
+    ) -> tuple[Tensor, ...]:
+        return tuple(self.model(image, audio))
